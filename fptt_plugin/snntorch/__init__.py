@@ -1,0 +1,13 @@
+"""Liquid time-constant neurons for snnTorch: ``LTCLeaky``, ``RLTCLeaky`` and the readout ``LTCIntegrator``."""
+
+try:
+    import snntorch as _snntorch  # noqa: F401
+except ImportError as error:
+    raise ImportError("fptt_plugin.snntorch needs snnTorch: pip install 'fptt_plugin[snntorch]'") from error
+
+from . import _state  # noqa: F401  (registers the state handlers)
+from ._integrator import LTCIntegrator
+from ._leaky import LTCLeaky
+from ._rleaky import RLTCLeaky
+
+__all__ = ["LTCIntegrator", "LTCLeaky", "RLTCLeaky"]

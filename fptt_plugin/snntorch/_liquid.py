@@ -1,0 +1,161 @@
+"""What the liquid neurons for snnTorch share: gates, recurrent state and its upkeep under snnTorch's own helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional.ltc import LTCState, ltc_step
+from ..gates import Gate, KernelSize, make_gate
+
+SpikeFunction = Callable[[Tensor], Tensor]
+
+INIT_STATES = ("zeros", "random")
+
+
+class LiquidNeuron(torch.nn.Module):
+    """State, gates and their upkeep; goes in front of the snnTorch class that it replaces.
+
+    State: non-persistent buffers ``mem``, ``spk`` (last spikes) and ``b`` (adaptation). snnTorch 1.0 resets and
+    detaches ``mem`` alone, and from outside (``utils.reset``, ``Leaky.detach_hidden``): ``_seen`` remembers the ``mem``
+    that this neuron wrote last, so that the other two can follow.
+    """
+
+    mem: Tensor
+    spk: Tensor
+    b: Tensor
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+    spike_grad: SpikeFunction
+    reset_mechanism: str
+    reset_delay: bool
+    inhibition: bool
+    state_quant: Any
+    mem_gate: Gate
+    adp_gate: Gate
+
+    def _init_liquid(self, gates: list[Gate], learn_beta: bool, adaptation: float, init_state: str) -> None:
+        self.mem_gate, self.adp_gate = gates[0], gates[-1]
+        for parameter in (parameter for gate in gates for parameter in gate.parameters()):
+            parameter.requires_grad = learn_beta  # the method of that name refuses lazy parameters
+        self.adaptation = float(adaptation)
+        self.init_state = init_state
+
+    def _init_mem(self) -> None:  # called by the snnTorch constructors
+        for name in ("mem", "spk", "b"):
+            self.register_buffer(name, torch.zeros(0), persistent=False)
+        self._seen = self.mem
+
+    def _beta_buffer(self, beta: Any, learn_beta: bool) -> None:  # likewise; the gate's bias stands for beta
+        pass
+
+    @property
+    def beta(self) -> Tensor:
+        raise NotImplementedError(
+            f"{type(self).__name__} has no constant beta: its decay depends on input and membrane, see .mem_gate. Code "
+            "that reads beta, such as the export to NIR, would describe another neuron; export a network of snn.Leaky"
+        )
+
+    def _fresh_state(self, x: Tensor) -> LTCState:
+        # In the module's own precision: under autocast x is bfloat16, too coarse to integrate slowly in.
+        dtype = torch.promote_types(x.dtype, self.threshold.dtype)
+        zeros = torch.zeros_like(x, dtype=dtype)
+        if self.init_state == "random":
+            return LTCState(torch.rand_like(zeros), zeros, torch.full_like(zeros, 0.1))
+        return LTCState(zeros, zeros, zeros)
+
+    def _incoming_state(self, x: Tensor, mem: Tensor | None, spk: Tensor | None, b: Tensor | None) -> LTCState:
+        replaced = mem is None and self.mem is not self._seen
+        u, s, a = (
+            self.mem if mem is None else mem,
+            self.spk if spk is None else spk,
+            self.b if b is None else b,
+        )
+        if replaced or u.shape != x.shape or s.shape != x.shape or a.shape != x.shape:
+            fresh = self._fresh_state(x)
+            keep_u = u.shape == x.shape and not (replaced and self.init_state == "random")
+            u = u if keep_u else fresh.u
+            s = s if spk is not None and s.shape == x.shape else fresh.s
+            a = a if b is not None and a.shape == x.shape else fresh.b
+        elif u.grad_fn is None:
+            # The membrane was detached from outside: so is the rest.
+            s, a = s.detach(), a.detach()
+        return LTCState(u, s, a)
+
+    def _store(self, state: LTCState) -> None:
+        self.mem, self.spk, self.b = state
+        self._seen = self.mem
+
+    def _clear(self) -> None:
+        """Zero-sized state: the next input finds its own shape, dtype and device."""
+        empty = self.mem.detach().new_zeros(0)
+        self._store(LTCState(empty, empty, empty))
+
+    def _restart(self) -> None:
+        """Initial state of the current shape, as snnTorch's ``reset_mem`` does it."""
+        self._store(self._fresh_state(self.mem.detach()))
+
+    def _reject_state(self, *given: Tensor | None) -> None:
+        if self.init_hidden and any(state is not None for state in given):
+            raise TypeError(
+                "this neuron keeps its own state (init_hidden=True): call it with the input alone, or build it with "
+                "init_hidden=False to pass the state"
+            )
+
+    def _fire(self, x: Tensor, state: LTCState) -> Tensor:
+        """One step of the dynamics; stores the new state and returns the spikes."""
+        spk, state = ltc_step(
+            x,
+            state,
+            self.mem_gate(x, state.u),
+            self.adp_gate(x, state.b),
+            threshold=self.threshold,
+            adaptation=self.adaptation,
+            spike_fn=self.spike_grad,
+            reset=self.reset_mechanism,
+            reset_delay=self.reset_delay,
+            quantize=self.state_quant or None,
+            inhibition=self.inhibition,
+        )
+        self._store(state)
+        return spk * self.graded_spikes_factor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        coherent = self._seen is self.mem
+        super()._apply(fn, recurse)
+        if coherent:
+            self._seen = self.mem
+        return self
+
+
+def make_gates(
+    count: int,
+    beta: Tensor | float,
+    gate: str,
+    linear_features: int | None,
+    conv2d_channels: int | None,
+    kernel_size: KernelSize | None,
+) -> list[Gate]:
+    """The membrane's gate, with the bias that ``beta`` asks for, and those that start neutral."""
+    if linear_features and conv2d_channels:
+        raise TypeError("pass linear_features (flat layer) or conv2d_channels (feature map), not both")
+    kept = 1 - torch.as_tensor(beta, dtype=torch.float64).detach()
+    if not bool(((kept > 0) & (kept < 1)).all()):
+        raise ValueError(f"beta must lie strictly between 0 and 1, got {beta}; use 0.99 or 0.01 for the extremes")
+    if gate == "auto" and (linear_features or conv2d_channels):
+        gate = "dense" if linear_features else "conv"
+    biases = [torch.logit(kept).float(), torch.zeros(())]
+    return [make_gate(gate, linear_features or conv2d_channels, kernel_size or 3, bias) for bias in biases[:count]]
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}")
+
+
+def as_float(value: Tensor | float) -> Tensor:
+    value = torch.as_tensor(value)
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())

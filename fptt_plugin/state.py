@@ -1,0 +1,167 @@
+"""Recurrent state of one model: read, write, reset and detach, out of place and for that model alone.
+
+The libraries' own helpers reach further than one model (snnTorch's class methods walk a global list of neurons) or
+detach in place (SpikingJelly's fail on views); an online trainer can use neither. Here a handler per module type says
+where the state lives. snnTorch's and SpikingJelly's are registered as soon as those libraries are imported; a
+neuron of your own joins with :func:`register_state_handler`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+StateDict = dict[str, Any]
+
+# Library -> our module that registers its handlers. By name: nothing here may import either library.
+_LIBRARIES = {"snntorch": "fptt_plugin.snntorch", "spikingjelly.activation_based": "fptt_plugin.spikingjelly"}
+
+
+class StateHandler(Protocol):
+    """Where the recurrent state of one type of module lives."""
+
+    def get(self, module: Any) -> StateDict:
+        """The state by name: tensors, numbers, ``None``, or lists and tuples of them; no copies."""
+
+    def set(self, module: Any, state: StateDict) -> None:
+        """Puts a state that :meth:`get` returned back, without writing into the old tensors."""
+
+    def reset(self, module: Any) -> None:
+        """Puts the module where it was before its first input."""
+
+
+class AttributeHandler:
+    """State kept in plain attributes (or buffers) of a module: the handler for most neurons written by hand.
+
+    Args:
+        **initial: Name of each state attribute and its value before the first input, usually ``None``.
+
+    Example:
+        >>> class Counter(nn.Module):
+        ...     total = None
+        >>> handler = AttributeHandler(total=None)
+        >>> counter = Counter()
+        >>> counter.total = 3
+        >>> handler.get(counter)
+        {'total': 3}
+        >>> handler.reset(counter); counter.total is None
+        True
+    """
+
+    def __init__(self, **initial: Any) -> None:
+        self.initial = initial
+
+    def get(self, module: Any) -> StateDict:
+        return {name: getattr(module, name) for name in self.initial}
+
+    def set(self, module: Any, state: StateDict) -> None:
+        for name, value in state.items():
+            setattr(module, name, value)
+
+    def reset(self, module: Any) -> None:
+        self.set(module, self.initial)
+
+
+_handlers: dict[type, StateHandler] = {}
+
+
+def register_state_handler(module_type: type[nn.Module], handler: StateHandler) -> None:
+    """Tells the package where modules of a type (and its subclasses) keep their recurrent state.
+
+    Args:
+        module_type: The class of the stateful module.
+        handler: Its handler; :class:`AttributeHandler` serves state in plain attributes.
+
+    Example:
+        >>> class MyNeuron(nn.Module):
+        ...     mem = None
+        >>> register_state_handler(MyNeuron, AttributeHandler(mem=None))
+        >>> [name for name, _ in ModelState(nn.Sequential(MyNeuron())).modules()]
+        ['0']
+    """
+    _handlers[module_type] = handler
+
+
+def _handler_for(module: nn.Module) -> StateHandler | None:
+    return next((_handlers[base] for base in type(module).__mro__ if base in _handlers), None)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Applies a function to every tensor in nested dictionaries, lists and tuples; the rest passes through.
+
+    Example:
+        >>> import torch
+        >>> map_tensors(lambda t: t + 1, {"a": [torch.zeros(1), None]})
+        {'a': [tensor([1.]), None]}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, entry) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, entry) for entry in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(function, entry) for entry in value)
+    return value
+
+
+class ModelState:
+    """The recurrent state of every stateful module of one network.
+
+    Args:
+        net: The network. Its modules are looked up once, here.
+
+    Example:
+        >>> import snntorch as snn, torch
+        >>> net = nn.Sequential(nn.Linear(2, 3), snn.Leaky(beta=0.9, init_hidden=True))
+        >>> state = ModelState(net)
+        >>> _ = net(torch.ones(1, 2))
+        >>> state.get()["1"]["mem"].shape
+        torch.Size([1, 3])
+        >>> state.reset(); state.get()["1"]["mem"].shape
+        torch.Size([0])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        for library, adapter in _LIBRARIES.items():
+            if library in sys.modules:
+                importlib.import_module(adapter)
+        found = ((name, module, _handler_for(module)) for name, module in net.named_modules())
+        self._entries = [(name, module, handler) for name, module, handler in found if handler is not None]
+
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        """Name and module of everything that carries state, in the order of ``net.named_modules()``."""
+        return [(name, module) for name, module, _ in self._entries]
+
+    def get(self) -> dict[str, StateDict]:
+        """State by module name. Holds references: cheap, and valid because states are replaced, not overwritten."""
+        return {name: handler.get(module) for name, module, handler in self._entries}
+
+    def set(self, state: dict[str, StateDict]) -> None:
+        """Puts back a state that :meth:`get` returned.
+
+        Raises:
+            ValueError: If it belongs to a network with other stateful modules.
+        """
+        names = [name for name, _, _ in self._entries]
+        if sorted(names) != sorted(state):
+            raise ValueError(
+                f"this state belongs to another network: it has the stateful modules {sorted(state)}, "
+                f"the network has {sorted(names)}"
+            )
+        for name, module, handler in self._entries:
+            handler.set(module, state[name])
+
+    def reset(self) -> None:
+        """Puts every module where it was before its first input."""
+        for _, module, handler in self._entries:
+            handler.reset(module)
+
+    def detach(self) -> None:
+        """Cuts the state from the graph that produced it, out of place: tensors that others hold keep their graph."""
+        for _, module, handler in self._entries:
+            handler.set(module, map_tensors(Tensor.detach, handler.get(module)))
