@@ -235,3 +235,54 @@ def infer_kind(x: Tensor) -> str:
         f"no default gate for an input of shape {tuple(x.shape)}: pass gate='dense' (acts on the last dimension) or "
         f"gate='elementwise' (one weight per entry of dimension 1)"
     )
+
+
+def make_gates(
+    count: int,
+    beta: Tensor | float,
+    gate: str,
+    linear_features: int | None,
+    conv2d_channels: int | None,
+    kernel_size: KernelSize | None,
+    learn: bool = True,
+) -> list[Gate]:
+    """The gates of one neuron, from the options that the neurons of both libraries share.
+
+    Args:
+        count: 1 for the membrane's gate alone, 2 with the adaptation's.
+        beta: Membrane decay per step at the start, in (0, 1): sets the membrane gate's bias to ``logit(1 - beta)``.
+        gate: ``"auto"``, ``"dense"``, ``"conv"`` or ``"elementwise"``.
+        linear_features: Neurons of a flat layer.
+        conv2d_channels: Channels of a map. Without either, sizes come from the first input.
+        kernel_size: Of a convolutional gate, odd; ``None`` means 3.
+        learn: ``False`` freezes the gates.
+
+    Returns:
+        The gates, the membrane's first.
+
+    Raises:
+        TypeError: If both sizes are given.
+        ValueError: If an option has an impossible value.
+
+    Example:
+        >>> make_gates(1, 0.9, "dense", 2, None, None)[0].bias.detach()
+        tensor([-2.1972, -2.1972])
+    """
+    if linear_features and conv2d_channels:
+        raise TypeError("pass linear_features (flat layer) or conv2d_channels (feature map), not both")
+    kept = 1 - torch.as_tensor(beta, dtype=torch.float64).detach()
+    if not bool(((kept > 0) & (kept < 1)).all()):
+        raise ValueError(f"beta must lie strictly between 0 and 1, got {beta}; use 0.99 or 0.01 for the extremes")
+    if gate == "auto" and (linear_features or conv2d_channels):
+        gate = "dense" if linear_features else "conv"
+    biases = [torch.logit(kept).float(), torch.zeros(())]
+    gates = [make_gate(gate, linear_features or conv2d_channels, kernel_size or 3, bias) for bias in biases[:count]]
+    for parameter in (parameter for made in gates for parameter in made.parameters()):
+        parameter.requires_grad = learn  # the method of that name refuses lazy parameters
+    return gates
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises a ``ValueError`` that lists the allowed values of an option."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from .surrogate import MultiGaussian
 
 RESET_MECHANISMS = ("zero", "subtract", "none")
+INIT_STATES = ("zeros", "random")
 
 
 class LTCState(NamedTuple):
@@ -25,6 +26,25 @@ class LTCState(NamedTuple):
     u: Tensor
     s: Tensor
     b: Tensor
+
+
+def initial_state(zeros: Tensor, kind: str = "zeros") -> LTCState:
+    """State before the first step.
+
+    Args:
+        zeros: Zeros of the state's shape, dtype and device.
+        kind: ``"zeros"``, or ``"random"``: membrane uniform in [0, 1) and ``b = 0.1``, as the authors' code.
+
+    Returns:
+        The state.
+
+    Example:
+        >>> initial_state(torch.zeros(2), "random").b
+        tensor([0.1000, 0.1000])
+    """
+    if kind == "random":
+        return LTCState(torch.rand_like(zeros), zeros, torch.full_like(zeros, 0.1))
+    return LTCState(zeros, zeros, zeros)
 
 
 def membrane_step(x: Tensor, u: Tensor, mem_gate: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import snntorch as snn
 from torch import Tensor
 
 from ..functional.ltc import LTCState, membrane_step
-from ..gates import KernelSize
-from ._liquid import LiquidNeuron, make_gates
+from ..gates import KernelSize, make_gates
+from ._liquid import LiquidNeuron
 
 
 class LTCIntegrator(LiquidNeuron, snn.Leaky):
@@ -47,9 +47,9 @@ class LTCIntegrator(LiquidNeuron, snn.Leaky):
         conv2d_channels: int | None = None,
         kernel_size: KernelSize | None = None,
     ) -> None:
-        gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size)
+        gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
         snn.Leaky.__init__(self, beta, init_hidden=init_hidden, state_quant=state_quant, reset_mechanism="none")
-        self._init_liquid(gates, learn_beta, adaptation=0.0, init_state="zeros")
+        self._init_liquid(gates, adaptation=0.0, init_state="zeros")
 
     def reset_mem(self) -> Tensor:
         """Puts the membrane to zero, of the current shape, and returns it."""

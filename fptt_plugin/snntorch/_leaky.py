@@ -7,10 +7,10 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor
 
-from ..functional.ltc import RESET_MECHANISMS
+from ..functional.ltc import INIT_STATES, RESET_MECHANISMS
 from ..functional.surrogate import MultiGaussian
-from ..gates import KernelSize
-from ._liquid import INIT_STATES, LiquidNeuron, SpikeFunction, as_float, check_choice, make_gates
+from ..gates import KernelSize, check_choice, make_gates
+from ._liquid import LiquidNeuron, SpikeFunction, as_float
 
 
 class LTCLeaky(LiquidNeuron, snn.Leaky):
@@ -101,7 +101,7 @@ class LTCLeaky(LiquidNeuron, snn.Leaky):
         init_state: str = "zeros",
     ) -> None:
         # Everything is checked before the base class puts this neuron into snnTorch's global list.
-        gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size)
+        gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
         snn.Leaky.__init__(
@@ -121,7 +121,7 @@ class LTCLeaky(LiquidNeuron, snn.Leaky):
             learn_graded_spikes_factor,
             reset_delay,
         )
-        self._init_liquid(gates, learn_beta, adaptation, init_state)
+        self._init_liquid(gates, adaptation, init_state)
 
     def reset_mem(self) -> Tensor:
         """Puts the whole state to its initial value, of the current shape; returns the membrane."""

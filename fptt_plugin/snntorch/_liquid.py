@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.ltc import LTCState, ltc_step
-from ..gates import Gate, KernelSize, make_gate
+from ..functional.ltc import LTCState, initial_state, ltc_step
+from ..gates import Gate
 
 SpikeFunction = Callable[[Tensor], Tensor]
-
-INIT_STATES = ("zeros", "random")
 
 
 class LiquidNeuron(torch.nn.Module):
@@ -37,10 +35,8 @@ class LiquidNeuron(torch.nn.Module):
     mem_gate: Gate
     adp_gate: Gate
 
-    def _init_liquid(self, gates: list[Gate], learn_beta: bool, adaptation: float, init_state: str) -> None:
+    def _init_liquid(self, gates: list[Gate], adaptation: float, init_state: str) -> None:
         self.mem_gate, self.adp_gate = gates[0], gates[-1]
-        for parameter in (parameter for gate in gates for parameter in gate.parameters()):
-            parameter.requires_grad = learn_beta  # the method of that name refuses lazy parameters
         self.adaptation = float(adaptation)
         self.init_state = init_state
 
@@ -62,10 +58,7 @@ class LiquidNeuron(torch.nn.Module):
     def _fresh_state(self, x: Tensor) -> LTCState:
         # In the module's own precision: under autocast x is bfloat16, too coarse to integrate slowly in.
         dtype = torch.promote_types(x.dtype, self.threshold.dtype)
-        zeros = torch.zeros_like(x, dtype=dtype)
-        if self.init_state == "random":
-            return LTCState(torch.rand_like(zeros), zeros, torch.full_like(zeros, 0.1))
-        return LTCState(zeros, zeros, zeros)
+        return initial_state(torch.zeros_like(x, dtype=dtype), self.init_state)
 
     def _incoming_state(self, x: Tensor, mem: Tensor | None, spk: Tensor | None, b: Tensor | None) -> LTCState:
         replaced = mem is None and self.mem is not self._seen
@@ -129,31 +122,6 @@ class LiquidNeuron(torch.nn.Module):
         if coherent:
             self._seen = self.mem
         return self
-
-
-def make_gates(
-    count: int,
-    beta: Tensor | float,
-    gate: str,
-    linear_features: int | None,
-    conv2d_channels: int | None,
-    kernel_size: KernelSize | None,
-) -> list[Gate]:
-    """The membrane's gate, with the bias that ``beta`` asks for, and those that start neutral."""
-    if linear_features and conv2d_channels:
-        raise TypeError("pass linear_features (flat layer) or conv2d_channels (feature map), not both")
-    kept = 1 - torch.as_tensor(beta, dtype=torch.float64).detach()
-    if not bool(((kept > 0) & (kept < 1)).all()):
-        raise ValueError(f"beta must lie strictly between 0 and 1, got {beta}; use 0.99 or 0.01 for the extremes")
-    if gate == "auto" and (linear_features or conv2d_channels):
-        gate = "dense" if linear_features else "conv"
-    biases = [torch.logit(kept).float(), torch.zeros(())]
-    return [make_gate(gate, linear_features or conv2d_channels, kernel_size or 3, bias) for bias in biases[:count]]
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}")
 
 
 def as_float(value: Tensor | float) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
-from ..functional.ltc import RESET_MECHANISMS
+from ..functional.ltc import INIT_STATES, RESET_MECHANISMS
 from ..functional.surrogate import MultiGaussian
-from ..gates import KernelSize
-from ._liquid import INIT_STATES, LiquidNeuron, SpikeFunction, as_float, check_choice, make_gates
+from ..gates import KernelSize, check_choice, make_gates
+from ._liquid import LiquidNeuron, SpikeFunction, as_float
 
 
 class RLTCLeaky(LiquidNeuron, snn.RLeaky):
@@ -76,7 +76,7 @@ class RLTCLeaky(LiquidNeuron, snn.RLeaky):
             "kernel_size": kernel_size,
         }
         snn.RLeaky._rleaky_init_cases(SimpleNamespace(all_to_all=all_to_all, **sizes))
-        gates = make_gates(2, beta, gate, **sizes)
+        gates = make_gates(2, beta, gate, **sizes, learn=learn_beta)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
         snn.RLeaky.__init__(
@@ -97,7 +97,7 @@ class RLTCLeaky(LiquidNeuron, snn.RLeaky):
             reset_delay=reset_delay,
             **sizes,
         )
-        self._init_liquid(gates, learn_beta, adaptation, init_state)
+        self._init_liquid(gates, adaptation, init_state)
 
     def reset_mem(self) -> tuple[Tensor, Tensor]:
         """Puts the whole state to its initial value, of the current shape; returns ``(spk, mem)``."""
