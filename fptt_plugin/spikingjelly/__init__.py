@@ -1,0 +1,20 @@
+"""Liquid time-constant neurons for SpikingJelly: ``LTCLeaky`` and the readout ``LTCIntegrator``."""
+
+from importlib import metadata
+
+try:
+    from spikingjelly.activation_based import neuron as _neuron
+except ImportError as error:
+    raise ImportError("fptt_plugin.spikingjelly needs SpikingJelly: pip install 'fptt_plugin[spikingjelly]'") from error
+
+if not hasattr(_neuron.BaseNode, "materialize_states"):
+    raise ImportError(
+        f"fptt_plugin.spikingjelly needs SpikingJelly 2.0 or later, whose nodes are pure functions of input and state; "
+        f"found {metadata.version('spikingjelly')}: pip install 'fptt_plugin[spikingjelly]'"
+    )
+
+from . import _state  # noqa: F401  (registers the state handler)
+from ._integrator import LTCIntegrator
+from ._leaky import LTCLeaky
+
+__all__ = ["LTCIntegrator", "LTCLeaky"]
