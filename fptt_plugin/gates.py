@@ -46,8 +46,13 @@ class Gate(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the weight anew and sets the bias back to its initial value."""
         self._reset_weight()
-        bias = torch.as_tensor(self.initial_bias).to(self.bias).reshape(-1)
-        self.bias.copy_(bias.expand_as(self.bias))
+        self.bias.copy_(self._start_bias(len(self.bias)))
+
+    def _start_bias(self, features: int) -> Tensor:
+        bias = torch.as_tensor(self.initial_bias).reshape(-1)
+        if len(bias) not in (1, features):
+            raise ValueError(f"the initial bias (beta) has {len(bias)} entries for a gate of {features} neurons")
+        return bias.expand(features)
 
     def _reset_weight(self) -> None:
         raise NotImplementedError
@@ -132,6 +137,11 @@ class ElementwiseGate(Gate):
 GATES: dict[str, type[Gate]] = {"dense": DenseGate, "conv": ConvGate, "elementwise": ElementwiseGate}
 
 
+class _UnsizedParameter(UninitializedParameter):
+    # torch lets an uninitialised parameter change its precision by any of its methods but this one.
+    _allowed_methods = (*UninitializedParameter._allowed_methods, torch.Tensor.bfloat16)  # type: ignore[attr-defined]
+
+
 class LazyGate(LazyModuleMixin, Gate):
     """Takes its size, and with ``kind="auto"`` its form, from the first input, the way ``nn.LazyLinear`` does.
 
@@ -153,8 +163,8 @@ class LazyGate(LazyModuleMixin, Gate):
     def __init__(self, kind: str = "auto", kernel_size: KernelSize = 3, bias: Tensor | float = 0.0) -> None:
         super().__init__(0, kernel_size, bias)
         self.kind = kind
-        self.weight = UninitializedParameter()
-        self.bias = UninitializedParameter()
+        self.weight = _UnsizedParameter()
+        self.bias = _UnsizedParameter()
 
     @staticmethod
     def weight_shape(features: int, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
@@ -170,6 +180,7 @@ class LazyGate(LazyModuleMixin, Gate):
         # A checkpoint may have been loaded before the first batch; then the parameters have their shape and values.
         if isinstance(self.weight, UninitializedParameter) and isinstance(self.bias, UninitializedParameter):
             features = x.shape[-1] if concrete is DenseGate else x.shape[min(x.dim() - 1, 1)]
+            self._start_bias(features)  # its error comes before anything is changed
             self.weight.materialize(concrete.weight_shape(features, self.kernel_size))
             self.bias.materialize((features,))
             concrete.reset_parameters(self)

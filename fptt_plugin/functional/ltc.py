@@ -42,9 +42,11 @@ def initial_state(zeros: Tensor, kind: str = "zeros") -> LTCState:
         >>> initial_state(torch.zeros(2), "random").b
         tensor([0.1000, 0.1000])
     """
+    # Three tensors, not one: callers may write into the membrane that a neuron hands out.
+    u, s, b = zeros, torch.zeros_like(zeros), torch.zeros_like(zeros)
     if kind == "random":
-        return LTCState(torch.rand_like(zeros), zeros, torch.full_like(zeros, 0.1))
-    return LTCState(zeros, zeros, zeros)
+        return LTCState(torch.rand_like(u), s, torch.full_like(b, 0.1))
+    return LTCState(u, s, b)
 
 
 def membrane_step(x: Tensor, u: Tensor, mem_gate: Tensor) -> Tensor:
