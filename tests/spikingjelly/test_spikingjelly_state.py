@@ -107,7 +107,7 @@ def test_truncated_training_loop(make):
 
 
 def test_the_librarys_own_detach_net_works_on_our_node_in_recurrent_containers():
-    x = torch.rand(T, B, N)
+    x = 3 * torch.randn(T, B, N)
     containers = (
         lambda node: layer.LinearRecurrentContainer(node, N, N),
         lambda node: layer.ElementWiseRecurrentContainer(node, torch.add),
