@@ -147,14 +147,22 @@ class ModelState:
         Raises:
             ValueError: If it belongs to a network with other stateful modules.
         """
+        self.check(state)
+        for name, module, handler in self._entries:
+            handler.set(module, state[name])
+
+    def check(self, state: dict[str, StateDict]) -> None:
+        """Refuses the state of a network with other stateful modules.
+
+        Raises:
+            ValueError: If it is one.
+        """
         names = [name for name, _, _ in self._entries]
         if sorted(names) != sorted(state):
             raise ValueError(
                 f"this state belongs to another network: it has the stateful modules {sorted(state)}, "
                 f"the network has {sorted(names)}"
             )
-        for name, module, handler in self._entries:
-            handler.set(module, state[name])
 
     def reset(self) -> None:
         """Puts every module where it was before its first input."""

@@ -83,13 +83,14 @@ class ClassDistribution:
         self.mean_over_classes = mean_over_classes
         self.table = torch.empty(0, 0, 0)
 
-    def loss(self, t: int, logits: Tensor, label: Tensor) -> Tensor:
+    def loss(self, t: int, logits: Tensor, label: Tensor, *, update: bool = True) -> Tensor:
         """Divergence of ``logits`` from the estimate at step ``t``, then the estimate's update.
 
         Args:
             t: Index of the step, from 0.
             logits: Class scores, shape ``[B, C]``.
             label: Class indices, shape ``[B]``.
+            update: Whether this batch also moves the estimate.
 
         Returns:
             A scalar.
@@ -97,7 +98,8 @@ class ClassDistribution:
         self._make_room(t, logits)
         # The estimate is read before it is written, as in the authors' code.
         value = divergence(logits, self.table[t, label], mean_over_classes=self.mean_over_classes)
-        self._update(t, logits.detach(), label)
+        if update:
+            self._update(t, logits.detach(), label)
         return value
 
     def _make_room(self, t: int, logits: Tensor) -> None:

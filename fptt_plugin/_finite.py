@@ -1,0 +1,52 @@
+"""Whether loss, gradients and state are finite, and where they are not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .state import ModelState, map_tensors
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every entry of every tensor is finite; one host synchronisation for all of them.
+
+    Example:
+        >>> all_finite([torch.ones(2), torch.tensor(float("nan"))])
+        False
+    """
+    # The largest magnitude cannot overflow, unlike a 2-norm in half precision.
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if not floating:
+        return True
+    largest = torch._foreach_norm(floating, float("inf"))
+    return bool(torch.stack([norm.float() for norm in largest]).isfinite().all())
+
+
+def blame(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> str:
+    """Error message that names the first place that is not finite: a module's state, a gradient, else the loss."""
+    suspects = [
+        (f"the state of {name!r} ({type(net.get_submodule(name)).__name__})", _tensors(entries))
+        for name, entries in state.get().items()
+    ]
+    suspects += [
+        (f"the gradient of {name!r}", [parameter.grad])
+        for name, parameter in net.named_parameters()
+        if parameter.grad is not None
+    ]
+    where = next((name for name, tensors in suspects if not all_finite(tensors)), "the loss function")
+    return (
+        f"step {step}: not finite in {where}; the window's loss is {loss.item():g}. This update was not applied. A "
+        "smaller learning rate or max_grad_norm may prevent it; on_nonfinite='skip' goes on without the update"
+    )
+
+
+def _tensors(entries: object) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, entries)
+    return found

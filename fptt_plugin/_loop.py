@@ -1,0 +1,129 @@
+"""The loops over data loaders: ``fit`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .monitor import FiringRates
+from .results import EpochRecord
+
+if TYPE_CHECKING:
+    from .trainer import FPTTTrainer
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Fraction of samples whose largest output is the one of their class.
+
+    Args:
+        output: Class scores ``[B, C]``.
+        target: Class indices ``[B]``.
+
+    Raises:
+        ValueError: If these are no scores and labels.
+
+    Example:
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        tensor(0.5000)
+    """
+    if output.dim() != 2 or target.dim() != 1 or target.is_floating_point():
+        raise ValueError(
+            f"accuracy needs class scores [B, C] and integer labels [B], got output {tuple(output.shape)} and target "
+            f"{tuple(target.shape)} ({target.dtype}): pass metric=..., a function of output and target"
+        )
+    return (output.argmax(dim=1) == target).float().mean()
+
+
+def fit(
+    trainer: FPTTTrainer,
+    loader: Iterable[Any],
+    epochs: int,
+    *,
+    val_loader: Iterable[Any] | None = None,
+    scheduler: Any = None,
+    metric: Metric = accuracy,
+    higher_is_better: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[EpochRecord]:
+    """Implements :meth:`FPTTTrainer.fit`."""
+    history: list[EpochRecord] = []
+    best: float | None = None
+    for epoch in range(1, epochs + 1):
+        begin = time.perf_counter()
+        loss, score, rates = _train_epoch(trainer, _bar(loader, progress, f"epoch {epoch}/{epochs}"), metric)
+        seconds = time.perf_counter() - begin
+        if trainer.average_weights == "epoch":
+            trainer.regularizer.load_averages()
+        if scheduler is not None:
+            scheduler.step()
+        val = None if val_loader is None else evaluate(trainer, val_loader, metric=metric)
+        history.append(EpochRecord(epoch, loss, score, val, rates, trainer.updates, seconds))
+        current = score if val is None else val
+        if checkpoint is not None and (best is None or (current > best) == higher_is_better):
+            best = current
+            trainer.save(checkpoint)
+    return history
+
+
+def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[float, float, dict[str, float]]:
+    """Mean loss, mean score and firing rates of one pass over the data."""
+    trainer.net.train()
+    device = _device(trainer)
+    loss, score, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    with FiringRates(trainer.net) as firing:
+        for x, y in batches:
+            sequence = trainer._check_sequence(x.to(device), y.to(device))
+            result = trainer._train_checked(sequence)
+            steps, batch = sequence.x.shape[:2]
+            loss += batch * result.loss
+            score += batch * metric(result.output, sequence.target(steps - 1))
+            seen += batch
+            if hasattr(batches, "set_postfix"):
+                rates = firing.rates().values()
+                batches.set_postfix(
+                    loss=f"{loss.item() / seen:.3f}",
+                    score=f"{score.item() / seen:.3f}",
+                    rate=f"{100 * sum(rates) / max(len(rates), 1):.1f}%",
+                )
+    if seen == 0:
+        raise ValueError("the loader gave no batch: the data set is empty, or smaller than a batch with drop_last=True")
+    return loss.item() / seen, score.item() / seen, firing.rates()
+
+
+def evaluate(trainer: FPTTTrainer, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
+    """Implements :meth:`FPTTTrainer.evaluate`."""
+    device = _device(trainer)
+    score, seen = torch.zeros((), device=device), 0
+    with trainer._evaluation(averaged):
+        for x, y in loader:
+            sequence = trainer._check_sequence(x.to(device), y.to(device))
+            steps, batch = sequence.x.shape[:2]
+            for t, output in trainer._outputs(sequence.x):
+                if t == steps - 1 or not sequence.per_sequence:
+                    score += batch * metric(output, sequence.target(t))
+                    seen += batch
+    if seen == 0:
+        raise ValueError("the loader gave no batch to evaluate")
+    return score.item() / seen
+
+
+def _device(trainer: FPTTTrainer) -> torch.device:
+    return next(trainer.net.parameters()).device
+
+
+def _bar(loader: Iterable[Any], progress: bool, title: str) -> Any:
+    if not progress:
+        return loader
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # a convenience, not a dependency
+        return loader
+    return tqdm(loader, desc=title, leave=False)

@@ -1,0 +1,44 @@
+"""Small records of where training stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Chunk(NamedTuple):
+    """Consecutive steps within one window.
+
+    Attributes:
+        x: Input ``[K, B, ...]``.
+        target: Target of step ``t``, ``None`` where there is none.
+        steps: Length of the sequence; ``None`` for a stream.
+        per_sequence: Whether the target is one for the whole sequence.
+    """
+
+    x: Tensor
+    target: Callable[[int], Tensor | None]
+    steps: int | None
+    per_sequence: bool
+
+
+class Progress(NamedTuple):
+    """Where training stands in sequence, window and update."""
+
+    t: int = 0  # steps since the last reset
+    in_window: int = 0  # steps since the state was last detached
+    since_update: int = 0  # steps since the weights last moved
+    backwards: int = 0  # windows whose gradients wait in .grad
+
+
+class Snapshot(NamedTuple):
+    """Everything but the weights that a step changes; references, as states are replaced and never overwritten."""
+
+    state: dict[str, dict[str, Any]]
+    readout: tuple[Tensor | None, int]
+    progress: Progress
+    losses: list[Tensor]
+    chunks: list[Chunk]
+    rng: Tensor | None

@@ -1,0 +1,36 @@
+"""Collects everything that is wrong with a configuration and raises it once."""
+
+from __future__ import annotations
+
+
+class Problems:
+    """Findings about the arguments of one constructor.
+
+    Example:
+        >>> problems = Problems("Thing")
+        >>> problems.check(1 > 2, "size=1 must be at least 2")
+        >>> problems.raise_any()
+        Traceback (most recent call last):
+        ...
+        ValueError: Thing cannot be built:
+        - size=1 must be at least 2
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._found: list[str] = []
+
+    def check(self, condition: object, message: str) -> None:
+        """Notes the message unless the condition holds."""
+        if not condition:
+            self._found.append(message)
+
+    def check_choice(self, name: str, value: object, allowed: tuple[object, ...]) -> None:
+        """Notes a value that is not among those allowed."""
+        listed = ", ".join(map(repr, allowed))
+        self.check(value in allowed, f"{name}={value!r} is unknown; choose one of {listed}")
+
+    def raise_any(self) -> None:
+        """Raises ValueError with all findings, if there are any."""
+        if self._found:
+            raise ValueError(f"{self._what} cannot be built:\n" + "\n".join(f"- {text}" for text in self._found))

@@ -1,0 +1,67 @@
+"""What FPTT is measured against, behind the trainer's interface: truncated and full backpropagation through time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .objective import LossFunction
+from .trainer import FPTTTrainer
+
+_REGULARIZER = ("alpha", "beta", "rho", "variant", "average_weights")
+
+
+class TruncatedBPTT(FPTTTrainer):
+    """Truncated backpropagation through time: FPTT with the regulariser off, the control of every FPTT result.
+
+    Args:
+        net: See :class:`~fptt_plugin.FPTTTrainer`, likewise the other arguments.
+        optimizer: Its optimizer.
+        loss_fn: Loss of one time step.
+        **options: Those of :class:`~fptt_plugin.FPTTTrainer`, except the regulariser's.
+
+    Raises:
+        TypeError: If an option of the regulariser is given.
+
+    Example:
+        >>> import torch, snntorch as snn
+        >>> net = nn.Sequential(nn.Linear(2, 3), snn.Leaky(beta=0.9, init_hidden=True, output=True))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> trainer = TruncatedBPTT(net, optimizer, nn.CrossEntropyLoss(), window=5)
+        >>> trainer.train_sequence(torch.rand(20, 4, 2), torch.randint(3, (4,))).updates
+        4
+    """
+
+    def __init__(self, net: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, **options: Any) -> None:
+        given = [name for name in _REGULARIZER if name in options]
+        if given:
+            raise TypeError(f"{type(self).__name__} has no regulariser and takes no {', '.join(given)}")
+        super().__init__(net, optimizer, loss_fn, alpha=0.0, average_weights="never", **options)
+
+
+class BPTT(TruncatedBPTT):
+    """Backpropagation through the whole sequence: one update per sequence, memory grows with its length.
+
+    With the default ``loss_every`` the loss is that of the last step; ``loss_every=1`` takes the mean over all steps.
+
+    Args:
+        net: See :class:`~fptt_plugin.FPTTTrainer`, likewise the other arguments.
+        optimizer: Its optimizer.
+        loss_fn: Loss of one time step.
+        **options: Those of :class:`TruncatedBPTT`, except ``window`` and ``update_every``.
+
+    Example:
+        >>> import torch, snntorch as snn
+        >>> net = nn.Sequential(nn.Linear(2, 3), snn.Leaky(beta=0.9, init_hidden=True, output=True))
+        >>> trainer = BPTT(net, torch.optim.SGD(net.parameters(), lr=0.1), nn.CrossEntropyLoss())
+        >>> trainer.train_sequence(torch.rand(20, 4, 2), torch.randint(3, (4,))).updates
+        1
+    """
+
+    def __init__(self, net: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, **options: Any) -> None:
+        for name in ("window", "update_every"):
+            if name in options:
+                raise TypeError(f"BPTT goes back through the whole sequence and takes no {name}")
+        super().__init__(net, optimizer, loss_fn, window=None, **options)

@@ -1,0 +1,365 @@
+"""``FPTTTrainer``: trains an existing spiking network online, one loss and one update per time step or window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import _checkpoint, _loop
+from ._engine import Engine, check_strides
+from ._inputs import TARGETS, Sequence, check_sequence, check_step
+from ._loop import Metric, accuracy
+from ._position import Chunk
+from ._validation import Problems
+from .drivers import DRIVERS, check_network, make_driver
+from .functional.losses import ClassDistribution
+from .objective import LossFunction, Objective, Output, Ramp, Readout, check_objective
+from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
+from .results import EpochRecord, SequenceResult, StepResult
+from .state import ModelState
+
+
+class FPTTTrainer:
+    """Trains a spiking network online by Forward Propagation Through Time.
+
+    Gradients are taken at the current weights ``W`` and reach back ``window`` steps; memory does not depend on the
+    length of the sequence. The running averages ``W_bar`` are for evaluation.
+
+    Args:
+        net: The network, unchanged: its ``forward`` takes one time step ``[B, ...]`` and its neurons keep their state
+            (snnTorch with ``init_hidden=True``, SpikingJelly in 's' mode), or it is a SpikingJelly network in 'm' mode.
+        optimizer: Its ``torch.optim`` optimizer. Schedulers keep working on it.
+        loss_fn: ``loss_fn(output, target) -> scalar`` for one time step.
+        alpha: Strength of the dynamic regulariser, >= 0; 0 is truncated BPTT, the control. Default 0.1.
+        beta: Rate of the running average, in (0, 1]. Default 0.5.
+        rho: Fraction of the dual left out of the gradient. Default 0.
+        variant: ``"dual"`` (the authors' code) or ``"gradient"`` (Algorithm 2), see :class:`DynamicRegularizer`.
+        window: Steps that a gradient reaches back; then the state is detached. Default 1.
+        loss_every: A loss at every n-th step; ``None``, the default, at the last step of each window. The last step
+            of a sequence always carries one. A window's loss is the mean over its steps with a loss.
+        update_every: Steps between weight updates, a multiple of ``window`` (the windows' gradients are averaged);
+            ``None``, the default, is ``window``.
+        max_grad_norm: Largest norm of the regularised gradient. Default 1; ``None`` does not clip.
+        average_weights: When ``W_bar`` replaces ``W``: after each ``"epoch"`` of :meth:`fit` (the authors), after each
+            ``"sequence"``, or ``"never"``.
+        output: Which output of the network the loss sees, see :class:`~fptt_plugin.objective.Objective`.
+        readout: ``"step"``: loss and decision see the step's output; ``"mean"``: the mean of the outputs so far, the
+            past without gradient. Networks that end in spikes need ``"mean"``.
+        loss_ramp: Weight of the loss over time, see :class:`~fptt_plugin.objective.Objective`.
+        auxiliary: Class-distribution term, likewise.
+        targets: Whether ``y`` holds one target per ``"sequence"`` or per ``"step"``; ``"auto"`` tells by its shape.
+        batch_first: Sequences are ``[B, T, ...]`` instead of ``[T, B, ...]``.
+        driver: ``"step"``, ``"slice"`` or ``"auto"``, see :mod:`fptt_plugin.drivers`.
+        on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights and
+            recurrent state are as they were after the update before it.
+
+    Attributes:
+        regularizer: The :class:`DynamicRegularizer` on the optimizer.
+        state: The network's recurrent state, a :class:`~fptt_plugin.state.ModelState`.
+        steps: Time steps trained so far.
+        updates: Weight updates so far.
+        skipped: Updates skipped because something was not finite.
+
+    Raises:
+        ValueError: With everything that is wrong with the arguments, before anything is changed.
+
+    Source: Yin, Corradi, Bohté 2023 (arXiv:2112.11231).
+
+    Example:
+        >>> import snntorch as snn
+        >>> from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 16), LTCLeaky(init_hidden=True), nn.Linear(16, 2), LTCIntegrator(init_hidden=True))
+        >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        >>> trainer = FPTTTrainer(net, optimizer, nn.CrossEntropyLoss(), window=5)
+        >>> x, y = torch.rand(20, 8, 4), torch.randint(2, (8,))      # T = 20, B = 8
+        >>> result = trainer.train_sequence(x, y)
+        >>> result.output.shape, result.updates
+        (torch.Size([8, 2]), 4)
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFunction,
+        *,
+        alpha: float = 0.1,
+        beta: float = 0.5,
+        rho: float = 0.0,
+        variant: str = "dual",
+        window: int | None = 1,
+        loss_every: int | None = None,
+        update_every: int | None = None,
+        max_grad_norm: float | None = 1.0,
+        average_weights: str = "epoch",
+        output: Output = None,
+        readout: str = "step",
+        loss_ramp: str | Ramp | None = None,
+        auxiliary: bool | ClassDistribution | None = None,
+        targets: str = "auto",
+        batch_first: bool = False,
+        driver: str = "auto",
+        on_nonfinite: str = "raise",
+    ) -> None:
+        state = ModelState(net)
+        problems = Problems(type(self).__name__)
+        check_regularizer_options(problems, alpha, beta, rho, variant, max_grad_norm)
+        check_optimizer(problems, optimizer)
+        check_objective(problems, loss_fn, output, loss_ramp)
+        check_strides(problems, window, loss_every, update_every, variant)
+        problems.check_choice("average_weights", average_weights, ("epoch", "sequence", "never"))
+        problems.check_choice("readout", readout, ("step", "mean"))
+        problems.check_choice("targets", targets, TARGETS)
+        problems.check_choice("driver", driver, DRIVERS)
+        problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+        check_network(problems, net, state, optimizer)
+        problems.raise_any()
+
+        self.net = net
+        self.optimizer = optimizer
+        self.state = state
+        self.objective = Objective(loss_fn, output, loss_ramp, auxiliary)
+        self.regularizer = DynamicRegularizer(optimizer, alpha, beta, rho, variant=variant, max_grad_norm=max_grad_norm)
+        self.average_weights = average_weights
+        self.targets = targets
+        self.batch_first = batch_first
+        self._engine = Engine(
+            net,
+            optimizer,
+            self.regularizer,
+            state,
+            make_driver(driver, net, state, self.objective.select),
+            self.objective,
+            Readout(readout),
+            window,
+            loss_every,
+            update_every,
+            on_nonfinite,
+        )
+
+    @property
+    def steps(self) -> int:
+        return self._engine.steps
+
+    @property
+    def updates(self) -> int:
+        return self._engine.updates
+
+    @property
+    def skipped(self) -> int:
+        return self._engine.skipped
+
+    # ------------------------------------------------------------------ training
+
+    def reset(self) -> None:
+        """Starts a new sequence or stream: every neuron is as before its first input; the weights stay."""
+        self._engine.reset()
+
+    def step(self, x_t: Tensor, y_t: Tensor | None = None) -> StepResult:
+        """One time step of a stream: predicts, and learns from the target if there is one.
+
+        A target counts where a loss is due (``loss_every``): with the defaults, at the last step of each window.
+
+        Args:
+            x_t: Input ``[B, ...]``.
+            y_t: Target ``[B, ...]``; ``None`` for a step without.
+
+        Returns:
+            Output, loss and whether the weights moved.
+
+        Raises:
+            ValueError: If shapes or values are impossible. Weights and state are as before then.
+            TypeError: If the input is not a floating-point tensor.
+            FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
+                was after the last update.
+        """
+        engine = self._engine
+        check_step(x_t, y_t)
+        if engine.window is None:
+            raise ValueError("window=None waits for the end of the sequence, and a stream has none: set window")
+        losses, updates = len(engine.losses), engine.updates
+        with engine.undone_on_error(engine.snapshot()):
+            output = engine.advance(Chunk(x_t.unsqueeze(0), lambda t: y_t, None, False))
+        loss = engine.losses[-1].detach() if len(engine.losses) > losses else None
+        if engine.progress.in_window == engine.window:
+            with engine.undone_on_error(engine.restore_point):
+                engine.close_window()
+        return StepResult(output.detach(), loss, engine.updates > updates)
+
+    def train_sequence(self, x: Tensor, y: Tensor) -> SequenceResult:
+        """Resets the state and trains on one batch of sequences, window by window.
+
+        Args:
+            x: Input ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``).
+            y: Target ``[B, ...]``, or one per step in the layout of ``x``.
+
+        Returns:
+            The decision, the mean loss of the windows and the number of updates.
+
+        Raises:
+            ValueError: If shapes or values are impossible. Nothing is changed then.
+            TypeError: If the input is not a floating-point tensor.
+            FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); earlier updates stay.
+        """
+        return self._train_checked(self._check_sequence(x, y))
+
+    def _check_sequence(self, x: Tensor, y: Tensor) -> Sequence:
+        return check_sequence(x, y, batch_first=self.batch_first, targets=self.targets)
+
+    def _train_checked(self, sequence: Sequence) -> SequenceResult:
+        engine = self._engine
+        steps, updates = len(sequence.x), engine.updates
+        total, windows = torch.zeros((), device=sequence.x.device), 0
+        with engine.undone_on_error(engine.snapshot()):
+            engine.reset()
+            for x_window in sequence.x.split(engine.window or steps):
+                output = engine.advance(Chunk(x_window, sequence.target, steps, sequence.per_sequence))
+                loss = engine.close_window(last=engine.progress.t == steps)
+                if loss is not None:
+                    total, windows = total + loss, windows + 1
+        if self.average_weights == "sequence":
+            self.regularizer.load_averages()
+        return SequenceResult(output.detach(), total / windows, engine.updates - updates)
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        epochs: int = 1,
+        *,
+        val_loader: Iterable[Any] | None = None,
+        scheduler: Any = None,
+        metric: Metric = accuracy,
+        higher_is_better: bool = True,
+        checkpoint: str | PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> list[EpochRecord]:
+        """Trains on every batch of a loader, epoch by epoch, with a progress bar where ``tqdm`` is installed.
+
+        Args:
+            loader: Gives ``(x, y)`` as :meth:`train_sequence` takes them; moved to the network's device.
+            epochs: Passes over the data. Default 1.
+            val_loader: Evaluated after each epoch.
+            scheduler: Learning-rate scheduler, stepped after each epoch.
+            metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
+            higher_is_better: Direction of the metric, for the best checkpoint.
+            checkpoint: File for the best epoch so far, by validation (training, without a ``val_loader``), see
+                :meth:`save`.
+            progress: Show the bar: loss, metric and mean firing rate so far.
+
+        Returns:
+            One record per epoch.
+
+        Raises:
+            ValueError: If the loader is empty, or the metric does not fit output and target.
+        """
+        return _loop.fit(
+            self,
+            loader,
+            epochs,
+            val_loader=val_loader,
+            scheduler=scheduler,
+            metric=metric,
+            higher_is_better=higher_is_better,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(self, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
+        """Mean metric over a loader, in evaluation mode and without gradients; a stream in progress goes on after.
+
+        Args:
+            loader: Gives ``(x, y)`` as :meth:`train_sequence` takes them.
+            metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
+            averaged: Evaluate ``W_bar`` instead of ``W``; the same with ``alpha=0``.
+
+        Returns:
+            The mean over samples (and over steps, with a target per step).
+        """
+        return _loop.evaluate(self, loader, metric=metric, averaged=averaged)
+
+    def predict(self, x: Tensor, *, averaged: bool = True) -> Tensor:
+        """The decision ``[B, ...]`` on a batch of sequences ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``)."""
+        with self._evaluation(averaged):
+            *_, (_, output) = self._outputs(x.transpose(0, 1) if self.batch_first else x)
+        return output
+
+    @contextmanager
+    def _evaluation(self, averaged: bool) -> Iterator[None]:
+        """Evaluation mode, no gradients, ``W_bar``; whatever was in progress is as before afterwards."""
+        training = {module: module.training for module in self.net.modules()}
+        kept = self._engine.snapshot()
+        try:
+            with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
+                self.net.eval()
+                yield
+        finally:
+            self._engine.restore(kept)
+            for module, mode in training.items():
+                module.training = mode
+
+    def _outputs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Step and readout from the initial state, without learning."""
+        self._engine.reset()
+        return self._engine.outputs(x)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within the context the network holds ``W_bar``; afterwards ``W`` is back, bit for bit."""
+        return self.regularizer.averaged_weights()
+
+    def explain(self) -> str:
+        """A few lines on what the trainer does with this network."""
+        engine = self._engine
+        layers = ", ".join(f"{name} ({type(module).__name__})" for name, module in self.state.modules())
+        window = "the whole sequence" if engine.window is None else f"{engine.window} step(s)"
+        return "\n".join(
+            [
+                engine.driver.explain(),
+                f"state: {layers}",
+                self.objective.explain(),
+                f"readout: {engine.readout.mode}; window: {window}; loss every {engine.loss_every or 'window'}; "
+                f"update every {engine.update_every or 'window'}",
+                f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
+                f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
+            ]
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, duals, counters, class distribution and recurrent state; network and optimizer have their own.
+
+        Raises:
+            RuntimeError: Between two updates, where gradients are pending that no file can hold.
+        """
+        return {"regularizer": self.regularizer.state_dict(), **self._engine.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned, into a trainer of the same network, optimizer and options.
+
+        Raises:
+            ValueError: If it belongs to another network. Nothing is changed then.
+        """
+        self._engine.check_state_dict(state)
+        self.regularizer.load_state_dict(state["regularizer"])
+        self._engine.load_state_dict(state)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""
+        _checkpoint.save(self, path)
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Reads a file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is damaged or belongs to another network. Nothing is changed then.
+        """
+        _checkpoint.load(self, path)
