@@ -53,11 +53,12 @@ def test_a_saved_state_continues_the_sequence_as_often_as_one_likes(make):
         run(net, x)
         saved = state.get()
         values = [tensor.clone() for tensor in tensors(saved)]
-        expected = run(net, x)
+        later = torch.rand(T, B, N)
+        expected = run(net, later)
         for spoil in (lambda: None, lambda: functional.reset_net(net), state.reset):
             spoil()
             state.set(saved)
-            assert torch.equal(expected, run(net, x))
+            assert torch.equal(expected, run(net, later))
     assert all(torch.equal(a, b) for a, b in zip(values, tensors(saved), strict=True))
 
 
@@ -163,6 +164,23 @@ def test_two_networks_do_not_touch_each_other():
     assert tensors(after)[0].requires_grad
     with pytest.raises(ValueError, match="another network"):
         state.set({"7": {}})
+
+
+@pytest.mark.parametrize("make", [LTCLeaky, neuron.LIFNode])
+def test_recorded_membranes_are_part_of_the_state(make):
+    node = make(store_v_seq=True)
+    state = ModelState(node)
+    run(node, torch.rand(3, B, N, requires_grad=True))
+    saved = state.get()
+    assert node.v_seq.requires_grad
+    state.detach()
+    assert not node.v_seq.requires_grad  # else it would keep the graph of every step
+    run(node, torch.rand(2, B, N))
+    assert len(node.v_seq) == 5
+    state.set(saved)
+    assert len(node.v_seq) == 3
+    state.reset()
+    assert node.v_seq is None
 
 
 def test_a_tensor_reset_value_does_not_overwrite_a_saved_state():
