@@ -8,6 +8,7 @@ import snntorch as snn
 from torch import Tensor
 
 from ..functional.ltc import LTCState, membrane_step
+from ..functional.surrogate import heaviside
 from ..gates import KernelSize, make_gates
 from ._liquid import LiquidNeuron
 
@@ -48,7 +49,10 @@ class LTCIntegrator(LiquidNeuron, snn.Leaky):
         kernel_size: KernelSize | None = None,
     ) -> None:
         gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
-        snn.Leaky.__init__(self, beta, init_hidden=init_hidden, state_quant=state_quant, reset_mechanism="none")
+        # It never fires; the base class would keep its default surrogate, a closure that does not pickle.
+        snn.Leaky.__init__(
+            self, beta, spike_grad=heaviside, init_hidden=init_hidden, state_quant=state_quant, reset_mechanism="none"
+        )
         self._init_liquid(gates, adaptation=0.0, init_state="zeros")
 
     def reset_mem(self) -> Tensor:

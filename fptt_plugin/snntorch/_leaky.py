@@ -104,6 +104,7 @@ class LTCLeaky(LiquidNeuron, snn.Leaky):
         gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
+        adaptation = float(adaptation)
         snn.Leaky.__init__(
             self,
             beta,

@@ -13,6 +13,8 @@ from ..gates import Gate
 
 SpikeFunction = Callable[[Tensor], Tensor]
 
+RESET_ORDER = ("subtract", "zero", "none")  # snnTorch's numbers for them
+
 
 class LiquidNeuron(torch.nn.Module):
     """State, gates and their upkeep; goes in front of the snnTorch class that it replaces.
@@ -36,8 +38,9 @@ class LiquidNeuron(torch.nn.Module):
     adp_gate: Gate
 
     def _init_liquid(self, gates: list[Gate], adaptation: float, init_state: str) -> None:
-        self.mem_gate, self.adp_gate = gates[0], gates[-1]
-        self.adaptation = float(adaptation)
+        for name, gate in zip(("mem_gate", "adp_gate"), gates, strict=False):  # the integrator has the first alone
+            setattr(self, name, gate)
+        self.adaptation = adaptation
         self.init_state = init_state
 
     def _init_mem(self) -> None:  # called by the snnTorch constructors
@@ -60,22 +63,26 @@ class LiquidNeuron(torch.nn.Module):
         dtype = torch.promote_types(x.dtype, self.threshold.dtype)
         return initial_state(torch.zeros_like(x, dtype=dtype), self.init_state)
 
+    def _follow(self) -> None:
+        """Restarts ``spk`` and ``b`` if ``mem`` alone was replaced from outside (``utils.reset``)."""
+        if self.mem is not self._seen:
+            fresh = self._fresh_state(self.mem)
+            self._store(fresh if self.init_state == "random" else fresh._replace(u=self.mem))
+
     def _incoming_state(self, x: Tensor, mem: Tensor | None, spk: Tensor | None, b: Tensor | None) -> LTCState:
-        replaced = mem is None and self.mem is not self._seen
-        u, s, a = (
-            self.mem if mem is None else mem,
-            self.spk if spk is None else spk,
-            self.b if b is None else b,
-        )
-        if replaced or u.shape != x.shape or s.shape != x.shape or a.shape != x.shape:
+        self._follow()
+        u = self.mem if mem is None else mem
+        s = self.spk if spk is None else spk
+        a = self.b if b is None else b
+        if u.shape != x.shape or s.shape != x.shape or a.shape != x.shape:
             fresh = self._fresh_state(x)
-            keep_u = u.shape == x.shape and not (replaced and self.init_state == "random")
-            u = u if keep_u else fresh.u
+            u = u if u.shape == x.shape else fresh.u
             s = s if spk is not None and s.shape == x.shape else fresh.s
             a = a if b is not None and a.shape == x.shape else fresh.b
         elif u.grad_fn is None:
-            # The membrane was detached from outside: so is the rest.
-            s, a = s.detach(), a.detach()
+            # The membrane was detached from outside: so is what is stored beside it.
+            s = s.detach() if spk is None else s
+            a = a.detach() if b is None else a
         return LTCState(u, s, a)
 
     def _store(self, state: LTCState) -> None:
@@ -116,6 +123,12 @@ class LiquidNeuron(torch.nn.Module):
         self._store(state)
         return spk * self.graded_spikes_factor
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        mechanism = state_dict.get(f"{prefix}reset_mechanism_val")
+        if mechanism is not None:  # the dynamics follow the name, the checkpoint has the number
+            self._reset_mechanism = RESET_ORDER[int(mechanism)]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         coherent = self._seen is self.mem
         super()._apply(fn, recurse)
@@ -125,5 +138,5 @@ class LiquidNeuron(torch.nn.Module):
 
 
 def as_float(value: Tensor | float) -> Tensor:
-    value = torch.as_tensor(value)
-    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    # The precision that new weights get: a numpy float64 would make the state too wide for the gates.
+    return torch.as_tensor(value).to(torch.get_default_dtype())

@@ -79,6 +79,7 @@ class RLTCLeaky(LiquidNeuron, snn.RLeaky):
         gates = make_gates(2, beta, gate, **sizes, learn=learn_beta)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
+        adaptation = float(adaptation)
         snn.RLeaky.__init__(
             self,
             beta,

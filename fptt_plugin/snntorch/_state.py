@@ -28,6 +28,10 @@ class SnnTorchState:
 
 
 class LiquidState(SnnTorchState):
+    def get(self, module: LiquidNeuron) -> StateDict:
+        module._follow()
+        return super().get(module)
+
     def set(self, module: LiquidNeuron, state: StateDict) -> None:
         module._store(LTCState(state["mem"], state["spk"], state["b"]))
 
