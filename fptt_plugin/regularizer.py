@@ -89,6 +89,7 @@ class DynamicRegularizer:
         self._averages: dict[Tensor, Tensor] = {}
         self._duals: dict[Tensor, Tensor] = {}  # scaled: lam / alpha
         self._updated: list[Tensor] = []  # parameters of the step in progress
+        self._signs: list[int] = []  # theirs: -1 where the optimizer maximizes
         self._awaits_gradient = False
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -110,7 +111,7 @@ class DynamicRegularizer:
             )
         if self._awaits_gradient:
             raise RuntimeError("variant='gradient': call second_gradient(loss) after every optimizer step")
-        self._updated = []
+        self._updated, self._signs = [], []
         for group in optimizer.param_groups:
             weights = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not weights:
@@ -119,6 +120,7 @@ class DynamicRegularizer:
             if any(grad.layout != torch.strided for grad in grads):
                 raise ValueError("sparse gradients are not supported: build the embedding with sparse=False")
             self._unscale(optimizer, grads)
+            sign = -1 if group.get("maximize") else 1
             if self.alpha > 0:
                 self._take_in(weights)
                 add_regularizer_gradient_(
@@ -126,10 +128,11 @@ class DynamicRegularizer:
                     weights,
                     [self._averages[weight] for weight in weights],
                     [self._duals[weight] for weight in weights],
-                    alpha=-self.alpha if group.get("maximize") else self.alpha,
+                    alpha=sign * self.alpha,
                     dual_weight=(1 - self.rho) * (1.0 if self.variant == "dual" else 0.5),
                 )
             self._updated += weights
+            self._signs += [sign] * len(weights)
         if getattr(optimizer, "grad_scale", None) is not None:
             optimizer.grad_scale = None  # type: ignore[attr-defined]  # done above
         if self.max_grad_norm is not None:
@@ -183,7 +186,7 @@ class DynamicRegularizer:
             raise RuntimeError("second_gradient() completes an update of variant='gradient'; none is waiting")
         grads = torch.autograd.grad(loss(), self._updated, allow_unused=True, materialize_grads=True)
         self._awaits_gradient = False
-        self._move_averages([grad / self.alpha for grad in grads])
+        self._move_averages([sign * grad / self.alpha for sign, grad in zip(self._signs, grads, strict=True)])
 
     # ------------------------------------------------------------------ the averages
 
@@ -206,14 +209,15 @@ class DynamicRegularizer:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Within the context the weights hold ``W_bar``; afterwards they are back, bit for bit."""
+        # By way of .data, which autograd does not watch: as W comes back, a backward pass through it may be pending.
         kept = [(weight, weight.detach().clone()) for weight in self._averages]
-        self.load_averages()
         try:
+            for weight, average in self._averages.items():
+                weight.data.copy_(average)
             yield
         finally:
-            with torch.no_grad():
-                for weight, value in kept:
-                    weight.copy_(value)
+            for weight, value in kept:
+                weight.data.copy_(value)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -228,8 +232,8 @@ class DynamicRegularizer:
             "beta": self.beta,
             "rho": self.rho,
             "variant": self.variant,
-            "averages": {i: self._averages[p] for i, p in enumerate(parameters) if p in self._averages},
-            "duals": {i: self._duals[p] for i, p in enumerate(parameters) if p in self._duals},
+            "averages": {i: self._averages[p].clone() for i, p in enumerate(parameters) if p in self._averages},
+            "duals": {i: self._duals[p].clone() for i, p in enumerate(parameters) if p in self._duals},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -237,6 +241,19 @@ class DynamicRegularizer:
 
         Raises:
             ValueError: If the state belongs to another optimizer or variant. Nothing is changed then.
+        """
+        self.check_state_dict(state)
+        parameters = self._parameters()
+        self.alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
+        for own, loaded in ((self._averages, state["averages"]), (self._duals, state["duals"])):
+            own.clear()
+            own.update({parameters[i]: value.to(parameters[i].device, copy=True) for i, value in loaded.items()})
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuses the state of another optimizer or variant.
+
+        Raises:
+            ValueError: If it is one.
         """
         parameters = self._parameters()
         if state["variant"] != self.variant:
@@ -250,17 +267,13 @@ class DynamicRegularizer:
                     f"the state belongs to another network: its parameter {i} has shape {tuple(average.shape)}; build "
                     "network and optimizer as they were when it was saved"
                 )
-        self.alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
-        for own, loaded in ((self._averages, state["averages"]), (self._duals, state["duals"])):
-            own.clear()
-            own.update({parameters[i]: value.to(parameters[i].device, copy=True) for i, value in loaded.items()})
 
 
 def check_regularizer_options(
     problems: Problems, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
 ) -> None:
     """Notes what is out of range."""
-    problems.check(alpha >= 0, f"alpha={alpha} must be >= 0 (0 is plain truncated BPTT)")
+    problems.check(0 <= alpha < float("inf"), f"alpha={alpha} must be >= 0 and finite (0 is plain truncated BPTT)")
     problems.check(0 < beta <= 1, f"beta={beta} must lie in (0, 1]; the paper uses 0.5")
     problems.check(0 <= rho <= 1, f"rho={rho} must lie in [0, 1]; the paper uses 0")
     problems.check_choice("variant", variant, VARIANTS)

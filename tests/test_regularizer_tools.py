@@ -1,0 +1,203 @@
+"""``DynamicRegularizer`` beside what users do with optimizers: checkpoints, mixed precision, other weights, misuse."""
+
+import copy
+import io
+
+import pytest
+import torch
+from nets import adam, batch, copies, distance, identical, sgd, spikes, spiking_net
+from torch import nn
+from torch.optim import SGD, Adam
+
+from fptt_plugin import DynamicRegularizer
+
+
+def train(net, optimizer, updates, scaler=None, spoil=()):
+    """Updates on random data; those whose number is in ``spoil`` get an infinite gradient."""
+    for update in range(updates):
+        x, y = batch(1)
+        net[1].mem = net[3].mem = None
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(3 * x[0]), y)
+        loss = loss * float("inf") if update in spoil else loss
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+
+def everything(net, regularizer):
+    parameters = list(net.parameters())
+    return copies([*parameters, *map(regularizer.average_of, parameters), *map(regularizer.dual_of, parameters)])
+
+
+def test_a_checkpoint_continues_bit_for_bit():
+    net = spiking_net()
+    optimizer = adam(net)
+    regularizer = DynamicRegularizer(optimizer, 0.3, beta=0.4, rho=0.1)
+    with spikes(net):
+        train(net, optimizer, 10)
+    file = io.BytesIO()
+    torch.save([copy.deepcopy(m.state_dict()) for m in (net, optimizer, regularizer)], file)
+    in_memory = regularizer.state_dict()
+    torch.manual_seed(5)
+    train(net, optimizer, 20)
+    expected = everything(net, regularizer)
+
+    file.seek(0)
+    weights, moments, averages = torch.load(file, weights_only=True)
+    other = spiking_net()
+    second = adam(other)
+    loaded = DynamicRegularizer(second)
+    other.load_state_dict(weights)
+    second.load_state_dict(moments)
+    loaded.load_state_dict(averages)
+    assert (loaded.alpha, loaded.beta, loaded.rho) == (0.3, 0.4, 0.1)
+    torch.manual_seed(5)
+    train(other, second, 20)
+    assert identical(everything(other, loaded), expected)
+    # What state_dict() returned does not follow the training that came after it.
+    assert identical(in_memory["averages"].values(), averages["averages"].values())
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: spiking_net(hidden=7), lambda: spiking_net(inputs=4), lambda: nn.Linear(3, 8)], ids=range(3)
+)
+def test_the_state_of_another_network_is_refused(build):
+    net, other = spiking_net(), build()
+    optimizer, second = sgd(net), sgd(other)
+    regularizer, stranger = DynamicRegularizer(optimizer, 0.2), DynamicRegularizer(second)
+    train(net, optimizer, 2)
+    before = everything(other, stranger)
+    with pytest.raises(ValueError, match="belongs to another network"):
+        stranger.load_state_dict(regularizer.state_dict())
+    assert identical(everything(other, stranger), before)
+    assert stranger.alpha == 0.1
+
+
+def test_the_state_of_another_variant_is_refused():
+    state = DynamicRegularizer(sgd(spiking_net()), variant="gradient").state_dict()
+    with pytest.raises(ValueError, match="variant='gradient'"):
+        DynamicRegularizer(sgd(spiking_net())).load_state_dict(state)
+
+
+def test_averaged_weights_come_and_go_bit_for_bit():
+    net = spiking_net()
+    optimizer = sgd(net)
+    regularizer = DynamicRegularizer(optimizer, 0.5)
+    train(net, optimizer, 5)
+    weights, averages = copies(net.parameters()), copies(map(regularizer.average_of, net.parameters()))
+    assert not identical(weights, averages)
+    with regularizer.averaged_weights():
+        assert identical(net.parameters(), averages)
+    assert identical(net.parameters(), weights)
+    with pytest.raises(KeyError), regularizer.averaged_weights():
+        raise KeyError
+    assert identical(net.parameters(), weights)
+    regularizer.load_averages()
+    assert identical(net.parameters(), averages)
+    assert regularizer.dual_of(net[0].weight).abs().max() > 0  # the duals stay
+
+
+def test_averaged_weights_in_the_middle_of_a_graph():
+    net = spiking_net()
+    optimizer = sgd(net)
+    regularizer = DynamicRegularizer(optimizer, 0.5)
+    train(net, optimizer, 5)
+    net[1].mem = net[3].mem = None
+    x = torch.rand(4, 3)
+    gradients = []
+    for look in (False, True):
+        net[1].mem = net[3].mem = None
+        loss = net(x).square().sum()
+        if look:
+            with regularizer.averaged_weights():
+                assert not torch.equal(net[0].weight, gradients[0])
+        gradients.append(torch.autograd.grad(loss, net[0].weight)[0])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("implementation", ["foreach", "fused"])
+def test_grad_scaler(implementation):
+    ends = {}
+    for scaled in (False, True):
+        torch.manual_seed(2)
+        net = spiking_net()
+        optimizer = Adam(net.parameters(), lr=0.01, **{implementation: True})
+        regularizer = DynamicRegularizer(optimizer, 0.2, max_grad_norm=0.3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if scaled else None
+        with spikes(net):
+            train(net, optimizer, 15, scaler)
+        ends[scaled] = everything(net, regularizer)
+    assert distance(*ends.values()) < 1e-5
+    train(net, optimizer, 1, scaler, spoil=[0])
+    assert identical(everything(net, regularizer), ends[True])  # W, W_bar and dual skip the overflow together
+    assert scaler.get_scale() < 2.0**10
+    train(net, optimizer, 1, scaler)
+    assert not identical(everything(net, regularizer), ends[True])
+    assert all(tensor.isfinite().all() for tensor in everything(net, regularizer))
+
+
+def test_a_closure_is_refused():
+    net = spiking_net()
+    optimizer = sgd(net)
+    regularizer = DynamicRegularizer(optimizer)
+    before = everything(net, regularizer)
+    for call in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
+        with pytest.raises(ValueError, match=r"closure.*call backward\(\) first"):
+            call()
+    assert identical(everything(net, regularizer), before)
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    dense = nn.Parameter(torch.ones(2))
+    optimizer = SGD([{"params": [dense]}, {"params": embedding.parameters()}], lr=0.1)
+    regularizer = DynamicRegularizer(optimizer)
+    before = everything(embedding, regularizer)
+    (embedding(torch.tensor([1])) * dense).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"):
+        optimizer.step()
+    assert identical(everything(embedding, regularizer), before)
+    assert torch.equal(dense, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"alpha": -0.1}, "alpha=-0.1 must be"),
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"alpha": float("inf")}, "alpha=inf"),
+        ({"beta": 0.0}, r"beta=0.0 must lie in \(0, 1\]"),
+        ({"beta": 1.1}, "beta=1.1"),
+        ({"rho": -0.1}, r"rho=-0.1 must lie in \[0, 1\]"),
+        ({"rho": 2}, "rho=2"),
+        ({"variant": "newton"}, "variant='newton' is unknown; choose one of 'dual', 'gradient'"),
+        ({"max_grad_norm": 0}, "max_grad_norm=0 must be > 0, or None"),
+    ],
+)
+def test_impossible_options(options, words):
+    optimizer = sgd(spiking_net())
+    with pytest.raises(ValueError, match=words):
+        DynamicRegularizer(optimizer, **options)
+    DynamicRegularizer(optimizer)  # the failure left no hook behind
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ValueError, match=r"alpha=-1(.|\n)*beta=3(.|\n)*must be a torch.optim.Optimizer, got generator"):
+        DynamicRegularizer(spiking_net().parameters(), alpha=-1, beta=3)
+
+
+def test_schedulers_act():
+    net = spiking_net()
+    optimizer = sgd(net)
+    DynamicRegularizer(optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
+    train(net, optimizer, 1)
+    scheduler.step()
+    before = copies(net.parameters())
+    train(net, optimizer, 1)
+    assert identical(net.parameters(), before)
