@@ -130,9 +130,10 @@ def test_membrane_after_a_spike(reset, after):
 def test_delayed_reset_acts_at_the_start_of_the_next_step(reset):
     x, gates = drive(steps=1)
     zeros = torch.zeros_like(x[0])
+    adapted = LTCState(zeros, zeros, zeros + 0.2)  # so that the threshold to subtract is not the resting one
     options = {"reset": reset, "u_rest": 0.2}
-    spikes, now = ltc_step(x[0], initial_state(zeros), *gates[:, 0], **options)
-    late_spikes, late = ltc_step(x[0], initial_state(zeros), *gates[:, 0], reset_delay=True, **options)
+    spikes, now = ltc_step(x[0], adapted, *gates[:, 0], **options)
+    late_spikes, late = ltc_step(x[0], adapted, *gates[:, 0], reset_delay=True, **options)
     assert 0 < spikes.mean() < 1
     assert torch.equal(late_spikes, spikes)
     assert not torch.equal(late.u, now.u)
@@ -154,14 +155,18 @@ def test_delayed_reset_is_detached_and_detach_reset_cuts_the_same_path():
     assert slope() == pytest.approx(-0.5 * 0.5 * multi_gaussian(torch.tensor(0.4)).item())
     assert slope(detach_reset=True) == 0
     assert slope(reset_delay=True) == 0.5  # not yet reset
+    s = torch.ones_like(zeros).requires_grad_()
+    _, state = ltc_step(x, LTCState(zeros + 0.5, s, zeros), zeros, zeros, reset_delay=True)
+    assert torch.autograd.grad(state.u, s, allow_unused=True)[0] is None
 
 
-def test_inhibition_lets_one_neuron_of_a_row_fire():
+def test_inhibition_lets_the_neuron_farthest_above_its_threshold_fire():
     x = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, 0.1]])
     zeros = torch.zeros_like(x)
-    spikes, state = ltc_step(x, initial_state(zeros), zeros, zeros, inhibition=True, reset="none")
-    assert spikes.tolist() == [[0, 1, 0], [0, 0, 0]]
-    assert torch.equal(state.s, spikes)
+    for threshold, winner in ((0.1, [0, 1, 0]), (torch.tensor([0.1, 1.4, 0.1]), [0, 0, 1])):
+        spikes, state = ltc_step(x, initial_state(zeros), zeros, zeros, threshold=threshold, inhibition=True)
+        assert spikes.tolist() == [winner, [0, 0, 0]]
+        assert torch.equal(state.s, spikes)
 
 
 def test_state_keeps_its_precision_when_the_surrogate_does_not():
