@@ -60,6 +60,16 @@ def test_row_is_read_before_it_is_written_and_only_at_its_step():
     assert torch.allclose(elsewhere, uniform)
 
 
+def test_a_batch_may_be_scored_without_moving_the_estimate():
+    table = ClassDistribution()
+    table.loss(0, *batch())
+    before, (logits, labels) = table.table.clone(), batch()
+    value = table.loss(0, logits, labels, update=False)
+    assert torch.equal(table.table, before)
+    assert torch.equal(table.loss(0, logits, labels), value)
+    assert not torch.equal(table.table, before)
+
+
 def test_table_grows_keeps_its_rows_and_starts_over_for_another_number_of_classes():
     table = ClassDistribution()
     logits, labels = batch()
