@@ -6,9 +6,12 @@ import os
 import tempfile
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from .trainer import FPTTTrainer
@@ -46,11 +49,33 @@ def load(trainer: FPTTTrainer, path: str | PathLike[str]) -> None:
     except Exception as error:
         raise ValueError(f"{path} is no complete checkpoint of FPTTTrainer.save: {error}") from error
     net, optimizer, state = parts
-    before = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
     try:
-        trainer.net.load_state_dict(net)
-        trainer.load_state_dict(state)
-        trainer.optimizer.load_state_dict(optimizer)
+        _check_net(trainer.net, net)
+        _check_optimizer(trainer.optimizer, optimizer)
+        trainer.check_state_dict(state)
     except Exception as error:
-        trainer.net.load_state_dict(before)
         raise ValueError(f"{path} belongs to another network or optimizer: {error}") from error
+    trainer.net.load_state_dict(net)
+    trainer.optimizer.load_state_dict(optimizer)
+    trainer.load_state_dict(state)
+
+
+def _check_net(net: nn.Module, state: dict[str, Any]) -> None:
+    """Refuses other names or shapes; a lazy parameter takes any shape."""
+    own = net.state_dict()
+    if own.keys() != state.keys():
+        raise ValueError(f"names that only one of them has: {sorted(own.keys() ^ state.keys())}")
+    for name, value in own.items():
+        lazy = is_lazy(value) or is_lazy(state[name])
+        if isinstance(value, Tensor) and not lazy and value.shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)} here, {tuple(state[name].shape)} in the file")
+
+
+def _check_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Refuses other groups, or an optimizer of another kind, which would only show at its next step."""
+    own, saved = optimizer.param_groups, state["param_groups"]
+    if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
+        raise ValueError("the optimizer has other parameter groups")
+    missing = {option for group in saved for option in optimizer.defaults.keys() - group.keys()}
+    if missing:
+        raise ValueError(f"the file is not of {type(optimizer).__name__}: it lacks {sorted(missing)}")

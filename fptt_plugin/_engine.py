@@ -132,6 +132,7 @@ class Engine:
         if loss is not None and loss.requires_grad:
             if self.progress.backwards == 0:
                 self.net.zero_grad(set_to_none=True)
+                self._loss_since_update = torch.zeros(())
             loss.backward()
             self.progress = self.progress._replace(backwards=self.progress.backwards + 1)
             self._loss_since_update = self._loss_since_update.to(loss.device) + loss.detach()
@@ -149,7 +150,7 @@ class Engine:
     def _update(self, backwards: int) -> None:
         """One FPTT update from the gradients of so many windows, unless something is not finite."""
         grads = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        loss, self._loss_since_update = self._loss_since_update, torch.zeros(())
+        loss = self._loss_since_update
         if not all_finite([loss, *grads]):
             message = blame(self.net, self.state, loss, self.steps)
             self.net.zero_grad(set_to_none=True)
@@ -177,8 +178,7 @@ class Engine:
         self.readout.set(begin.readout)
         losses, end = [], begin.progress.t
         with FrozenNormalization(self.net), torch.random.fork_rng():
-            assert begin.rng is not None
-            torch.set_rng_state(begin.rng)
+            _set_random_state(begin.random)
             for chunk in self._chunks:
                 end += len(chunk.x)
                 losses += self._forward(chunk, end, first_time=False)[1]
@@ -189,8 +189,10 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Where everything but the weights stands."""
-        rng = torch.get_rng_state() if self._replays else None
-        return Snapshot(self.state.get(), self.readout.get(), self.progress, list(self.losses), list(self._chunks), rng)
+        random = _random_state() if self._replays else []
+        return Snapshot(
+            self.state.get(), self.readout.get(), self.progress, list(self.losses), list(self._chunks), random
+        )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Back to a :meth:`snapshot`, random numbers apart."""
@@ -215,7 +217,7 @@ class Engine:
             "counters": [self.steps, self.updates, self.skipped],
             "progress": list(self.progress),
             "readout": {"total": total, "count": count},
-            "distribution": self.objective.distribution.state_dict(),
+            "distribution": map_tensors(Tensor.clone, self.objective.distribution.state_dict()),
             "state": map_tensors(lambda tensor: tensor.detach().clone(), self.state.get()),
         }
 
@@ -238,9 +240,10 @@ class Engine:
                 Progress(*state["progress"]),
                 [],
                 [],
-                None,
+                [],
             )
         )
+        self.restore_point = self.snapshot()
 
     @contextmanager
     def undone_on_error(self, snapshot: Snapshot) -> Iterator[None]:
@@ -252,13 +255,26 @@ class Engine:
             raise
 
 
+def _random_state() -> list[Tensor]:
+    """State of the random generators: the CPU's, then each GPU's."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
+
+
 def check_strides(
     problems: Problems, window: int | None, loss_every: int | None, update_every: int | None, variant: str
 ) -> None:
     """Notes strides that are no strides, or that do not go together."""
     for name, stride in (("window", window), ("loss_every", loss_every), ("update_every", update_every)):
-        problems.check(stride is None or stride >= 1, f"{name}={stride} must be at least 1")
-    if update_every is not None:
+        problems.check(
+            stride is None or (isinstance(stride, int) and stride >= 1), f"{name}={stride!r} must be an integer >= 1"
+        )
+    if isinstance(update_every, int) and isinstance(window, int | None):
         problems.check(
             window is not None and update_every % max(window, 1) == 0,
             f"update_every={update_every} must be a multiple of window={window}: no update may fall into a window",

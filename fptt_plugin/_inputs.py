@@ -48,15 +48,8 @@ def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> 
         >>> check_sequence(torch.zeros(5, 2, 3), torch.zeros(2), batch_first=False, targets="auto").per_sequence
         True
     """
-    layout = "[B, T, ...]" if batch_first else "[T, B, ...]"
-    check_input(
-        x, rank=3, what=f"x must be {layout} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)"
-    )
-    if batch_first:
-        x = x.transpose(0, 1)
+    x = time_first(x, batch_first=batch_first)
     steps, batch = x.shape[:2]
-    if steps == 0 or batch == 0:
-        raise ValueError(f"x is an empty sequence: T={steps}, B={batch}")
     if not isinstance(y, Tensor):
         raise TypeError(f"y must be a tensor, got {type(y).__name__}")
     if y.is_floating_point() and not y.isfinite().all():
@@ -66,7 +59,7 @@ def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> 
     fits_sequence = y.dim() >= 1 and len(y) == batch
     if targets == "auto" and fits_step and fits_sequence:
         raise ValueError(
-            f"y of shape {tuple(y.shape)} can be a target per sequence or per step, as T = B = {steps}: pass "
+            f"y of shape {tuple(y.shape)} can be a target per sequence or per step with T={steps} and B={batch}: pass "
             "targets='sequence' or targets='step' to the trainer"
         )
     if fits_step and targets != "sequence":
@@ -76,8 +69,29 @@ def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> 
     asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
     raise ValueError(
         f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={batch} samples: pass [B, ...] (one "
-        f"target per sequence) or {layout} (one per step){asked}"
+        f"target per sequence) or {_layout(batch_first)} (one per step){asked}"
     )
+
+
+def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
+    """Checks the input of a batch of sequences and returns it as ``[T, B, ...]``.
+
+    Raises:
+        ValueError: If rank, length or values are wrong.
+        TypeError: If ``x`` is not a floating-point tensor.
+    """
+    what = f"x must be {_layout(batch_first)} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)"
+    check_input(x, rank=3, what=what)
+    if batch_first:
+        x = x.transpose(0, 1)
+    steps, batch = x.shape[:2]
+    if steps == 0 or batch == 0:
+        raise ValueError(f"x is an empty sequence: T={steps}, B={batch}; leave it out, or check how the data were cut")
+    return x
+
+
+def _layout(batch_first: bool) -> str:
+    return "[B, T, ...]" if batch_first else "[T, B, ...]"
 
 
 def check_step(x: Tensor, y: Tensor | None) -> None:
@@ -89,7 +103,7 @@ def check_step(x: Tensor, y: Tensor | None) -> None:
     """
     check_input(x, rank=2, what="x_t must be [B, ...] with at least 2 dimensions; for one sample use x_t.unsqueeze(0)")
     if x.shape[0] == 0:
-        raise ValueError("x_t is an empty batch")
+        raise ValueError("x_t is an empty batch: leave the step out")
     if y is not None:
         if not isinstance(y, Tensor):
             raise TypeError(f"y_t must be a tensor or None, got {type(y).__name__}")

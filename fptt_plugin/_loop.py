@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import time
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .monitor import FiringRates
 from .results import EpochRecord
@@ -55,19 +58,22 @@ def fit(
 ) -> list[EpochRecord]:
     """Implements :meth:`FPTTTrainer.fit`."""
     history: list[EpochRecord] = []
-    best: float | None = None
+    best = math.nan
+    is_better = operator.gt if higher_is_better else operator.lt
     for epoch in range(1, epochs + 1):
         begin = time.perf_counter()
         loss, score, rates = _train_epoch(trainer, _bar(loader, progress, f"epoch {epoch}/{epochs}"), metric)
         seconds = time.perf_counter() - begin
         if trainer.average_weights == "epoch":
             trainer.regularizer.load_averages()
-        if scheduler is not None:
-            scheduler.step()
         val = None if val_loader is None else evaluate(trainer, val_loader, metric=metric)
         history.append(EpochRecord(epoch, loss, score, val, rates, trainer.updates, seconds))
         current = score if val is None else val
-        if checkpoint is not None and (best is None or (current > best) == higher_is_better):
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(current)
+        elif scheduler is not None:
+            scheduler.step()
+        if checkpoint is not None and (math.isnan(best) or is_better(current, best)):
             best = current
             trainer.save(checkpoint)
     return history
@@ -88,11 +94,12 @@ def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[fl
             seen += batch
             if hasattr(batches, "set_postfix"):
                 rates = firing.rates().values()
-                batches.set_postfix(
-                    loss=f"{loss.item() / seen:.3f}",
-                    score=f"{score.item() / seen:.3f}",
-                    rate=f"{100 * sum(rates) / max(len(rates), 1):.1f}%",
-                )
+                figures = {
+                    "loss": f"{loss.item() / seen:.3f}",
+                    getattr(metric, "__name__", "metric"): f"{score.item() / seen:.3f}",
+                    "firing rate": f"{100 * sum(rates) / max(len(rates), 1):.1f}%",
+                }
+                batches.set_postfix(figures)
     if seen == 0:
         raise ValueError("the loader gave no batch: the data set is empty, or smaller than a batch with drop_last=True")
     return loss.item() / seen, score.item() / seen, firing.rates()

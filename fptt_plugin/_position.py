@@ -41,4 +41,4 @@ class Snapshot(NamedTuple):
     progress: Progress
     losses: list[Tensor]
     chunks: list[Chunk]
-    rng: Tensor | None
+    random: list[Tensor]  # of the generators; empty where nothing is replayed

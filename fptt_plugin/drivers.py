@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._validation import Problems
-from .state import ModelState
+from .state import ModelState, map_tensors
 
 DRIVERS = ("auto", "step", "slice")
 
@@ -104,13 +103,14 @@ class FrozenNormalization:
 
     def __init__(self, net: nn.Module) -> None:
         self._modules = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[dict[str, Tensor | None]] = []
 
     def __enter__(self) -> None:
-        buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
-        self._kept = [(buffer, buffer.clone()) for buffer in buffers]
+        # Copies take the blows: a graph built here must still go backward when the statistics are back.
+        self._kept = [dict(module._buffers) for module in self._modules]
+        for module in self._modules:
+            module._buffers.update(map_tensors(Tensor.clone, module._buffers))
 
     def __exit__(self, *error: object) -> None:
-        with torch.no_grad():
-            for buffer, value in self._kept:
-                buffer.copy_(value)
+        for module, buffers in zip(self._modules, self._kept, strict=True):
+            module._buffers.update(buffers)

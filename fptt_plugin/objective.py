@@ -44,7 +44,7 @@ class Objective:
         auxiliary: bool | ClassDistribution | None = None,
     ) -> None:
         problems = Problems("the loss")
-        check_objective(problems, loss_fn, output, ramp)
+        check_objective(problems, loss_fn, output, ramp, auxiliary)
         problems.raise_any()
         self.loss_fn = loss_fn
         self.output = output
@@ -157,7 +157,13 @@ class Objective:
         return f"loss: {name} on {output}; ramp: {ramp}; auxiliary term: {auxiliary}"
 
 
-def check_objective(problems: Problems, loss_fn: LossFunction, output: Output, ramp: str | Ramp | None) -> None:
+def check_objective(
+    problems: Problems,
+    loss_fn: LossFunction,
+    output: Output,
+    ramp: str | Ramp | None,
+    auxiliary: bool | ClassDistribution | None,
+) -> None:
     """Notes unusable options."""
     problems.check(callable(loss_fn), f"loss_fn must be callable as loss_fn(output, target), got {loss_fn!r}")
     problems.check(
@@ -166,8 +172,18 @@ def check_objective(problems: Problems, loss_fn: LossFunction, output: Output, r
     )
     if ramp is not None and not callable(ramp):
         problems.check_choice("loss_ramp", ramp, tuple(_RAMPS))
+    problems.check(
+        auxiliary is None or isinstance(auxiliary, (bool, ClassDistribution)),
+        f"auxiliary={auxiliary!r} must be True, False, a ClassDistribution or None",
+    )
     name = _snntorch_name(loss_fn)
-    if name is not None:
+    if getattr(loss_fn, "time_var_targets", False):
+        problems.check(
+            False,
+            f"snnTorch's {name} with time_var_targets=True needs the targets of the whole sequence: leave it out and "
+            "pass one target per step, [T, B, ...]",
+        )
+    elif name is not None:
         decomposes = name in _DECOMPOSABLE and not getattr(loss_fn, "population_code", False)
         problems.check(
             decomposes,

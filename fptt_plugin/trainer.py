@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from . import _checkpoint, _loop
 from ._engine import Engine, check_strides
-from ._inputs import TARGETS, Sequence, check_sequence, check_step
+from ._inputs import TARGETS, Sequence, check_sequence, check_step, time_first
 from ._loop import Metric, accuracy
 from ._position import Chunk
 from ._validation import Problems
@@ -108,11 +108,13 @@ class FPTTTrainer:
         driver: str = "auto",
         on_nonfinite: str = "raise",
     ) -> None:
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
         state = ModelState(net)
         problems = Problems(type(self).__name__)
         check_regularizer_options(problems, alpha, beta, rho, variant, max_grad_norm)
         check_optimizer(problems, optimizer)
-        check_objective(problems, loss_fn, output, loss_ramp)
+        check_objective(problems, loss_fn, output, loss_ramp, auxiliary)
         check_strides(problems, window, loss_every, update_every, variant)
         problems.check_choice("average_weights", average_weights, ("epoch", "sequence", "never"))
         problems.check_choice("readout", readout, ("step", "mean"))
@@ -246,7 +248,7 @@ class FPTTTrainer:
             loader: Gives ``(x, y)`` as :meth:`train_sequence` takes them; moved to the network's device.
             epochs: Passes over the data. Default 1.
             val_loader: Evaluated after each epoch.
-            scheduler: Learning-rate scheduler, stepped after each epoch.
+            scheduler: Learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` gets the metric.
             metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
             higher_is_better: Direction of the metric, for the best checkpoint.
             checkpoint: File for the best epoch so far, by validation (training, without a ``val_loader``), see
@@ -288,8 +290,9 @@ class FPTTTrainer:
 
     def predict(self, x: Tensor, *, averaged: bool = True) -> Tensor:
         """The decision ``[B, ...]`` on a batch of sequences ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``)."""
+        x = time_first(x, batch_first=self.batch_first)
         with self._evaluation(averaged):
-            *_, (_, output) = self._outputs(x.transpose(0, 1) if self.batch_first else x)
+            *_, (_, output) = self._outputs(x)
         return output
 
     @contextmanager
@@ -348,9 +351,18 @@ class FPTTTrainer:
         Raises:
             ValueError: If it belongs to another network. Nothing is changed then.
         """
-        self._engine.check_state_dict(state)
+        self.check_state_dict(state)
         self.regularizer.load_state_dict(state["regularizer"])
         self._engine.load_state_dict(state)
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuses what :meth:`state_dict` of a trainer of another network returned.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        self._engine.check_state_dict(state)
+        self.regularizer.check_state_dict(state["regularizer"])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""

@@ -1,0 +1,110 @@
+"""``variant="gradient"``: the second gradient sees the same state, statistics and dropout mask as the first."""
+
+import copy
+
+import pytest
+import torch
+from nets import LIF, batch, distance, identical, sgd, spikes, spiking_net
+from torch import nn
+from twin import Twin
+
+from fptt_plugin import FPTTTrainer
+
+CE = nn.CrossEntropyLoss()
+PLAIN = {"auxiliary": False, "loss_ramp": "constant", "max_grad_norm": None, "average_weights": "never"}
+
+
+class Spy(nn.Module):
+    """Notes what passes through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return x
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_equals_a_loop_written_by_hand(window):
+    net = spiking_net(dtype=torch.float64)
+    plain, (x, y) = copy.deepcopy(net), batch(8, dtype=torch.float64)
+    twin = Twin(plain.parameters(), lambda g: torch.optim.SGD(g[0], lr=0.1), alpha=0.3, variant="gradient")
+    neurons = [module for module in plain if isinstance(module, LIF)]
+    for x_window in x.split(window):
+        begin = [neuron.mem for neuron in neurons]
+
+        def loss_from(weights, begin=begin, x_window=x_window):
+            for neuron, mem in zip(neurons, begin, strict=True):
+                neuron.mem = mem
+            with torch.no_grad():
+                for parameter, W in zip(plain.parameters(), weights, strict=True):
+                    parameter.copy_(W)
+            return [plain(x_t) for x_t in x_window][-1]
+
+        def gradient(weights, loss_from=loss_from):
+            return torch.autograd.grad(CE(loss_from(weights), y), list(plain.parameters()))
+
+        first = gradient(twin.W)
+        after = [neuron.mem.detach() for neuron in neurons]
+        twin.step(first, second=gradient)
+        for neuron, mem in zip(neurons, after, strict=True):
+            neuron.mem = mem
+    trainer = FPTTTrainer(net, sgd(net), CE, alpha=0.3, variant="gradient", window=window, **PLAIN)
+    with spikes(net):
+        trainer.train_sequence(x, y)
+    assert distance(net.parameters(), twin.W) < 1e-12
+    assert distance(map(trainer.regularizer.average_of, net.parameters()), twin.W_bar) < 1e-12
+    assert distance(map(trainer.regularizer.dual_of, net.parameters()), twin.lam) < 1e-12
+    assert max(lam.abs().max() for lam in twin.lam) > 1e-2
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_batch_statistics_move_once_per_step(window):
+    norm = nn.BatchNorm1d(8)
+    net = spiking_net(extra=[norm])
+    with torch.no_grad():
+        norm.bias.fill_(0.3)
+    plain, (x, y) = copy.deepcopy(net), batch(6)
+    trainer = FPTTTrainer(net, sgd(net, 1e-9), CE, alpha=0.3, variant="gradient", window=window, **PLAIN)
+    with spikes(net):
+        trainer.train_sequence(x, y)
+    for x_t in x:
+        plain(x_t)
+    assert norm.num_batches_tracked == 6
+    assert torch.allclose(norm.running_mean, plain[1].running_mean, atol=1e-6)
+    assert norm.running_mean.abs().max() > 1e-2
+    assert norm.running_mean is dict(norm.named_buffers())["running_mean"]
+
+
+def test_both_passes_see_the_same_dropout_mask_and_state():
+    spies = Spy(), Spy()
+    net = spiking_net(extra=[spies[0], nn.Dropout(0.5), spies[1]])
+    x, y = batch(4)
+    ends = []
+    for variant in ("gradient", "dual"):
+        torch.manual_seed(1)
+        optimizer = sgd(net, 0.0)
+        FPTTTrainer(net, optimizer, CE, alpha=0.3, variant=variant, window=2, **PLAIN).train_sequence(x, y)
+        ends.append([net[-3].mem, net[-1].mem, torch.get_rng_state()])
+    assert identical(*ends)  # replaying used up no random numbers, and put the state back
+    before, after = spies[0].seen, spies[1].seen
+    assert len(after) == 8 + 4
+    for i in (0, 1, 4, 5):  # windows of two steps, each run twice
+        assert torch.equal(before[i], before[i + 2])
+        assert torch.equal(after[i], after[i + 2])
+        assert 0 < (after[i] == 0).float().mean() < 1
+    assert not torch.equal(after[0] == 0, after[1] == 0)
+
+
+def test_streams_too():
+    x, y = torch.rand(6, 4, 3), torch.randint(2, (6, 4))
+    net = spiking_net()
+    other = copy.deepcopy(net)
+    trainers = [FPTTTrainer(n, sgd(n), CE, alpha=0.3, variant="gradient", window=2) for n in (net, other)]
+    trainers[0].train_sequence(x, y)
+    for pair in zip(x, y, strict=True):
+        trainers[1].step(*pair)
+    assert identical(net.parameters(), other.parameters())
+    assert trainers[1].updates == 3
