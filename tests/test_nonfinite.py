@@ -1,0 +1,114 @@
+"""A loss or gradient that is not finite: the update is not applied, by an error or in silence, and nothing is lost."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Before, adam, batch, copies, identical, spikes, spiking_net
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+
+
+class Fails:
+    """Cross-entropy, except at its calls number ``when``: then loss and gradient are NaN."""
+
+    def __init__(self, *when):
+        self.when, self.calls = when, 0
+
+    def __call__(self, output, target):
+        self.calls += 1
+        return F.cross_entropy(output, target) * (float("nan") if self.calls - 1 in self.when else 1.0)
+
+
+def stream(trainer, steps):
+    for _ in range(steps):
+        x, y = batch(1)
+        trainer.step(x[0], y)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_raise_stops_before_the_update(window):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), Fails(4), window=window)
+    with spikes(net):
+        stream(trainer, 4 * window)
+    before = Before(trainer)
+    stream(trainer, window - 1)
+    x, y = batch(1)
+    words = rf"step {5 * window}: not finite in the gradient of '0.weight'; .* nan.*not applied.*max_grad_norm.*'skip'"
+    with pytest.raises(FloatingPointError, match=words):
+        trainer.step(x[0], y)
+    assert before.differs() == []
+    assert (trainer.updates, trainer.skipped) == (4, 0)
+    stream(trainer, window)  # training goes on from there
+    assert trainer.updates == 5
+    assert "weights" in before.differs()
+
+
+@pytest.mark.parametrize("variant", ["dual", "gradient"])
+def test_skip_goes_on_without_the_update(variant):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), Fails(4), on_nonfinite="skip", variant=variant)
+    if variant == "gradient":
+        trainer.objective.loss_fn.when = (8,)  # every update calls the loss twice
+    stream(trainer, 4)
+    before = Before(trainer)
+    x, y = batch(1)
+    result = trainer.step(x[0], y)
+    assert before.differs() == []
+    assert result.loss.isnan()
+    assert not result.updated
+    assert (trainer.steps, trainer.updates, trainer.skipped) == (5, 4, 1)
+    with spikes(net):
+        stream(trainer, 4)
+    assert (trainer.updates, trainer.skipped) == (8, 1)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_sequences_skip_one_window():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), Fails(1), window=2, on_nonfinite="skip")
+    assert trainer.train_sequence(*batch(8)).updates == 3
+    assert trainer.skipped == 1
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_a_sequence_that_fails_leaves_the_state_before_it():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), Fails(8))
+    trainer.train_sequence(*batch(6))
+    state = copies([net[1].mem, net[3].mem])
+    with pytest.raises(FloatingPointError, match="step 9"):
+        trainer.train_sequence(*batch(6))
+    assert identical([net[1].mem, net[3].mem], state)
+    assert trainer.updates == 6 + 2
+
+
+def test_a_discarded_window_does_not_spoil_the_next_update():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), Fails(0), window=1, update_every=2)
+    stream(trainer, 1)
+    trainer.reset()
+    stream(trainer, 2)
+    assert trainer.updates == 1
+
+
+class Explodes(nn.Module):
+    def forward(self, x):
+        return x * float("inf")
+
+
+def test_the_message_names_the_module():
+    net = spiking_net(extra=[Explodes()])
+    trainer = FPTTTrainer(net, adam(net), nn.CrossEntropyLoss())
+    with pytest.raises(FloatingPointError, match=r"not finite in the state of '2' \(LIF\)"):
+        trainer.train_sequence(*batch())
+    assert net[2].mem is None
+
+
+def test_half_precision_gradients_do_not_overflow_the_check():
+    from fptt_plugin._finite import all_finite
+
+    assert all_finite([torch.full((100,), 60000.0, dtype=torch.float16), torch.zeros(0), torch.tensor(1)])
+    assert not all_finite([torch.zeros(2), torch.tensor([0.0, float("-inf")])])
+    assert all_finite([])
