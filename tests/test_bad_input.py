@@ -184,11 +184,11 @@ def test_networks_and_optimizers():
     net, other = spiking_net(), spiking_net()
     with pytest.raises(ValueError, match=r"4 parameter\(s\) that are not the network's: build it from net.parameters"):
         FPTTTrainer(net, sgd(other), CE)
-    with pytest.raises(ValueError, match="Sequential has no stateful neuron.*register_state_handler"):
+    with pytest.raises(ValueError, match=r"Sequential has no stateful neuron.*register_state_handler"):
         FPTTTrainer(nn.Sequential(nn.Linear(2, 2)), sgd(net), CE)
-    with pytest.raises(ValueError, match="must be a torch.optim.Optimizer, got generator"):
+    with pytest.raises(ValueError, match=r"must be a torch.optim.Optimizer, got generator"):
         FPTTTrainer(net, net.parameters(), CE)
-    with pytest.raises(TypeError, match="net must be a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"net must be a torch.nn.Module, got function"):
         FPTTTrainer(lambda x: x, sgd(net), CE)
     with pytest.raises(ValueError, match="loss_fn must be callable"):
         FPTTTrainer(net, sgd(net), "cross-entropy")
@@ -228,7 +228,7 @@ def test_baselines_take_no_options_of_the_regularizer():
 
 def test_a_stream_has_no_end_for_bptt():
     net = spiking_net()
-    with pytest.raises(ValueError, match="window=None waits for the end.*set window"):
+    with pytest.raises(ValueError, match=r"window=None waits for the end.*set window"):
         BPTT(net, sgd(net), CE).step(X[0], Y)
     assert net[1].mem is None
     assert isinstance(net[1], LIF)

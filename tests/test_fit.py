@@ -1,0 +1,184 @@
+"""``fit``, ``evaluate`` and ``predict``: the loops over data."""
+
+import builtins
+
+import pytest
+import torch
+from nets import Before, adam, batch, copies, identical, sgd, spikes, spiking_net
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin._loop import accuracy
+
+CE = nn.CrossEntropyLoss()
+
+
+def make(alpha=0.5, **options):
+    net = spiking_net()
+    return FPTTTrainer(net, adam(net), CE, alpha=alpha, **options)
+
+
+def loader(batches=3, **sizes):
+    return [batch(**sizes) for _ in range(batches)]
+
+
+def test_fit_keeps_the_books():
+    trainer, data = make(), loader()
+    with spikes(trainer.net):
+        history = trainer.fit(data, epochs=3, val_loader=loader(1), progress=False)
+    assert [record.epoch for record in history] == [1, 2, 3]
+    assert [record.updates for record in history] == [18, 36, 54]
+    for record in history:
+        assert record.loss > 0
+        assert 0 <= record.train_score <= 1
+        assert 0 <= record.val_score <= 1
+        assert record.seconds > 0
+        assert list(record.firing_rates) == ["1"]
+        assert 0 < record.firing_rates["1"] < 1
+    assert history[-1].loss < history[0].loss
+    assert make().fit(data, progress=False)[0].val_score is None
+
+
+def test_the_figures_of_an_epoch_are_means_over_samples():
+    trainer, data = make(alpha=0), [batch(samples=4), batch(samples=2)]
+    other = make(alpha=0)
+    other.net.load_state_dict(trainer.net.state_dict())
+    record = trainer.fit(data, progress=False)[0]
+    results = [other.train_sequence(*pair) for pair in data]
+    scores = [accuracy(result.output, y) for result, (_, y) in zip(results, data, strict=True)]
+    assert record.loss == pytest.approx((4 * results[0].loss + 2 * results[1].loss).item() / 6)
+    assert record.train_score == pytest.approx((4 * scores[0] + 2 * scores[1]).item() / 6)
+    assert identical(trainer.net.parameters(), other.net.parameters())
+
+
+def test_fit_reads_torch_loaders_with_batch_first():
+    x, y = torch.rand(10, 6, 3), torch.arange(10) % 2
+    trainer = make(batch_first=True)
+    assert trainer.fit(DataLoader(TensorDataset(x, y), batch_size=4), progress=False)[0].updates == 18
+    assert trainer.predict(x).shape == (10, 2)
+
+
+def test_schedulers_step_after_each_epoch():
+    trainer = make()
+    scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1, gamma=0.1)
+    trainer.fit(loader(), epochs=2, scheduler=scheduler, progress=False)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)
+
+
+def test_a_plateau_scheduler_gets_the_metric():
+    trainer = make()
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(trainer.optimizer, "max", factor=0.1, patience=0)
+
+    def metric(output, target):
+        return torch.tensor(0.5)
+
+    trainer.fit(loader(1), epochs=3, scheduler=scheduler, metric=metric, progress=False)
+    assert scheduler.best == 0.5
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)
+
+
+@pytest.mark.parametrize(("higher_is_better", "scores", "best"), [
+    (True, [0.1, 0.9, 0.9, 0.3], 2), (False, [0.5, 0.1, 0.1, 0.3], 2), (True, [float("nan"), 0.1, float("nan")], 2),
+    (False, [float("nan"), 0.4, 0.2], 3),
+])  # fmt: skip
+def test_the_checkpoint_is_of_the_best_epoch(tmp_path, higher_is_better, scores, best):
+    trainer, weights = make(), []
+
+    def metric(output, target):
+        if trainer.net.training:
+            return torch.tensor(0.0)
+        weights.append(copies(trainer.net.parameters()))
+        return torch.tensor(scores[len(weights) - 1])
+
+    options = {"metric": metric, "higher_is_better": higher_is_better, "progress": False}
+    file = tmp_path / "best.pt"
+    trainer.fit(loader(1), epochs=len(scores), val_loader=loader(1), checkpoint=file, **options)
+    other = make()
+    other.load(file)
+    assert identical(other.net.parameters(), weights[best - 1])  # W <- W_bar at the end of an epoch
+    assert other.updates == 6 * best
+    assert not identical(trainer.net.parameters(), weights[best - 1]) or best == len(scores)
+
+
+def test_progress_bar(capsys):
+    make().fit(loader(), progress=False)
+    assert capsys.readouterr().err == ""
+    make().fit(loader(), epochs=2, progress=True)
+    shown = capsys.readouterr().err
+    for words in ("epoch 2/2", "loss=", "accuracy=", "rate="):
+        assert words in shown
+
+
+def test_no_progress_bar_without_tqdm(monkeypatch, capsys):
+    genuine = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("tqdm"):
+            raise ImportError(name)
+        return genuine(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert len(make().fit(loader(), progress=True)) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_evaluation_changes_nothing(averaged):
+    net = spiking_net(extra=[nn.BatchNorm1d(8), nn.Dropout(0.5)])
+    trainer = FPTTTrainer(net, adam(net), CE, alpha=0.5)
+    net[1].eval()  # a user may have frozen one layer
+    trainer.train_sequence(*batch())
+    before, modes = Before(trainer), [module.training for module in net.modules()]
+    x, y = batch(samples=20)
+    scores = {trainer.evaluate([(x, y)], averaged=averaged) for _ in range(3)}
+    assert len(scores) == 1  # no dropout
+    assert identical([trainer.predict(x, averaged=averaged)], [trainer.predict(x, averaged=averaged)])
+    assert before.differs() == []
+    assert [module.training for module in net.modules()] == modes
+    with pytest.raises(ValueError, match=r"floating-point|rank|dimensions"):
+        trainer.evaluate([(x[0], y)], averaged=averaged)
+    assert before.differs() == []
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_evaluation_uses_the_averages():
+    trainer = make(average_weights="never")
+    for pair in loader():
+        trainer.train_sequence(*pair)
+    x, y = batch(samples=50)
+    decisions = [trainer.predict(x), trainer.predict(x, averaged=False)]
+    assert not torch.equal(*decisions)
+    for decision, averaged in zip(decisions, (True, False), strict=True):
+        with spikes(trainer.net):
+            assert trainer.evaluate([(x, y)], averaged=averaged) == pytest.approx(accuracy(decision, y).item())
+
+    def metric(output, target):
+        return output.mean()
+
+    assert trainer.evaluate([(x, y)], metric=metric) != trainer.evaluate([(x, y)], metric=metric, averaged=False)
+    trainer.regularizer.load_averages()
+    assert torch.equal(trainer.predict(x), decisions[0])
+
+
+def test_evaluation_with_a_target_per_step():
+    trainer = make()
+    x, y = torch.rand(6, 4, 3), torch.randint(2, (6, 4))
+    decisions = torch.stack([trainer.predict(x[: t + 1]) for t in range(6)])
+    assert trainer.evaluate([(x, y)]) == pytest.approx((decisions.argmax(2) == y).float().mean().item())
+
+
+def test_empty_loaders():
+    with pytest.raises(ValueError, match=r"no batch: the data set is empty, or smaller.*drop_last"):
+        make().fit([], progress=False)
+    with pytest.raises(ValueError, match="no batch to evaluate"):
+        make().evaluate([])
+
+
+def test_accuracy_is_for_class_labels():
+    with pytest.raises(ValueError, match=r"accuracy needs class scores.*pass metric="):
+        accuracy(torch.rand(4, 2), torch.rand(4, 2))
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), nn.MSELoss())
+    with pytest.raises(ValueError, match="pass metric="):
+        trainer.evaluate([(torch.rand(5, 4, 3), torch.rand(4, 2))])
