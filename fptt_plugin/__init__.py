@@ -5,10 +5,10 @@ The neurons live beside their library: ``from fptt_plugin.snntorch import LTCLea
 """
 
 from .baselines import BPTT, TruncatedBPTT
-from .monitor import FiringRates
+from .monitor import FiringRates, SavedForBackward
 from .regularizer import DynamicRegularizer
 from .trainer import FPTTTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["BPTT", "DynamicRegularizer", "FPTTTrainer", "FiringRates", "TruncatedBPTT", "__version__"]
+__all__ = ["BPTT", "DynamicRegularizer", "FPTTTrainer", "FiringRates", "SavedForBackward", "TruncatedBPTT", "__version__"]

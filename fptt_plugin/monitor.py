@@ -1,11 +1,13 @@
-"""Firing rates of a network's spiking layers, measured without keeping any output."""
+"""What a network does while it trains: firing rates of its layers, and bytes that autograd keeps."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from .state import ModelState
 
@@ -76,3 +78,64 @@ class FiringRates:
             for name, (mean, deviation, count) in self._sums.items()
             if deviation.item() == 0
         }
+
+
+class SavedForBackward:
+    """Measures, within its context, the most bytes that autograd held for a backward pass at any one time.
+
+    This is the memory that grows with the length of the sequence in BPTT and not in FPTT. A tensor saved several times
+    counts once, a slice of the input only with its own size, and the network's parameters not at all. Counts what PyTorch saves; temporary buffers within an
+    operation are not seen.
+
+    Args:
+        net: Its parameters are left out.
+
+    Attributes:
+        peak: The most bytes so far.
+
+    Example:
+        >>> x = torch.ones(10, requires_grad=True)
+        >>> with SavedForBackward(nn.Identity()) as saved:
+        ...     y = (2 * x).exp().sum()
+        >>> saved.peak
+        40
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.peak = 0
+        self._parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
+        self._holders: dict[tuple[int, int], int] = {}  # (address, bytes) -> number of times it is saved
+        self._now = 0
+        self._hooks = saved_tensors_hooks(self._pack, lambda box: box.tensor)
+
+    def __enter__(self) -> SavedForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def _pack(self, tensor: Tensor) -> _Box:
+        box = _Box(tensor)
+        size = tensor.nbytes
+        key = tensor.data_ptr(), size
+        if tensor.untyped_storage().data_ptr() not in self._parameters:
+            if key not in self._holders:
+                self._now += size
+                self.peak = max(self.peak, self._now)
+            self._holders[key] = self._holders.get(key, 0) + 1
+            weakref.finalize(box, self._drop, key, size)
+        return box
+
+    def _drop(self, key: tuple[int, int], size: int) -> None:
+        self._holders[key] -= 1
+        if self._holders[key] == 0:
+            del self._holders[key]
+            self._now -= size
+
+
+class _Box:
+    """Lives exactly as long as autograd keeps the tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
