@@ -1,0 +1,181 @@
+"""One file holds all that training needs: what goes on from it is what would have gone on without it, bit for bit."""
+
+import os
+
+import pytest
+import torch
+from nets import LIF, Before, adam, batch, copies, flat, identical, sgd, spikes, spiking_net
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.state import ModelState
+
+CE = nn.CrossEntropyLoss()
+
+
+def make(net=None, optimizer=adam, alpha=0.1, **options):
+    net = spiking_net() if net is None else net
+    return FPTTTrainer(net, optimizer(net), CE, alpha=alpha, readout="mean", **options)
+
+
+def stream(trainer, steps):
+    for _ in range(steps):
+        x, y = batch(1)
+        trainer.step(x[0], y)
+
+
+def everything(trainer):
+    regularizer, parameters = trainer.regularizer, list(trainer.net.parameters())
+    averages = [*map(regularizer.average_of, parameters), *map(regularizer.dual_of, parameters)]
+    table = trainer.objective.distribution.table
+    state = flat(ModelState(trainer.net).get())
+    return copies([*parameters, *averages, table, *state, *flat(trainer.optimizer.state_dict())])
+
+
+def lazy_net():
+    return nn.Sequential(nn.LazyLinear(8), LIF(), nn.Linear(8, 2), LIF(spikes=False))
+
+
+@pytest.mark.parametrize("build", [spiking_net, lazy_net])
+@pytest.mark.parametrize("variant", ["dual", "gradient"])
+def test_training_goes_on_bit_for_bit(tmp_path, build, variant):
+    trainer = make(build(), variant=variant)
+    with spikes(trainer.net):
+        trainer.train_sequence(*batch())  # fills the class distribution
+        stream(trainer, 5)
+    trainer.save(tmp_path / "a.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+    other = make(build(), alpha=0.7, variant=variant)
+    other.load(tmp_path / "a.pt")
+    assert identical(everything(other), everything(trainer))
+    for one in (trainer, other):
+        torch.manual_seed(7)
+        stream(one, 20)
+        for _ in range(5):
+            one.train_sequence(*batch())
+    assert (other.steps, other.updates, other.skipped) == (trainer.steps, trainer.updates, 0) == (61, 61, 0)
+    assert identical(everything(other), everything(trainer))
+
+
+def test_the_file_holds_tensors_and_numbers_only(tmp_path):
+    trainer = make()
+    stream(trainer, 3)
+    trainer.save(tmp_path / "a.pt")
+    assert set(torch.load(tmp_path / "a.pt", weights_only=True)) == {"net", "optimizer", "trainer"}
+
+
+def test_a_state_dict_does_not_follow_the_training():
+    trainer = make()
+    trainer.train_sequence(*batch())
+    state = trainer.state_dict()
+    before = copies(flat(state))
+    trainer.train_sequence(*batch())
+    assert identical(flat(state), before)
+    assert not identical(flat(trainer.state_dict()), before)
+    trainer.load_state_dict(state)
+    assert identical(flat(trainer.state_dict()), before)
+
+
+def test_none_between_two_updates(tmp_path):
+    for options in ({"window": 2}, {"window": 1, "update_every": 2}):
+        trainer = make(**options)
+        stream(trainer, 3)
+        with pytest.raises(RuntimeError, match=r"between two updates.*updated=True, or call reset\(\)"):
+            trainer.save(tmp_path / "a.pt")
+        assert list(tmp_path.iterdir()) == []
+        stream(trainer, 1)
+        trainer.state_dict()
+
+
+def test_after_loading_a_failed_update_goes_back_to_the_loaded_state():
+    trainer = make(update_every=2)
+    stream(trainer, 4)
+    x, y = batch(1)
+    trainer.step(x[0])  # without a target: nothing is pending, yet half of the way to the next update is done
+    state = trainer.state_dict()
+    other = make(update_every=2, on_nonfinite="skip")
+    other.load_state_dict(state)
+    other.objective.loss_fn = lambda output, target: CE(output, target) * float("nan")
+    other.step(x[0], y)
+    assert other.skipped == 1
+    assert identical(flat(ModelState(other.net).get()), flat(state["state"]))
+
+
+def damaged(file):
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def foreign(file):
+    torch.save({"net": {}}, file)
+
+
+def text(file):
+    file.write_text("no checkpoint")
+
+
+@pytest.mark.parametrize("damage", [damaged, foreign, text])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    trainer, file = make(), tmp_path / "a.pt"
+    stream(trainer, 3)
+    trainer.save(file)
+    damage(file)
+    stream(trainer, 1)
+    before = Before(trainer)
+    with pytest.raises(ValueError, match=r"a.pt is no complete checkpoint"):
+        trainer.load(file)
+    assert before.differs() == []
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        make().load(tmp_path / "a.pt")
+
+
+def grouped(net):
+    return torch.optim.Adam([{"params": list(net[0].parameters())}, {"params": list(net[2].parameters())}])
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: make(spiking_net(hidden=7)), r"0.weight has shape \(7, 3\) here, \(8, 3\) in the file"),
+        (lambda: make(spiking_net(extra=[nn.Linear(8, 8)])), "names that only one of them has"),
+        (lambda: make(spiking_net(extra=[nn.Identity(), LIF()])), "names that only one"),
+        (lambda: make(nn.Sequential(*spiking_net(), LIF())), "stateful modules"),
+        (lambda: make(optimizer=sgd), "not of SGD: it lacks"),
+        (lambda: make(optimizer=grouped), "other parameter groups"),
+        (lambda: make(variant="gradient"), "variant='dual'"),
+    ],
+    ids=range(7),
+)
+def test_the_file_of_another_network_or_optimizer_is_refused(tmp_path, build, words):
+    trainer = make()
+    stream(trainer, 3)
+    trainer.save(tmp_path / "a.pt")
+    other = build()
+    stream(other, 2)
+    before = Before(other)
+    with pytest.raises(ValueError, match=f"belongs to another network or optimizer: .*{words}"):
+        other.load(tmp_path / "a.pt")
+    assert before.differs() == []
+    stream(other, 1)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    trainer, file = make(), tmp_path / "a.pt"
+    stream(trainer, 3)
+    trainer.save(file)
+    old, weights = file.read_bytes(), copies(trainer.net.parameters())
+    stream(trainer, 1)
+
+    def interrupted(content, stream):
+        stream.write(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save(file)
+    assert os.listdir(tmp_path) == ["a.pt"]
+    assert file.read_bytes() == old
+    trainer.load(file)
+    assert identical(trainer.net.parameters(), weights)
