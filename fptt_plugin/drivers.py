@@ -94,6 +94,7 @@ class FrozenNormalization:
     """Within the context batch normalisation keeps its running statistics, whatever passes through it.
 
     Example:
+        >>> import torch
         >>> norm = nn.BatchNorm1d(2)
         >>> with FrozenNormalization(norm):
         ...     _ = norm(torch.ones(3, 2))
