@@ -15,8 +15,8 @@ def digits(batch_size: int, steps: int, seed: int) -> tuple[DataLoader[Any], Dat
     """Scikit-learn's 1797 handwritten 8x8 digits as spike trains: loaders of ``(spikes [T, B, 64], label [B])``.
 
     A pixel fires at each step with a probability equal to its brightness (Poisson rate code). Training data are drawn
-    anew in every epoch; test data (a quarter) are drawn once. A last batch of a few samples is dropped: with an update at
-    every step it would pull the weights towards those few for a whole sequence.
+    anew in every epoch; test data (a quarter) are drawn once. A last batch of a few samples is dropped: with an update
+    at every step it would pull the weights towards those few for a whole sequence.
     """
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images / 16.0, labels, test_size=0.25, stratify=labels, random_state=seed)

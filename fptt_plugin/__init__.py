@@ -11,4 +11,12 @@ from .trainer import FPTTTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["BPTT", "DynamicRegularizer", "FPTTTrainer", "FiringRates", "SavedForBackward", "TruncatedBPTT", "__version__"]
+__all__ = [
+    "BPTT",
+    "DynamicRegularizer",
+    "FPTTTrainer",
+    "FiringRates",
+    "SavedForBackward",
+    "TruncatedBPTT",
+    "__version__",
+]

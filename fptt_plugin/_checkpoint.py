@@ -14,10 +14,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from .trainer import FPTTTrainer
+    from ._evaluator import Evaluator
 
 
-def save(trainer: FPTTTrainer, path: str | PathLike[str]) -> None:
+def save(trainer: Evaluator, path: str | PathLike[str]) -> None:
     """Implements :meth:`FPTTTrainer.save`."""
     content = {
         "net": trainer.net.state_dict(),
@@ -38,7 +38,7 @@ def save(trainer: FPTTTrainer, path: str | PathLike[str]) -> None:
         raise
 
 
-def load(trainer: FPTTTrainer, path: str | PathLike[str]) -> None:
+def load(trainer: Evaluator, path: str | PathLike[str]) -> None:
     """Implements :meth:`FPTTTrainer.load`."""
     device = next(trainer.net.parameters()).device
     try:

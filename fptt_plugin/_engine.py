@@ -61,6 +61,7 @@ class Engine:
         self.loss_every = loss_every
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
+        self._parameters = list(net.parameters())  # walking the modules at every step would cost more than the norm
         self.steps = self.updates = self.skipped = 0
         self.progress = Progress()
         self.losses: list[Tensor] = []  # of the open window
@@ -131,7 +132,7 @@ class Engine:
         # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
         if loss is not None and loss.requires_grad:
             if self.progress.backwards == 0:
-                self.net.zero_grad(set_to_none=True)
+                self._zero_grad()
                 self._loss_since_update = torch.zeros(())
             loss.backward()
             self.progress = self.progress._replace(backwards=self.progress.backwards + 1)
@@ -149,11 +150,11 @@ class Engine:
 
     def _update(self, backwards: int) -> None:
         """One FPTT update from the gradients of so many windows, unless something is not finite."""
-        grads = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         loss = self._loss_since_update
         if not all_finite([loss, *grads]):
             message = blame(self.net, self.state, loss, self.steps)
-            self.net.zero_grad(set_to_none=True)
+            self._zero_grad()
             if self.on_nonfinite == "raise":
                 raise FloatingPointError(message)
             self.skipped += 1
@@ -166,6 +167,10 @@ class Engine:
         if self._replays:
             self.regularizer.second_gradient(self._replayed_loss)
         self.updates += 1
+
+    def _zero_grad(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     @property
     def _replays(self) -> bool:

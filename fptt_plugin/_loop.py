@@ -17,6 +17,7 @@ from .monitor import FiringRates
 from .results import EpochRecord
 
 if TYPE_CHECKING:
+    from ._evaluator import Evaluator
     from .trainer import FPTTTrainer
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -105,7 +106,7 @@ def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[fl
     return loss.item() / seen, score.item() / seen, firing.rates()
 
 
-def evaluate(trainer: FPTTTrainer, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
+def evaluate(trainer: Evaluator, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
     """Implements :meth:`FPTTTrainer.evaluate`."""
     device = _device(trainer)
     score, seen = torch.zeros((), device=device), 0
@@ -122,7 +123,7 @@ def evaluate(trainer: FPTTTrainer, loader: Iterable[Any], *, metric: Metric = ac
     return score.item() / seen
 
 
-def _device(trainer: FPTTTrainer) -> torch.device:
+def _device(trainer: Evaluator) -> torch.device:
     return next(trainer.net.parameters()).device
 
 

@@ -84,8 +84,8 @@ class SavedForBackward:
     """Measures, within its context, the most bytes that autograd held for a backward pass at any one time.
 
     This is the memory that grows with the length of the sequence in BPTT and not in FPTT. A tensor saved several times
-    counts once, a slice of the input only with its own size, and the network's parameters not at all. Counts what PyTorch saves; temporary buffers within an
-    operation are not seen.
+    counts once, a slice of the input only with its own size, and the network's parameters not at all. Counts what
+    PyTorch saves; temporary buffers within an operation are not seen.
 
     Args:
         net: Its parameters are left out.

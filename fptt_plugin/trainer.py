@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import _checkpoint, _loop
+from . import _loop
 from ._engine import Engine, check_strides
-from ._inputs import TARGETS, Sequence, check_sequence, check_step, time_first
+from ._evaluator import Evaluator
+from ._inputs import TARGETS, Sequence, check_step
 from ._loop import Metric, accuracy
 from ._position import Chunk
 from ._validation import Problems
@@ -25,7 +25,7 @@ from .results import EpochRecord, SequenceResult, StepResult
 from .state import ModelState
 
 
-class FPTTTrainer:
+class FPTTTrainer(Evaluator):
     """Trains a spiking network online by Forward Propagation Through Time.
 
     Gradients are taken at the current weights ``W`` and reach back ``window`` steps; memory does not depend on the
@@ -212,9 +212,6 @@ class FPTTTrainer:
         """
         return self._train_checked(self._check_sequence(x, y))
 
-    def _check_sequence(self, x: Tensor, y: Tensor) -> Sequence:
-        return check_sequence(x, y, batch_first=self.batch_first, targets=self.targets)
-
     def _train_checked(self, sequence: Sequence) -> SequenceResult:
         engine = self._engine
         steps, updates = len(sequence.x), engine.updates
@@ -273,51 +270,6 @@ class FPTTTrainer:
             progress=progress,
         )
 
-    # ------------------------------------------------------------------ evaluation
-
-    def evaluate(self, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
-        """Mean metric over a loader, in evaluation mode and without gradients; a stream in progress goes on after.
-
-        Args:
-            loader: Gives ``(x, y)`` as :meth:`train_sequence` takes them.
-            metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
-            averaged: Evaluate ``W_bar`` instead of ``W``; the same with ``alpha=0``.
-
-        Returns:
-            The mean over samples (and over steps, with a target per step).
-        """
-        return _loop.evaluate(self, loader, metric=metric, averaged=averaged)
-
-    def predict(self, x: Tensor, *, averaged: bool = True) -> Tensor:
-        """The decision ``[B, ...]`` on a batch of sequences ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``)."""
-        x = time_first(x, batch_first=self.batch_first)
-        with self._evaluation(averaged):
-            *_, (_, output) = self._outputs(x)
-        return output
-
-    @contextmanager
-    def _evaluation(self, averaged: bool) -> Iterator[None]:
-        """Evaluation mode, no gradients, ``W_bar``; whatever was in progress is as before afterwards."""
-        training = {module: module.training for module in self.net.modules()}
-        kept = self._engine.snapshot()
-        try:
-            with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
-                self.net.eval()
-                yield
-        finally:
-            self._engine.restore(kept)
-            for module, mode in training.items():
-                module.training = mode
-
-    def _outputs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Step and readout from the initial state, without learning."""
-        self._engine.reset()
-        return self._engine.outputs(x)
-
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within the context the network holds ``W_bar``; afterwards ``W`` is back, bit for bit."""
-        return self.regularizer.averaged_weights()
-
     def explain(self) -> str:
         """A few lines on what the trainer does with this network."""
         engine = self._engine
@@ -334,44 +286,3 @@ class FPTTTrainer:
                 f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
             ]
         )
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def state_dict(self) -> dict[str, Any]:
-        """Averages, duals, counters, class distribution and recurrent state; network and optimizer have their own.
-
-        Raises:
-            RuntimeError: Between two updates, where gradients are pending that no file can hold.
-        """
-        return {"regularizer": self.regularizer.state_dict(), **self._engine.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned, into a trainer of the same network, optimizer and options.
-
-        Raises:
-            ValueError: If it belongs to another network. Nothing is changed then.
-        """
-        self.check_state_dict(state)
-        self.regularizer.load_state_dict(state["regularizer"])
-        self._engine.load_state_dict(state)
-
-    def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses what :meth:`state_dict` of a trainer of another network returned.
-
-        Raises:
-            ValueError: If it is one.
-        """
-        self._engine.check_state_dict(state)
-        self.regularizer.check_state_dict(state["regularizer"])
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""
-        _checkpoint.save(self, path)
-
-    def load(self, path: str | PathLike[str]) -> None:
-        """Reads a file that :meth:`save` wrote.
-
-        Raises:
-            ValueError: If the file is damaged or belongs to another network. Nothing is changed then.
-        """
-        _checkpoint.load(self, path)

@@ -1,0 +1,48 @@
+"""The examples run, from another folder, and write what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
+def test_quickstart(library, tmp_path):
+    def run(name):
+        command = [sys.executable, EXAMPLES / "quickstart.py", "--smoke", "--library", library, "--json", name]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads((tmp_path / name).read_text())
+
+    printed, figures = run("first.json")
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    results = {row["arm"]: row for row in figures["results"]}
+    assert list(results) == ["FPTT", "alpha = 0", "BPTT"]
+    for row in results.values():
+        assert row["arm"] in printed
+        assert row["test_accuracy"] > 0.3  # one epoch, ten classes
+        assert row["firing_rates"]
+        assert all(0.01 < rate < 0.5 for rate in row["firing_rates"].values())
+    assert results["FPTT"]["test_accuracy"] != results["alpha = 0"]["test_accuracy"]
+    flat, control, growing = figures["memory"]["saved_bytes"].values()
+    assert len(set(flat)) == len(set(control)) == 1
+    assert growing[-1] > 2.5 * growing[0]  # T = 30 against T = 10
+
+    timed = ("seconds",)
+    again = run("second.json")[1]
+    for row in (*figures["results"], *again["results"]):
+        for name in timed:
+            del row[name]
+    assert again == figures, "the same seed gives the same figures"
