@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._finite import all_finite, blame
-from ._position import Chunk, Progress, Snapshot
-from ._validation import Problems
-from .drivers import FrozenNormalization, StepDriver
+from ._inputs import Sequence
+from ._position import Chunk, Progress, Snapshot, random_state, set_random_state
+from .drivers import Driver, FrozenNormalization
 from .objective import Objective, Readout
 from .regularizer import DynamicRegularizer
+from .results import SequenceResult, StepResult
 from .state import ModelState, map_tensors
 
 
@@ -27,7 +28,7 @@ class Engine:
         optimizer: Its optimizer, which carries ``regularizer``.
         regularizer: The dynamic regulariser.
         state: The network's recurrent state.
-        driver: How the network is called.
+        driver: How the network is called; may follow before the first step.
         objective: The loss of a step.
         readout: What loss and decision see of the outputs.
         window: Steps per window, ``None`` for the whole sequence.
@@ -42,7 +43,7 @@ class Engine:
         optimizer: Optimizer,
         regularizer: DynamicRegularizer,
         state: ModelState,
-        driver: StepDriver,
+        driver: Driver | None,
         objective: Objective,
         readout: Readout,
         window: int | None,
@@ -69,32 +70,80 @@ class Engine:
         self._loss_since_update = torch.zeros(())
         self.restore_point = self.snapshot()  # where the steps since the last update began
 
+    @property
+    def _running(self) -> Driver:
+        assert self.driver is not None, "the trainer finds the driver before the first step"
+        return self.driver
+
     def reset(self) -> None:
         """A new sequence: every neuron is as before its first input."""
         self.state.reset()
         self.readout.set((None, 0))
         self.progress = Progress()
         self.losses, self._chunks = [], []
+        self.restore_point = self.snapshot()
+
+    def check_in_flight(self) -> None:
+        """Refuses options that need to run a window again, which a network that loops over time cannot do.
+
+        Raises:
+            ValueError: If one is set.
+        """
+        for option, value in (("variant", "gradient"), ("on_nonfinite", "skip")):
+            if value in (self.regularizer.variant, self.on_nonfinite):
+                raise ValueError(
+                    f"{option}={value!r} goes back to the start of a window, which a network that loops over time "
+                    f"inside forward() cannot: leave {option} at its default, or let forward() take one time step"
+                )
 
     # ------------------------------------------------------------------ forward
 
-    def advance(self, chunk: Chunk) -> Tensor:
-        """Runs the network over some steps of the open window and notes their losses; returns the last output."""
-        if self.progress.since_update == 0:
-            self.restore_point = self.snapshot()
+    def train(self, sequence: Sequence) -> SequenceResult:
+        """Trains on one checked batch of sequences, from the initial state."""
+        before, total, windows = self.updates, torch.zeros((), device=sequence.x.device), 0
+        output = total
+
+        def take(outputs: list[Tensor], x: Tensor) -> None:
+            nonlocal output, total, windows
+            output = self.learn(outputs, Chunk(x, sequence.target, sequence.steps, sequence.per_sequence))
+            last = self.progress.t == sequence.steps
+            if last or self.progress.in_window == self.window:
+                loss = self.close_window(last=last)
+                if loss is not None:
+                    total, windows = total + loss, windows + 1
+
+        with self.undone_on_error(self.snapshot()):
+            self.reset()
+            self._running.run(sequence.x, self.window, take)
+        return SequenceResult(output.detach(), total / windows, self.updates - before)
+
+    def step(self, chunk: Chunk) -> StepResult:
+        """Trains on one step of a stream."""
+        losses, before = len(self.losses), self.updates
+        with self.undone_on_error(self.snapshot()):
+            output = self.learn(self._running.advance(chunk.x), chunk)
+        loss = self.losses[-1].detach() if len(self.losses) > losses else None
+        if self.progress.in_window == self.window:
+            with self.undone_on_error(self.restore_point):
+                self.close_window()
+        return StepResult(output.detach(), loss, self.updates > before)
+
+    def learn(self, outputs: list[Tensor], chunk: Chunk) -> Tensor:
+        """Notes the losses of some steps of the open window; returns the readout of the last."""
+        steps = len(chunk.x)
+        output, losses = self._read(outputs, chunk, self.progress.t + steps)
+        self.losses += losses
         if self._replays:
             self._chunks.append(chunk)
-        steps = len(chunk.x)
-        output, losses = self._forward(chunk, self.progress.t + steps)
-        self.losses += losses
         self.steps += steps
         t, in_window, since_update, backwards = self.progress
         self.progress = Progress(t + steps, in_window + steps, since_update + steps, backwards)
         return output
 
-    def _forward(self, chunk: Chunk, end: int, *, first_time: bool = True) -> tuple[Tensor, list[Tensor]]:
-        """Readout of the chunk's last output, and the losses due in it; the chunk's last step is ``end - 1``."""
-        outputs = self.driver.advance(chunk.x)
+    def _read(
+        self, outputs: list[Tensor], chunk: Chunk, end: int, *, first_time: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Readout of the last output, and the losses due among them; the last step is ``end - 1``."""
         losses = []
         stride = self.loss_every or self.window
         for t, raw in enumerate(outputs, start=end - len(outputs)):
@@ -106,13 +155,20 @@ class Engine:
                 losses.append(loss)
         return output, losses
 
-    def outputs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Step and readout of a sequence ``[T, B, ...]``, without losses."""
-        for x_window in x.split(self.window or len(x)):
-            end = self.progress.t + len(x_window)
-            outputs = self.driver.advance(x_window)
-            yield from enumerate(map(self.readout, outputs), start=end - len(outputs))
-            self.progress = Progress(t=end)
+    def visit(self, x: Tensor, visitor: Callable[[int, Tensor], None]) -> None:
+        """Runs a sequence from the initial state without losses; the visitor gets step and readout."""
+        t = 0
+
+        def take(outputs: list[Tensor], x_window: Tensor) -> None:
+            nonlocal t
+            t += len(x_window)
+            for step, raw in enumerate(outputs, start=t - len(outputs)):
+                visitor(step, self.readout(raw))
+            self._running.detach()
+
+        self.state.reset()
+        self.readout.set((None, 0))
+        self._running.run(x, self.window, take)
 
     # ------------------------------------------------------------------ backward and update
 
@@ -138,14 +194,15 @@ class Engine:
             self.progress = self.progress._replace(backwards=self.progress.backwards + 1)
             self._loss_since_update = self._loss_since_update.to(loss.device) + loss.detach()
         self.losses = []
-        self.driver.detach()
+        self._running.detach()
         self.readout.detach()
         self.progress = self.progress._replace(in_window=0)
         if last or self.progress.since_update >= (self.update_every or 0):
             if self.progress.backwards:
                 self._update(self.progress.backwards)
             self.progress = self.progress._replace(since_update=0, backwards=0)
-        self._chunks = []
+            self._chunks = []
+            self.restore_point = self.snapshot()
         return None if loss is None else loss.detach()
 
     def _update(self, backwards: int) -> None:
@@ -183,10 +240,10 @@ class Engine:
         self.readout.set(begin.readout)
         losses, end = [], begin.progress.t
         with FrozenNormalization(self.net), torch.random.fork_rng():
-            _set_random_state(begin.random)
+            set_random_state(begin.random)
             for chunk in self._chunks:
                 end += len(chunk.x)
-                losses += self._forward(chunk, end, first_time=False)[1]
+                losses += self._read(self._running.advance(chunk.x), chunk, end, first_time=False)[1]
         self.restore(now)
         return torch.stack(losses).mean()
 
@@ -194,7 +251,7 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Where everything but the weights stands."""
-        random = _random_state() if self._replays else []
+        random = random_state() if self._replays else []
         return Snapshot(
             self.state.get(), self.readout.get(), self.progress, list(self.losses), list(self._chunks), random
         )
@@ -258,33 +315,3 @@ class Engine:
         except BaseException:
             self.restore(snapshot)
             raise
-
-
-def _random_state() -> list[Tensor]:
-    """State of the random generators: the CPU's, then each GPU's."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
-
-
-def _set_random_state(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for device, state in enumerate(states[1:]):
-        torch.cuda.set_rng_state(state, device)
-
-
-def check_strides(
-    problems: Problems, window: int | None, loss_every: int | None, update_every: int | None, variant: str
-) -> None:
-    """Notes strides that are no strides, or that do not go together."""
-    for name, stride in (("window", window), ("loss_every", loss_every), ("update_every", update_every)):
-        problems.check(
-            stride is None or (isinstance(stride, int) and stride >= 1), f"{name}={stride!r} must be an integer >= 1"
-        )
-    if isinstance(update_every, int) and isinstance(window, int | None):
-        problems.check(
-            window is not None and update_every % max(window, 1) == 0,
-            f"update_every={update_every} must be a multiple of window={window}: no update may fall into a window",
-        )
-        problems.check(
-            variant != "gradient" or update_every == window,
-            "variant='gradient' takes its second gradient over one window: leave update_every out",
-        )

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import _checkpoint, _loop
+from ._detect import find_driver
 from ._engine import Engine
-from ._inputs import Sequence, check_sequence, time_first
+from ._inflight import InFlightDriver
+from ._inputs import Sequence, check_input, check_sequence, time_first
 from ._loop import Metric, accuracy
+from .drivers import Driver
 from .regularizer import DynamicRegularizer
 
 
@@ -26,10 +29,26 @@ class Evaluator:
     regularizer: DynamicRegularizer
     targets: str
     batch_first: bool
+    output_module: str | None
+    _driver: str
     _engine: Engine
 
     def _check_sequence(self, x: Tensor, y: Tensor) -> Sequence:
-        return check_sequence(x, y, batch_first=self.batch_first, targets=self.targets)
+        """Checks a batch as the driver needs it; finds the driver at the first."""
+        check_input(x, rank=2, what="x must have 2 dimensions or more")
+        driver = self._find_driver(x, batch_first=self.batch_first)
+        return check_sequence(x, y, batch_first=self.batch_first, targets=self.targets, size=driver.steps_and_batch(x))
+
+    def _find_driver(self, x: Tensor, *, batch_first: bool) -> Driver:
+        engine = self._engine
+        if engine.driver is None:
+            driver = find_driver(
+                self._driver, self.net, engine.state, engine.objective.select, self.output_module, x, batch_first
+            )
+            if isinstance(driver, InFlightDriver):
+                engine.check_in_flight()
+            engine.driver = driver
+        return engine.driver
 
     def evaluate(self, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
         """Mean metric over a loader, in evaluation mode and without gradients; a stream in progress goes on after.
@@ -46,10 +65,13 @@ class Evaluator:
 
     def predict(self, x: Tensor, *, averaged: bool = True) -> Tensor:
         """The decision ``[B, ...]`` on a batch of sequences ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``)."""
-        x = time_first(x, batch_first=self.batch_first)
+        check_input(x, rank=2, what="x must have 2 dimensions or more")
+        if self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x) is None:
+            x = time_first(x, batch_first=self.batch_first)
+        outputs: list[Tensor] = []
         with self._evaluation(averaged):
-            *_, (_, output) = self._outputs(x)
-        return output
+            self._engine.visit(x, lambda t, output: outputs.__setitem__(slice(None), [output]))
+        return outputs[0]
 
     @contextmanager
     def _evaluation(self, averaged: bool) -> Iterator[None]:
@@ -64,11 +86,6 @@ class Evaluator:
             self._engine.restore(kept)
             for module, mode in training.items():
                 module.training = mode
-
-    def _outputs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Step and readout from the initial state, without learning."""
-        self._engine.reset()
-        return self._engine.outputs(x)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Within the context the network holds ``W_bar``; afterwards ``W`` is back, bit for bit."""

@@ -16,18 +16,24 @@ class Sequence(NamedTuple):
         x: Input ``[T, B, ...]``.
         y: Target ``[B, ...]`` (per sequence) or ``[T, B, ...]`` (per step).
         per_sequence: Whether one target serves all steps.
+        steps: Length ``T``.
+        batch: Batch size ``B``.
     """
 
     x: Tensor
     y: Tensor
     per_sequence: bool
+    steps: int
+    batch: int
 
     def target(self, t: int) -> Tensor:
         """The target of step ``t``."""
         return self.y if self.per_sequence else self.y[t]
 
 
-def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> Sequence:
+def check_sequence(
+    x: Tensor, y: Tensor, *, batch_first: bool, targets: str, size: tuple[int, int] | None = None
+) -> Sequence:
     """Checks a batch of sequences and puts time first.
 
     Args:
@@ -35,6 +41,7 @@ def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> 
         y: ``[B, ...]``, or per step as ``x``.
         batch_first: Layout of ``x`` and of a target per step.
         targets: ``"sequence"``, ``"step"``, or ``"auto"`` to tell by the shape.
+        size: Steps and batch size, where the shape of ``x`` does not say them; ``x`` then stays as it is.
 
     Returns:
         The batch, time first.
@@ -48,8 +55,9 @@ def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> 
         >>> check_sequence(torch.zeros(5, 2, 3), torch.zeros(2), batch_first=False, targets="auto").per_sequence
         True
     """
-    x = time_first(x, batch_first=batch_first)
-    steps, batch = x.shape[:2]
+    if size is None:
+        x = time_first(x, batch_first=batch_first)
+    steps, batch = size or tuple(x.shape[:2])
     if not isinstance(y, Tensor):
         raise TypeError(f"y must be a tensor, got {type(y).__name__}")
     if y.is_floating_point() and not y.isfinite().all():
@@ -63,9 +71,9 @@ def check_sequence(x: Tensor, y: Tensor, *, batch_first: bool, targets: str) -> 
             "targets='sequence' or targets='step' to the trainer"
         )
     if fits_step and targets != "sequence":
-        return Sequence(x, stepwise, per_sequence=False)
+        return Sequence(x, stepwise, False, steps, batch)
     if fits_sequence and targets != "step":
-        return Sequence(x, y, per_sequence=True)
+        return Sequence(x, y, True, steps, batch)
     asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
     raise ValueError(
         f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={batch} samples: pass [B, ...] (one "

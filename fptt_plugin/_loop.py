@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ._inputs import Sequence
 from .monitor import FiringRates
 from .results import EpochRecord
 
@@ -88,10 +89,10 @@ def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[fl
     with FiringRates(trainer.net) as firing:
         for x, y in batches:
             sequence = trainer._check_sequence(x.to(device), y.to(device))
-            result = trainer._train_checked(sequence)
-            steps, batch = sequence.x.shape[:2]
+            result = trainer._train(sequence)
+            batch = sequence.batch
             loss += batch * result.loss
-            score += batch * metric(result.output, sequence.target(steps - 1))
+            score += batch * metric(result.output, sequence.target(sequence.steps - 1))
             seen += batch
             if hasattr(batches, "set_postfix"):
                 rates = firing.rates().values()
@@ -113,11 +114,14 @@ def evaluate(trainer: Evaluator, loader: Iterable[Any], *, metric: Metric = accu
     with trainer._evaluation(averaged):
         for x, y in loader:
             sequence = trainer._check_sequence(x.to(device), y.to(device))
-            steps, batch = sequence.x.shape[:2]
-            for t, output in trainer._outputs(sequence.x):
-                if t == steps - 1 or not sequence.per_sequence:
-                    score += batch * metric(output, sequence.target(t))
-                    seen += batch
+
+            def visit(t: int, output: Tensor, sequence: Sequence = sequence) -> None:
+                nonlocal score, seen
+                if t == sequence.steps - 1 or not sequence.per_sequence:
+                    score = score + sequence.batch * metric(output, sequence.target(t))
+                    seen += sequence.batch
+
+            trainer._engine.visit(sequence.x, visit)
     if seen == 0:
         raise ValueError("the loader gave no batch to evaluate")
     return score.item() / seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -42,3 +43,14 @@ class Snapshot(NamedTuple):
     losses: list[Tensor]
     chunks: list[Chunk]
     random: list[Tensor]  # of the generators; empty where nothing is replayed
+
+
+def random_state() -> list[Tensor]:
+    """State of the random generators: the CPU's, then each GPU's."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)

@@ -34,3 +34,22 @@ class Problems:
         """Raises ValueError with all findings, if there are any."""
         if self._found:
             raise ValueError(f"{self._what} cannot be built:\n" + "\n".join(f"- {text}" for text in self._found))
+
+
+def check_strides(
+    problems: Problems, window: int | None, loss_every: int | None, update_every: int | None, variant: str
+) -> None:
+    """Notes strides that are no strides, or that do not go together."""
+    for name, stride in (("window", window), ("loss_every", loss_every), ("update_every", update_every)):
+        problems.check(
+            stride is None or (isinstance(stride, int) and stride >= 1), f"{name}={stride!r} must be an integer >= 1"
+        )
+    if isinstance(update_every, int) and isinstance(window, int | None):
+        problems.check(
+            window is not None and update_every % max(window, 1) == 0,
+            f"update_every={update_every} must be a multiple of window={window}: no update may fall into a window",
+        )
+        problems.check(
+            variant != "gradient" or update_every == window,
+            "variant='gradient' takes its second gradient over one window: leave update_every out",
+        )

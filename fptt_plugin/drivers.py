@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._validation import Problems
-from .state import ModelState, map_tensors
+from .state import AttributeHandler, ModelState, map_tensors, refusals
 
-DRIVERS = ("auto", "step", "slice")
+DRIVERS = ("auto", "step", "slice", "in-flight", "explicit")
 
 Select = Callable[[Any], Tensor]
+Take = Callable[[list[Tensor], Tensor], None]  # outputs [B, ...] of some steps, and the input [K, B, ...] of these
+
+
+class Driver(Protocol):
+    """Advances one network through time and hands on what it puts out."""
+
+    def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
+        """Steps and batch size of an input, where the driver and not its shape ``[T, B, ...]`` says them."""
+
+    def run(self, x: Tensor, window: int | None, take: Take) -> None:
+        """Runs the network over a whole sequence; ``take`` gets the outputs as they come."""
+
+    def advance(self, x: Tensor) -> list[Tensor]:
+        """Runs the network over some steps ``[K, B, ...]``; returns their outputs ``[B, ...]``."""
+
+    def detach(self) -> None:
+        """Cuts the graph behind the network's present state."""
+
+    def explain(self) -> str:
+        """One line on how the network is called."""
 
 
 class StepDriver:
@@ -25,23 +45,25 @@ class StepDriver:
         select: Picks the output from what the network returns.
     """
 
-    name = "step"
-
     def __init__(self, net: nn.Module, state: ModelState, select: Select) -> None:
         self.net = net
         self.state = state
         self.select = select
 
+    def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
+        return None
+
+    def run(self, x: Tensor, window: int | None, take: Take) -> None:
+        for x_t in x.split(1):
+            take(self.advance(x_t), x_t)
+
     def advance(self, x: Tensor) -> list[Tensor]:
-        """Runs the network over ``x`` ``[K, B, ...]``; returns the ``K`` outputs ``[B, ...]``."""
         return [self.select(self.net(x_t)) for x_t in x]
 
     def detach(self) -> None:
-        """Cuts the graph behind the network's present state."""
         self.state.detach()
 
     def explain(self) -> str:
-        """One line on how the network is called."""
         return "driver: step (net(x_t) once per time step)"
 
 
@@ -52,10 +74,11 @@ class SliceDriver(StepDriver):
     (``net(x).mean(0)``) yields one output for the slice.
     """
 
-    name = "slice"
+    def run(self, x: Tensor, window: int | None, take: Take) -> None:
+        for x_window in x.split(window or len(x)):
+            take(self.advance(x_window), x_window)
 
     def advance(self, x: Tensor) -> list[Tensor]:
-        """Runs the network over the slice ``x`` ``[K, B, ...]``; returns ``K`` outputs, or one for the whole slice."""
         output = self.select(self.net(x))
         keeps_time = output.dim() >= 2 and output.shape[:2] == x.shape[:2]
         return list(output.unbind(0)) if keeps_time else [output]
@@ -64,18 +87,48 @@ class SliceDriver(StepDriver):
         return "driver: slice (net(x[t:t+K]) once per window of K steps)"
 
 
-def make_driver(name: str, net: nn.Module, state: ModelState, select: Select) -> StepDriver:
-    """The driver of that name; ``"auto"`` takes slices where a module is in SpikingJelly's multi-step mode."""
-    if name == "auto":
-        multi_step = any(getattr(module, "step_mode", None) == "m" for module in net.modules())
-        name = "slice" if multi_step else "step"
-    return {"step": StepDriver, "slice": SliceDriver}[name](net, state, select)
+class ExplicitDriver(StepDriver):
+    """For networks that take and return their state, ``net(x_t, state) -> (output, state)``, ``None`` at the start.
+
+    The state may be any nesting of tensors. Neurons that keep a state of their own may be among the layers.
+    """
+
+    def __init__(self, net: nn.Module, state: ModelState, select: Select) -> None:
+        super().__init__(net, state, select)
+        self._carried = Carried()
+        state.add("the state that forward() returns", self._carried, AttributeHandler(value=None))
+
+    def advance(self, x: Tensor) -> list[Tensor]:
+        return [self._step(x_t) for x_t in x]
+
+    def _step(self, x_t: Tensor) -> Tensor:
+        returned = self.net(x_t, self._carried.value)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                "driver='explicit' calls net(x_t, state) and expects (output, state) back, got "
+                f"{type(returned).__name__}: wrap the network in a module that does so"
+            )
+        output, self._carried.value = returned
+        return self.select(output)
+
+    def explain(self) -> str:
+        return "driver: explicit (net(x_t, state) -> (output, state) once per time step)"
 
 
-def check_network(problems: Problems, net: nn.Module, state: ModelState, optimizer: Optimizer) -> None:
+class Carried(nn.Module):
+    """Holds the state that a network with explicit state returned last."""
+
+    value: Any = None
+
+
+def check_network(
+    problems: Problems, net: nn.Module, state: ModelState, optimizer: Optimizer, *, explicit: bool
+) -> None:
     """Notes a network without state, and an optimizer of another network."""
+    for refusal in refusals(net):
+        problems.check(False, refusal)
     problems.check(
-        state.modules(),
+        state.modules() or explicit,
         f"{type(net).__name__} has no stateful neuron that this package knows, so there is nothing to train through "
         "time: use snnTorch or SpikingJelly neurons, or name the state of your own neuron with "
         "fptt_plugin.state.register_state_handler",

@@ -86,6 +86,31 @@ def register_state_handler(module_type: type[nn.Module], handler: StateHandler) 
     _handlers[module_type] = handler
 
 
+_refused: dict[type, str] = {}
+
+
+def refuse_to_step(module_type: type[nn.Module], reason: str) -> None:
+    """Notes that modules of a type cannot be advanced one time step at a time, and what to do instead."""
+    _refused[module_type] = reason
+
+
+def refusals(net: nn.Module) -> list[str]:
+    """One sentence for every module of the network that cannot be advanced step by step; names it and the remedy."""
+    _load_adapters()
+    found = []
+    for name, module in net.named_modules():
+        reason = next((_refused[base] for base in type(module).__mro__ if base in _refused), None)
+        if reason is not None:
+            found.append(f"{name or 'the network'!r} ({type(module).__name__}) {reason}")
+    return found
+
+
+def _load_adapters() -> None:
+    for library, adapter in _LIBRARIES.items():
+        if library in sys.modules:
+            importlib.import_module(adapter)
+
+
 def _handler_for(module: nn.Module) -> StateHandler | None:
     return next((_handlers[base] for base in type(module).__mro__ if base in _handlers), None)
 
@@ -127,11 +152,13 @@ class ModelState:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        for library, adapter in _LIBRARIES.items():
-            if library in sys.modules:
-                importlib.import_module(adapter)
+        _load_adapters()
         found = ((name, module, _handler_for(module)) for name, module in net.named_modules())
         self._entries = [(name, module, handler) for name, module, handler in found if handler is not None]
+
+    def add(self, name: str, module: nn.Module, handler: StateHandler) -> None:
+        """Counts the state of one more module, which need not be part of the network."""
+        self._entries.append((name, module, handler))
 
     def modules(self) -> list[tuple[str, nn.Module]]:
         """Name and module of everything that carries state, in the order of ``net.named_modules()``."""

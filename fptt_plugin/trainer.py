@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import _loop
-from ._engine import Engine, check_strides
+from ._detect import known_driver, takes_state
+from ._engine import Engine
 from ._evaluator import Evaluator
 from ._inputs import TARGETS, Sequence, check_step
 from ._loop import Metric, accuracy
 from ._position import Chunk
-from ._validation import Problems
-from .drivers import DRIVERS, check_network, make_driver
+from ._validation import Problems, check_strides
+from .drivers import DRIVERS, check_network
 from .functional.losses import ClassDistribution
 from .objective import LossFunction, Objective, Output, Ramp, Readout, check_objective
 from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
@@ -55,7 +55,11 @@ class FPTTTrainer(Evaluator):
         auxiliary: Class-distribution term, likewise.
         targets: Whether ``y`` holds one target per ``"sequence"`` or per ``"step"``; ``"auto"`` tells by its shape.
         batch_first: Sequences are ``[B, T, ...]`` instead of ``[T, B, ...]``.
-        driver: ``"step"``, ``"slice"`` or ``"auto"``, see :mod:`fptt_plugin.drivers`.
+        driver: How the network is called in time. ``"step"``: ``net(x_t)``; ``"slice"``: ``net(x[t:t+window])``,
+            SpikingJelly in 'm' mode; ``"in-flight"``: ``net(x)`` once, for networks that loop over time in ``forward``;
+            ``"explicit"``: ``net(x_t, state) -> (output, state)``. ``"auto"`` finds out at the first batch, see
+            :meth:`explain`.
+        output_module: For the in-flight driver: the module whose call ends a time step; found if ``None``.
         on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights and
             recurrent state are as they were after the update before it.
 
@@ -72,7 +76,7 @@ class FPTTTrainer(Evaluator):
     Source: Yin, Corradi, Bohté 2023 (arXiv:2112.11231).
 
     Example:
-        >>> import snntorch as snn
+        >>> import torch
         >>> from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
         >>> net = nn.Sequential(
         ...     nn.Linear(4, 16), LTCLeaky(init_hidden=True), nn.Linear(16, 2), LTCIntegrator(init_hidden=True))
@@ -106,6 +110,7 @@ class FPTTTrainer(Evaluator):
         targets: str = "auto",
         batch_first: bool = False,
         driver: str = "auto",
+        output_module: str | None = None,
         on_nonfinite: str = "raise",
     ) -> None:
         if not isinstance(net, nn.Module):
@@ -121,7 +126,7 @@ class FPTTTrainer(Evaluator):
         problems.check_choice("targets", targets, TARGETS)
         problems.check_choice("driver", driver, DRIVERS)
         problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-        check_network(problems, net, state, optimizer)
+        check_network(problems, net, state, optimizer, explicit=driver == "explicit" or takes_state(net))
         problems.raise_any()
 
         self.net = net
@@ -132,12 +137,14 @@ class FPTTTrainer(Evaluator):
         self.average_weights = average_weights
         self.targets = targets
         self.batch_first = batch_first
+        self.output_module = output_module
+        self._driver = driver
         self._engine = Engine(
             net,
             optimizer,
             self.regularizer,
             state,
-            make_driver(driver, net, state, self.objective.select),
+            known_driver(driver, net, state, self.objective.select),
             self.objective,
             Readout(readout),
             window,
@@ -182,18 +189,12 @@ class FPTTTrainer(Evaluator):
             FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
                 was after the last update.
         """
-        engine = self._engine
         check_step(x_t, y_t)
-        if engine.window is None:
+        if self._engine.window is None:
             raise ValueError("window=None waits for the end of the sequence, and a stream has none: set window")
-        losses, updates = len(engine.losses), engine.updates
-        with engine.undone_on_error(engine.snapshot()):
-            output = engine.advance(Chunk(x_t.unsqueeze(0), lambda t: y_t, None, False))
-        loss = engine.losses[-1].detach() if len(engine.losses) > losses else None
-        if engine.progress.in_window == engine.window:
-            with engine.undone_on_error(engine.restore_point):
-                engine.close_window()
-        return StepResult(output.detach(), loss, engine.updates > updates)
+        x = x_t.unsqueeze(0)
+        self._find_driver(x, batch_first=False)
+        return self._engine.step(Chunk(x, lambda t: y_t, None, False))
 
     def train_sequence(self, x: Tensor, y: Tensor) -> SequenceResult:
         """Resets the state and trains on one batch of sequences, window by window.
@@ -210,22 +211,13 @@ class FPTTTrainer(Evaluator):
             TypeError: If the input is not a floating-point tensor.
             FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); earlier updates stay.
         """
-        return self._train_checked(self._check_sequence(x, y))
+        return self._train(self._check_sequence(x, y))
 
-    def _train_checked(self, sequence: Sequence) -> SequenceResult:
-        engine = self._engine
-        steps, updates = len(sequence.x), engine.updates
-        total, windows = torch.zeros((), device=sequence.x.device), 0
-        with engine.undone_on_error(engine.snapshot()):
-            engine.reset()
-            for x_window in sequence.x.split(engine.window or steps):
-                output = engine.advance(Chunk(x_window, sequence.target, steps, sequence.per_sequence))
-                loss = engine.close_window(last=engine.progress.t == steps)
-                if loss is not None:
-                    total, windows = total + loss, windows + 1
+    def _train(self, sequence: Sequence) -> SequenceResult:
+        result = self._engine.train(sequence)
         if self.average_weights == "sequence":
             self.regularizer.load_averages()
-        return SequenceResult(output.detach(), total / windows, engine.updates - updates)
+        return result
 
     def fit(
         self,
@@ -277,7 +269,7 @@ class FPTTTrainer(Evaluator):
         window = "the whole sequence" if engine.window is None else f"{engine.window} step(s)"
         return "\n".join(
             [
-                engine.driver.explain(),
+                engine.driver.explain() if engine.driver else "driver: found out at the first batch",
                 f"state: {layers}",
                 self.objective.explain(),
                 f"readout: {engine.readout.mode}; window: {window}; loss every {engine.loss_every or 'window'}; "

@@ -238,6 +238,6 @@ def test_every_option_changes_the_result(option, value):
 
 def test_explain_names_driver_state_loss_and_regularizer():
     net = spiking_net()
-    text = FPTTTrainer(net, adam(net), CE, window=4, alpha=0.25).explain()
+    text = FPTTTrainer(net, adam(net), CE, window=4, alpha=0.25, driver="step").explain()
     for words in ("driver: step", "1 (LIF)", "3 (LIF)", "CrossEntropyLoss", "linear", "window: 4", "alpha=0.25"):
         assert words in text
