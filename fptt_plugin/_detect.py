@@ -169,7 +169,7 @@ class Probe:
             warnings.warn(
                 f"{type(self.net).__name__} resets {', '.join(map(repr, forgetful))} at every call of forward(), so it "
                 "has no memory from one time step to the next: move the reset (init_leaky(), reset_mem(), "
-                "utils.reset(), functional.reset_net()) out of forward(); the trainer resets at the start of each sequence",
+                "utils.reset(), functional.reset_net()) out of forward(); the trainer resets before each sequence",
                 UserWarning,
                 stacklevel=2,
             )

@@ -83,19 +83,6 @@ class Engine:
         self.losses, self._chunks = [], []
         self.restore_point = self.snapshot()
 
-    def check_in_flight(self) -> None:
-        """Refuses options that need to run a window again, which a network that loops over time cannot do.
-
-        Raises:
-            ValueError: If one is set.
-        """
-        for option, value in (("variant", "gradient"), ("on_nonfinite", "skip")):
-            if value in (self.regularizer.variant, self.on_nonfinite):
-                raise ValueError(
-                    f"{option}={value!r} goes back to the start of a window, which a network that loops over time "
-                    f"inside forward() cannot: leave {option} at its default, or let forward() take one time step"
-                )
-
     # ------------------------------------------------------------------ forward
 
     def train(self, sequence: Sequence) -> SequenceResult:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from . import _checkpoint, _loop
 from ._detect import find_driver
 from ._engine import Engine
-from ._inflight import InFlightDriver
+from ._inflight import InFlightDriver, check_in_flight
 from ._inputs import Sequence, check_input, check_sequence, time_first
 from ._loop import Metric, accuracy
 from .drivers import Driver
@@ -46,7 +46,7 @@ class Evaluator:
                 self._driver, self.net, engine.state, engine.objective.select, self.output_module, x, batch_first
             )
             if isinstance(driver, InFlightDriver):
-                engine.check_in_flight()
+                check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": engine.on_nonfinite})
             engine.driver = driver
         return engine.driver
 

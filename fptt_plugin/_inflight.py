@@ -117,3 +117,17 @@ def _explained(error: RuntimeError) -> RuntimeError:
         "and keep such a trace in a neuron or detach it. The network's weights may have moved in this sequence. "
         f"(torch: {text.splitlines()[0]})"
     )
+
+
+def check_in_flight(options: dict[str, str]) -> None:
+    """Refuses options that go back to the start of a window.
+
+    Raises:
+        ValueError: If one is set so.
+    """
+    for option, value in (("variant", "gradient"), ("on_nonfinite", "skip")):
+        if options[option] == value:
+            raise ValueError(
+                f"{option}={value!r} goes back to the start of a window, which a network that loops over time inside "
+                f"forward() cannot: leave {option} at its default, or let forward() take one time step"
+            )
