@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -86,12 +87,39 @@ def register_state_handler(module_type: type[nn.Module], handler: StateHandler) 
     _handlers[module_type] = handler
 
 
-_refused: dict[type, str] = {}
+Reason = str | Callable[[Any], str | None]
+_refused: dict[type, Reason] = {}
 
 
-def refuse_to_step(module_type: type[nn.Module], reason: str) -> None:
-    """Notes that modules of a type cannot be advanced one time step at a time, and what to do instead."""
+def refuse_to_step(module_type: type[nn.Module], reason: Reason) -> None:
+    """Notes that modules of a type cannot be advanced one time step at a time, and what to do instead.
+
+    Args:
+        module_type: The class, with its subclasses.
+        reason: The rest of a sentence that begins with the module's name; or a function of the module that returns
+            it, or ``None`` where the module's settings let it be stepped.
+    """
     _refused[module_type] = reason
+
+
+Isolation = Callable[[nn.Module], AbstractContextManager[None]]
+
+_isolations: list[Isolation] = []
+
+
+def isolate_with(context: Isolation) -> None:
+    """Names a context in which a library's own reset and detach reach the neurons of the given network alone."""
+    _isolations.append(context)
+
+
+@contextmanager
+def isolated(net: nn.Module) -> Iterator[None]:
+    """Within the context the libraries' own reset and detach reach the neurons of this network alone."""
+    _load_adapters()
+    with ExitStack() as stack:
+        for context in _isolations:
+            stack.enter_context(context(net))
+        yield
 
 
 def refusals(net: nn.Module) -> list[str]:
@@ -100,6 +128,7 @@ def refusals(net: nn.Module) -> list[str]:
     found = []
     for name, module in net.named_modules():
         reason = next((_refused[base] for base in type(module).__mro__ if base in _refused), None)
+        reason = reason(module) if callable(reason) else reason
         if reason is not None:
             found.append(f"{name or 'the network'!r} ({type(module).__name__}) {reason}")
     return found
