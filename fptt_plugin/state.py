@@ -87,22 +87,32 @@ def register_state_handler(module_type: type[nn.Module], handler: StateHandler) 
     _handlers[module_type] = handler
 
 
-Reason = str | Callable[[Any], str | None]
-_refused: dict[type, Reason] = {}
+_refused: dict[type, tuple[str, Callable[[Any], bool]]] = {}
 
 
-def refuse_to_step(module_type: type[nn.Module], reason: Reason) -> None:
+def refuse_to_step(
+    module_type: type[nn.Module], reason: str, when: Callable[[Any], bool] = lambda module: True
+) -> None:
     """Notes that modules of a type cannot be advanced one time step at a time, and what to do instead.
 
     Args:
         module_type: The class, with its subclasses.
-        reason: The rest of a sentence that begins with the module's name; or a function of the module that returns
-            it, or ``None`` where the module's settings let it be stepped.
+        reason: Ends a sentence that begins with the module's name.
+        when: ``when(module) -> bool``: the settings in which it cannot; by default all.
     """
-    _refused[module_type] = reason
+    _refused[module_type] = reason, when
 
 
-Isolation = Callable[[nn.Module], AbstractContextManager[None]]
+def refusals(net: nn.Module) -> list[str]:
+    """One sentence for every module of the network that cannot be advanced step by step; names it and the remedy."""
+    _load_adapters()
+    found = []
+    for name, module in net.named_modules():
+        reason, when = next((_refused[base] for base in type(module).__mro__ if base in _refused), ("", None))
+        if when is not None and when(module):
+            found.append(f"{name or 'the network'!r} ({type(module).__name__}) {reason}")
+    return found
+
 
 _isolations: list[Isolation] = []
 
