@@ -1,19 +1,19 @@
-"""Finds out how a network wants to be driven, from one dry run without gradients on a copy of it."""
+"""Finds out how a network wants to be driven, from dry runs on a copy of it."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._inflight import InFlightDriver, Length
-from .drivers import Driver, ExplicitDriver, Select, SliceDriver, StepDriver
+from ._inflight import InFlightDriver, Length, check_eager, unwrapped
+from ._probe import Calls, Probe
+from ._validation import Problems
+from .drivers import Driver, ExplicitDriver, Select, SliceDriver, StepDriver, step_modes
 from .state import ModelState
 
 
@@ -25,6 +25,7 @@ def find_driver(
     output_module: str | None,
     x: Tensor,
     batch_first: bool,
+    window: int | None,
 ) -> Driver:
     """The driver for this network and input ``x`` (a batch of sequences, or whatever the network's forward takes).
 
@@ -36,51 +37,58 @@ def find_driver(
         output_module: The user's choice of the module that ends a time step.
         x: A batch as the user passes it.
         batch_first: Layout of ``x`` for step and slice drivers.
+        window: Steps per window, ``None`` for the whole sequence.
 
     Raises:
         ValueError: If the network cannot be stepped; says why, and what to do.
     """
-    probe = Probe(net, state)
+    if 0 in x.shape[:2]:
+        raise ValueError(f"x of shape {tuple(x.shape)} is empty: leave it out, or check how the data were cut")
+    probe = Probe(unwrapped(net))
+    what = type(probe.net).__name__
     failure: Exception | None = None
     if name == "auto":
         x_t = x[:, 0] if batch_first else x[0]
-        try:
-            calls = probe.calls(x_t.repeat(2, *[1] * (x_t.dim() - 1)) if len(x_t) == 1 else x_t[:2])
-        except Exception as error:  # a network that loops over time fails on one step in any way it likes
-            failure = error
-        else:
-            if len(calls.neurons) == len(set(calls.neurons)) > 0:
-                probe.warn_if_it_forgets(x_t)
+        for rows in (x_t.repeat(2, *[1] * (x_t.dim() - 1)) if len(x_t) == 1 else x_t[:2], x_t):
+            try:
+                calls = probe.calls(rows)
+            except Exception as error:  # a network that loops over time fails on one step in any way it likes
+                failure = failure or error
+                continue
+            if calls.unique:
+                _warn_of_resets(probe, x_t)
                 return StepDriver(net, state, select)
+            break
     try:
         calls = probe.calls(x)
     except Exception as error:
-        step = f" nor on one step of it ({failure!r})" if failure else ""
-        raise ValueError(
-            f"{type(net).__name__} does not run on an input of shape {tuple(x.shape)} ({error!r}){step}: call it on "
-            "your data by hand to see why"
-        ) from error
-    period, steps = _period(calls.neurons)
+        raise ValueError(_does_not_run(probe.net, x, error, failure)) from error
+    steps = _steps(calls, output_module)
+    length = _length(probe, x, steps, batch_first)
+    if steps == 1 and length.axis is not None:  # one step looks like any other network; two show the loop
+        calls = probe.calls(torch.cat([x, x], length.axis))
+        steps = _steps(calls, output_module)
     if steps == 1:
-        if name == "auto" and len(set(calls.neurons)) == len(calls.neurons):
-            return StepDriver(net, state, select)
-        raise ValueError(_not_stepwise(net, calls.neurons))
-    module = output_module or _end_of_step(calls.leaves, calls.neurons, period, steps)
-    if calls.leaves.count(module) != steps:
+        raise ValueError(_not_stepwise(what, calls) if calls.neurons else f"{what} calls none of its neurons")
+    module = output_module or _end_of_step(calls, steps)
+    every = calls.modules.count(module) // steps
+    late = [m for m in _after(calls, module) if calls.modules.count(m) < steps and probe.trainable(m)]
+    if late:
         raise ValueError(
-            f"output_module={module!r} is called {calls.leaves.count(module)} times in {steps} time steps; name a "
-            "module that is called once at the end of each"
+            f"{what} calls {', '.join(map(repr, late))} after its loop over time, where no time step could train it: "
+            "move it to the end of the loop's body, or freeze it with requires_grad_(False)"
         )
-    axes = [axis for axis in (0, 1) if x.dim() >= 3 and x.shape[axis] == steps]
-    if len(axes) == 2:  # T = B: the usual layout of the library decides, and the loop's count is checked in every run
-        axes = [1 if batch_first else 0]
-    _check_eager(net)
-    return InFlightDriver(net, state, select, module, Length(axes[0] if axes else None, steps))
+    check_eager(net)
+    if window is not None:
+        early = calls.modules[: calls.modules.index(calls.neurons[0])]
+        hoisted = [m for m in early if calls.modules.count(m) < steps and probe.trainable(m)]
+        _rehearse(InFlightDriver(probe.net, probe.state, select, module, length, every), x, probe, hoisted)
+    return InFlightDriver(net, state, select, module, length, every)
 
 
 def known_driver(name: str, net: nn.Module, state: ModelState, select: Select) -> Driver | None:
     """The driver, where the user's choice or the network's own marks settle it without a dry run."""
-    if name == "auto" and any(getattr(module, "step_mode", None) == "m" for module in net.modules()):
+    if name == "auto" and "m" in step_modes(net).values():
         name = "slice"
     if name == "auto" and takes_state(net):
         name = "explicit"
@@ -94,126 +102,126 @@ def takes_state(net: nn.Module) -> bool:
     return len(names) == 2 and names[1] in ("state", "states", "hidden", "h", "hx")
 
 
-class Calls(NamedTuple):
-    """Names of the leaf modules, and of the neurons among them, in the order of their calls."""
-
-    leaves: list[str]
-    neurons: list[str]
-
-
-class Probe:
-    """Runs a copy of a network and records which modules are called; the network itself stays as it is."""
-
-    def __init__(self, net: nn.Module, state: ModelState) -> None:
-        kept = state.get()
-        state.reset()  # a state with a graph cannot be copied
-        try:
-            self.net = copy.deepcopy(net)
-        finally:
-            state.set(kept)
-        for module in self.net.modules():
-            module._forward_hooks.clear()  # monitors of the original have nothing to see here
-        self.state = ModelState(self.net)
-
-    def calls(self, x: Tensor) -> Calls:
-        """Runs the copy on ``x`` from its initial state."""
-        calls, neurons = Calls([], []), dict(self.state.modules())
-        inside = {id(m) for neuron in neurons.values() for m in neuron.modules() if m is not neuron}
-        inner = {name for name, neuron in neurons.items() if id(neuron) in inside}
-
-        def note(name: str, neuron: bool) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                calls.leaves.append(name)
-                if neuron:
-                    calls.neurons.append(name)
-
-            return hook
-
-        handles = []
-        for name, module in self.net.named_modules():
-            neuron = name in neurons and name not in inner
-            if neuron or (not any(module.children()) and id(module) not in inside):
-                handles.append(module.register_forward_hook(note(name, neuron)))
-        try:
-            self.state.reset()
-            self._run(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return calls
-
-    def _run(self, x: Tensor) -> None:
-        with torch.no_grad(), torch.random.fork_rng():
-            self.net(x)
-
-    def warn_if_it_forgets(self, x_t: Tensor) -> None:
-        """Warns of a network that resets its neurons at every call: step by step it would have no memory."""
-        self.state.reset()
-        self._run(x_t)
-        before = self.state.get()
-        forgetful: list[str] = []
-
-        def watch(name: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                now = self.state.get()[name]
-                if any(isinstance(v, Tensor) and now.get(key) is not v for key, v in before[name].items()):
-                    forgetful.append(name)
-
-            return hook
-
-        handles = [module.register_forward_pre_hook(watch(name)) for name, module in self.state.modules()]
-        self._run(x_t)
-        for handle in handles:
-            handle.remove()
-        if forgetful:
-            warnings.warn(
-                f"{type(self.net).__name__} resets {', '.join(map(repr, forgetful))} at every call of forward(), so it "
-                "has no memory from one time step to the next: move the reset (init_leaky(), reset_mem(), "
-                "utils.reset(), functional.reset_net()) out of forward(); the trainer resets before each sequence",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
-def _period(neurons: list[str]) -> tuple[int, int]:
-    """Length of the repeating pattern of neuron calls, and how often it repeats."""
-    for period in range(1, len(neurons) // 2 + 1):
-        if len(neurons) % period == 0 and neurons == neurons[:period] * (len(neurons) // period):
-            return period, len(neurons) // period
-    return len(neurons), 1
-
-
-def _end_of_step(leaves: list[str], neurons: list[str], period: int, steps: int) -> str:
-    """The last module called in every time step: a readout layer behind the last neuron, or that neuron."""
-    last = neurons[period - 1]
-    ends = [index for index, name in enumerate(leaves) if name == last]
-    per_step = len(ends) // steps
-    ends = ends[per_step - 1 :: per_step]
-    tail = leaves[ends[-1] + 1 :]
-    gaps = [leaves[begin + 1 : end] for begin, end in pairwise(ends)]
-    # What follows the last neuron of the last step follows it in every step, unless it comes after the loop.
-    shared = [name for name in tail if all(name in gap for gap in gaps)]
-    return shared[-1] if shared else last
-
-
-def _not_stepwise(net: nn.Module, neurons: list[str]) -> str:
-    runs = [name for index, name in enumerate(neurons) if index == 0 or neurons[index - 1] != name]
-    order = ", ".join(map(repr, runs[:6])) + (", ..." if len(runs) > 6 else "")
-    return (
-        f"{type(net).__name__} does not go through its neurons time step by time step (it calls {order}), for instance "
-        "because it runs one layer over the whole sequence before the next: call all layers within one loop over time, "
-        "or let forward() take one step"
+def check_output_module(problems: Problems, net: nn.Module, name: str | None, driver: str) -> None:
+    """Notes an output module that the network does not have, or the driver no use for."""
+    if name is None:
+        return
+    names = [known for known, _ in net.named_modules() if known]
+    problems.check(name in names, f"output_module={name!r} is no module of the network; it has {', '.join(names)}")
+    problems.check(
+        driver in ("auto", "in-flight"),
+        f"output_module={name!r} is for networks that loop over time in forward(), driver='in-flight', not {driver!r}",
     )
 
 
-def _check_eager(net: nn.Module) -> None:
-    if isinstance(net, nn.parallel.DistributedDataParallel):
-        raise ValueError(
-            "the network loops over time inside forward(), and DistributedDataParallel allows one backward per "
-            "forward: let forward() take one time step, or train in one process"
+def _length(probe: Probe, x: Tensor, steps: int, batch_first: bool) -> Length:
+    """Where the loop gets its number of steps from: a cut along the time axis changes it, one along others does not."""
+    for axis in (1, 0) if batch_first else (0, 1):
+        if x.dim() < 3 or x.shape[axis] != steps:
+            continue
+        changed = torch.cat([x, x], axis) if steps == 1 else x.narrow(axis, 0, min(2, steps - 1))
+        try:
+            found = probe.calls(changed)
+        except Exception:
+            if steps > 1:  # it looked for the steps that were cut off
+                return Length(axis, steps, fixed=True)
+        else:
+            if len(found.neurons) != len(probe.calls(x).neurons):
+                return Length(axis, steps)
+    return Length(None, steps)
+
+
+def _steps(calls: Calls, output_module: str | None) -> int:
+    """Time steps in a run: so many as the pattern of calls repeats, unless the user's output module is called less."""
+    steps = calls.steps()
+    if output_module is None:
+        return steps
+    count = calls.modules.count(output_module)
+    if count == 0:
+        raise ValueError(f"output_module={output_module!r} is not called by forward(): name one that is")
+    return count if count % steps or steps == 1 else steps
+
+
+def _end_of_step(calls: Calls, steps: int) -> str:
+    """The last module called in every time step: a readout layer behind the last neuron, or that neuron."""
+    last = calls.neurons[-1]
+    ends = [index for index, name in enumerate(calls.modules) if name == last]
+    per_step = len(ends) // steps
+    ends = ends[per_step - 1 :: per_step]
+    gaps = [calls.modules[begin + 1 : end] for begin, end in pairwise(ends)]
+    # What follows the last neuron of the last step follows it in every step, unless it comes after the loop.
+    tail = [name for name in calls.modules[ends[-1] + 1 :] if all(name in gap for gap in gaps)]
+    return tail[-1] if tail else last
+
+
+def _after(calls: Calls, module: str) -> list[str]:
+    """What is called when ``module`` has been called for the last time."""
+    return calls.modules[len(calls.modules) - calls.modules[::-1].index(module) :]
+
+
+class _Enough(Exception):  # noqa: N818 - no error
+    pass
+
+
+def _rehearse(driver: InFlightDriver, x: Tensor, probe: Probe, hoisted: list[str]) -> None:
+    """Goes backward after each of the first steps of a copy, to see whether something outlives the step."""
+    count = 0
+
+    def take(outputs: list[Tensor], _: Any) -> None:
+        nonlocal count
+        if outputs[0].requires_grad:
+            outputs[0].sum().backward()
+        driver.detach()
+        count += 1
+        if count == 3:
+            raise _Enough
+
+    probe.state.reset()
+    driver.hoisted = hoisted
+    try:
+        with torch.enable_grad(), torch.random.fork_rng():
+            driver.run(x, 1, take)
+    except _Enough:
+        pass
+
+
+def _warn_of_resets(probe: Probe, x_t: Tensor) -> None:
+    forgotten = probe.forgotten(x_t)
+    if forgotten:
+        warnings.warn(
+            f"{type(probe.net).__name__} resets {', '.join(map(repr, forgotten))} at every call of forward(), so it "
+            "has no memory from one time step to the next: move the reset (init_leaky(), reset_mem(), utils.reset(), "
+            "functional.reset_net()) out of forward() and call the neuron without its state; the trainer resets "
+            "before each sequence",
+            UserWarning,
+            stacklevel=2,
         )
-    if hasattr(net, "_orig_mod"):
-        raise ValueError(
-            "the network loops over time inside forward() and is compiled, which leaves no place to train in between: "
-            "pass the network itself instead of torch.compile(net)"
+
+
+def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> str:
+    step = f" nor on one step of it ({failure!r})" if failure else ""
+    required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
+    remedy = "call it on your data by hand to see why"
+    if len(required) > 1 and "args" not in required:
+        remedy = (
+            f"its forward() takes {', '.join(required)}; wrap it in a module whose forward(x_t, state) returns "
+            "(output, state), where state is a tuple of the states, and None at the start of a sequence"
         )
+    return f"{type(net).__name__} does not run on an input of shape {tuple(x.shape)} ({error!r}){step}: {remedy}"
+
+
+def _not_stepwise(what: str, calls: Calls) -> str:
+    if calls.unique:
+        return (
+            f"{what} calls each of its neurons once on an input of this shape, so there is no time in it: pass "
+            "sequences, [T, B, ...]; for a still image, x.unsqueeze(0).expand(T, *x.shape)"
+        )
+    neurons = calls.neurons
+    runs = [name for index, name in enumerate(neurons) if index == 0 or neurons[index - 1] != name]
+    order = ", ".join(map(repr, runs[:6])) + (", ..." if len(runs) > 6 else "")
+    return (
+        f"{what} does not go through its neurons time step by time step (it calls {order}), for instance because it "
+        "runs one layer over the whole sequence before the next: call all layers within one loop over time, or let "
+        "forward() take one step; if it does and calls one neuron several times in it, pass driver='step'; if it loops "
+        "and does so, name the module whose call ends a time step with output_module"
+    )

@@ -43,7 +43,14 @@ class Evaluator:
         engine = self._engine
         if engine.driver is None:
             driver = find_driver(
-                self._driver, self.net, engine.state, engine.objective.select, self.output_module, x, batch_first
+                self._driver,
+                self.net,
+                engine.state,
+                engine.objective.select,
+                self.output_module,
+                x,
+                batch_first,
+                engine.window,
             )
             if isinstance(driver, InFlightDriver):
                 check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": engine.on_nonfinite})

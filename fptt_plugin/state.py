@@ -114,6 +114,8 @@ def refusals(net: nn.Module) -> list[str]:
     return found
 
 
+Isolation = Callable[[nn.Module], AbstractContextManager[None]]
+
 _isolations: list[Isolation] = []
 
 
@@ -130,18 +132,6 @@ def isolated(net: nn.Module) -> Iterator[None]:
         for context in _isolations:
             stack.enter_context(context(net))
         yield
-
-
-def refusals(net: nn.Module) -> list[str]:
-    """One sentence for every module of the network that cannot be advanced step by step; names it and the remedy."""
-    _load_adapters()
-    found = []
-    for name, module in net.named_modules():
-        reason = next((_refused[base] for base in type(module).__mro__ if base in _refused), None)
-        reason = reason(module) if callable(reason) else reason
-        if reason is not None:
-            found.append(f"{name or 'the network'!r} ({type(module).__name__}) {reason}")
-    return found
 
 
 def _load_adapters() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import _loop
-from ._detect import known_driver, takes_state
+from ._detect import check_output_module, known_driver, takes_state
 from ._engine import Engine
 from ._evaluator import Evaluator
 from ._inputs import TARGETS, Sequence, check_step
@@ -125,6 +125,7 @@ class FPTTTrainer(Evaluator):
         problems.check_choice("readout", readout, ("step", "mean"))
         problems.check_choice("targets", targets, TARGETS)
         problems.check_choice("driver", driver, DRIVERS)
+        check_output_module(problems, net, output_module, driver)
         problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         check_network(problems, net, state, optimizer, explicit=driver == "explicit" or takes_state(net))
         problems.raise_any()
@@ -265,7 +266,8 @@ class FPTTTrainer(Evaluator):
     def explain(self) -> str:
         """A few lines on what the trainer does with this network."""
         engine = self._engine
-        layers = ", ".join(f"{name} ({type(module).__name__})" for name, module in self.state.modules())
+        kept = {name: ", ".join(state) for name, state in self.state.get().items()}
+        layers = ", ".join(f"{name} ({type(module).__name__}: {kept[name]})" for name, module in self.state.modules())
         window = "the whole sequence" if engine.window is None else f"{engine.window} step(s)"
         return "\n".join(
             [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import snntorch as snn
+from torch import nn
 
 from ..functional.ltc import LTCState
-from ..state import StateDict, register_state_handler
+from ..state import StateDict, isolate_with, refuse_to_step, register_state_handler
 from ._liquid import LiquidNeuron
 
 
@@ -41,3 +44,30 @@ class LiquidState(SnnTorchState):
 
 register_state_handler(snn.SpikingNeuron, SnnTorchState())
 register_state_handler(LiquidNeuron, LiquidState())
+
+_PARALLEL = "runs over all time steps at once and has no step to train in: "
+refuse_to_step(snn.StateLeaky, _PARALLEL + "use snn.Leaky, or LTCLeaky, in a loop over time")
+refuse_to_step(snn.LinearLeaky, _PARALLEL + "use nn.Linear and snn.Leaky, or LTCLeaky, in a loop over time")
+refuse_to_step(snn.AssociativeLeaky, _PARALLEL + "use nn.Linear and snn.RLeaky, or LTCLeaky, in a loop over time")
+refuse_to_step(snn.LeakyParallel, _PARALLEL + "use nn.Linear and snn.Leaky, or snn.RLeaky, in a loop over time")
+
+refuse_to_step(
+    snn.SLSTM,
+    "forgets its state at every step in snnTorch 1.0, because its input_size is not its hidden_size: put nn.Linear in "
+    "front and give it equal sizes",
+    when=lambda lstm: lstm.input_size != lstm.hidden_size,
+)
+
+
+@contextmanager
+def _own_neurons_alone(net: nn.Module) -> Iterator[None]:
+    # utils.reset() and the neurons' class methods walk a list of all neurons in the process, copies left out.
+    kept = snn.SpikingNeuron.instances
+    snn.SpikingNeuron.instances = [module for module in net.modules() if isinstance(module, snn.SpikingNeuron)]
+    try:
+        yield
+    finally:
+        snn.SpikingNeuron.instances = kept
+
+
+isolate_with(_own_neurons_alone)
