@@ -72,7 +72,12 @@ class SliceDriver(StepDriver):
 
     Fed slices ``[K, B, ...]``; nothing about the network is switched. A network that averages over time at its end
     (``net(x).mean(0)``) yields one output for the slice.
+
+    Attributes:
+        keeps_time: Whether the output has a time axis; the first batch shows it.
     """
+
+    keeps_time = True
 
     def run(self, x: Tensor, window: int | None, take: Take) -> None:
         for x_window in x.split(window or len(x)):
@@ -80,8 +85,7 @@ class SliceDriver(StepDriver):
 
     def advance(self, x: Tensor) -> list[Tensor]:
         output = self.select(self.net(x))
-        keeps_time = output.dim() >= 2 and output.shape[:2] == x.shape[:2]
-        return list(output.unbind(0)) if keeps_time else [output]
+        return list(output.unbind(0)) if self.keeps_time else [output]
 
     def explain(self) -> str:
         return "driver: slice (net(x[t:t+K]) once per window of K steps)"
@@ -141,6 +145,19 @@ def check_network(
             f"the optimizer has {strangers} parameter(s) that are not the network's: build it from net.parameters(), "
             "after the last change to the network",
         )
+
+
+def step_modes(net: nn.Module) -> dict[str, str]:
+    """SpikingJelly's step mode, ``"s"`` or ``"m"``, of every module that has one and is not called by another such."""
+    found: dict[str, str] = {}
+    inside: set[nn.Module] = set()
+    for name, module in net.named_modules():
+        supported = getattr(module, "supported_step_mode", None)
+        mode = "m" if callable(supported) and tuple(supported()) == ("m",) else getattr(module, "step_mode", None)
+        if mode in ("s", "m") and module not in inside:
+            found[name] = mode
+            inside.update(module.modules())
+    return found
 
 
 class FrozenNormalization:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
-from spikingjelly.activation_based import base
+from spikingjelly.activation_based import base, layer, neuron
 
-from ..state import StateDict, map_tensors, register_state_handler
+from ..state import StateDict, map_tensors, refuse_to_step, register_state_handler
 
 # Option -> the attribute, not a memory, in which a node then records every step: it holds the graph, too.
 _RECORDS = {"store_v_seq": "v_seq", "store_state_seqs": "state_seqs"}
@@ -36,3 +37,56 @@ def _copy_lists(state: StateDict) -> StateDict:
 
 
 register_state_handler(base.MemoryModule, MemoryState())
+
+
+# ---------------------------------------------------------------------- what cannot be advanced step by step
+
+_LIF = "use neuron.LIFNode or fptt_plugin.spikingjelly.LTCLeaky"
+_TIME = "weighs the time steps of the whole sequence against each other, the future included: "
+
+
+def _refuse(reason: str, *types: type, when: Callable[[Any], bool] = lambda module: True) -> None:
+    for module_type in types:
+        refuse_to_step(module_type, reason, when)
+
+
+_refuse(f"computes all time steps at once: {_LIF}, or neuron.SlidingPSN in 's' mode", neuron.PSN)
+_refuse(
+    "sees several time steps at once unless in 's' mode with lambda_init=1: set both, or use neuron.SlidingPSN in 's' "
+    "mode",
+    neuron.MaskedPSN,
+    when=lambda node: node.step_mode == "m" or node.lambda_ < 1,
+)
+_refuse(
+    "forgets its queue between two calls in 'm' mode: call functional.set_step_mode(net, 's')",
+    neuron.SlidingPSN,
+    when=lambda node: node.step_mode == "m",
+)
+_refuse(f"has parameters for a fixed number of time steps and no single-step mode: {_LIF}", neuron.GatedLIFNode)
+_refuse(
+    "starts anew at every call and returns a list or one value for all time steps: use "
+    "fptt_plugin.spikingjelly.LTCIntegrator, which integrates without spikes and remembers",
+    neuron.NonSpikingBaseNode,
+    neuron.NoisyNonSpikingBaseNode,
+)
+_refuse(
+    f"starts anew at every call: {_LIF}", neuron.DSRIFNode, neuron.DSRLIFNode, neuron.ILCBaseNode, neuron.NoisyBaseNode
+)
+_refuse(
+    "scales each of a fixed number of time steps by itself: use layer.BatchNorm2d (1d, 3d), or "
+    "layer.BatchNormThroughTime2d, which counts the steps",
+    layer.TemporalEffectiveBatchNorm1d,
+    layer.TemporalEffectiveBatchNorm2d,
+    layer.TemporalEffectiveBatchNorm3d,
+)
+_refuse(f"{_TIME}leave it out", layer.TemporalWiseAttention)
+_refuse(
+    f"{_TIME}pass use_temporal=False",
+    layer.MultiDimensionalAttention,
+    when=lambda attention: attention.ta is not None,
+)
+_refuse(
+    "keeps its dropped weights for a whole sequence, out of reach of updates in between: pass invariant=False",
+    layer.DropConnectLinear,
+    when=lambda linear: linear.invariant,
+)

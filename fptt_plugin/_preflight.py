@@ -1,0 +1,205 @@
+"""A look at the first batch: whether the network, called as its driver calls it, keeps time steps and samples apart."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._probe import Probe
+from .drivers import Driver, ExplicitDriver, SliceDriver, StepDriver, step_modes
+from .state import map_tensors
+
+STEPS, SAMPLES = 5, 3  # of the probe; different, so that a time axis is told from a batch axis
+_RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
+_TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
+
+
+def preflight(driver: Driver, x: Tensor, window: int | None) -> None:
+    """Checks a driver on a few steps and samples of the first batch, in evaluation mode, on a copy of the network.
+
+    Notes on a slice driver whether the network's output has a time axis.
+
+    Args:
+        driver: How the network will be called.
+        x: Input ``[T, B, ...]``.
+        window: Steps per slice, ``None`` for the whole sequence.
+
+    Raises:
+        ValueError: If slice by slice is not the whole sequence, or samples mix; names what is wrong and the remedy.
+    """
+    if type(driver) is SliceDriver:
+        _check_slices(driver, x, window)
+    elif type(driver) is ExplicitDriver or (type(driver) is StepDriver and step_modes(driver.net)):
+        _check_samples(driver, x)
+        _warn_of_records(driver.net)
+
+
+def _check_slices(driver: SliceDriver, x: Tensor, window: int | None) -> None:
+    net, name = driver.net, type(driver.net).__name__
+    steps = STEPS if window else len(x)
+    samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
+    x = _excerpt(x, steps, samples)
+    probe = _Run(driver)
+    try:
+        returned = probe(x)
+    except Exception as error:
+        raise ValueError(
+            f"{name} does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} "
+            f"({error!r}): forward() must take a leading time axis, [T, B, ...]; a network that repeats a still image "
+            "over time takes the image repeated before: x.unsqueeze(0).expand(T, *x.shape)"
+        ) from error
+    output, after = driver.select(returned), probe.state()
+    keeps_time = output.shape[:2] == (steps, samples)
+    if not keeps_time and output.shape[:1] != (samples,):
+        raise ValueError(
+            f"{name} returned an output of shape {tuple(output.shape)} for {steps} steps of {samples} samples: "
+            f"expected [{steps}, {samples}, ...], or [{samples}, ...] from a network that averages over time; a still "
+            "image must be repeated over time before: x.unsqueeze(0).expand(T, *x.shape)"
+        )
+    driver.keeps_time = keeps_time
+    if window is None or probe.is_random(lambda: driver.select(probe(x)), output):
+        return
+    probe.reset()
+    try:
+        slices = [driver.select(probe(x_t)) for x_t in x.split(1)]
+    except Exception as error:
+        raise ValueError(
+            f"{name} runs on {steps} time steps at once and not on one ({error!r}), so it cannot be trained online: "
+            "replace the layer that needs the whole sequence, or train with BPTT"
+        ) from error
+    pairs = {key: (value, probe.state()[key]) for key, value in after.items()}
+    forgetful = [key for key, pair in pairs.items() if not _alike(*map(_flat, pair))]
+    same = _alike([output], [torch.cat(slices)]) if keeps_time else all(s.shape == output.shape for s in slices)
+    if not same or forgetful or not _flat(after):
+        raise ValueError(_slices_differ(net, forgetful))
+
+
+def _slices_differ(net: nn.Module, forgetful: list[str]) -> str:
+    text = f"{type(net).__name__} does not compute slice by slice what it computes on the whole sequence: "
+    single = [name for name, mode in step_modes(net).items() if mode == "s" and name in forgetful]
+    if single:
+        return (
+            f"{text}{', '.join(map(repr, single))} in 's' mode take time steps for samples; set the whole network to "
+            "one mode, functional.set_step_mode(net, 'm') or functional.set_step_mode(net, 's')"
+        )
+    where = f" ({', '.join(map(repr, forgetful))} end in another state)" if forgetful else ""
+    return (
+        f"{text}it forgets between calls or looks at several time steps at once{where}. Move a reset "
+        "(functional.reset_net) out of forward(), the trainer resets before each sequence; a layer that needs the "
+        "whole sequence cannot be trained online: replace it, or train with BPTT"
+    )
+
+
+def _check_samples(driver: StepDriver, x: Tensor) -> None:
+    name = type(driver.net).__name__
+    x = _excerpt(x, STEPS, SAMPLES)
+    probe = _Run(driver)
+    try:
+        output = torch.stack(probe.advance(x))
+    except Exception:  # says in training what is wrong
+        return
+    after = probe.state()
+    remedy = "in 's' mode there is no time axis" if "m" not in step_modes(driver.net).values() else "it is in 'm' mode"
+    remedy += (
+        ": take .mean(0) over time out of forward() and call functional.set_step_mode(net, 's'), or leave forward() as "
+        "it is, call functional.set_step_mode(net, 'm') and leave driver='auto'"
+        if type(driver) is StepDriver
+        else "; driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, "
+        "SpikingLSTM), wrap it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state"
+    )
+    if output.shape[1:2] != (SAMPLES,):
+        raise ValueError(f"{name} returned shape {tuple(output.shape[1:])} for {SAMPLES} samples; {remedy}")
+    if probe.is_random(lambda: torch.stack(probe.advance(x)), output):
+        return
+    probe.reset()
+    alone = torch.stack(probe.advance(x[:, -1:]))
+    ones, others = _last_sample(_flat(after), _flat(probe.state()))
+    if not _alike([output[:, -1:], *ones], [alone, *others]):
+        raise ValueError(f"{name} takes the samples of a batch for time steps, so that they mix; {remedy}")
+
+
+def _warn_of_records(net: nn.Module) -> None:
+    for name, module in net.named_modules():
+        if getattr(module, "store_v_seq", False) and getattr(module, "step_mode", "s") == "s":
+            warnings.warn(
+                f"{name!r} has store_v_seq=True: in 's' mode it keeps every step until the reset, so memory grows with "
+                "the length of the sequence; switch it off, or watch 'v' with a monitor",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+class _Run:
+    """Calls a copy of a driver's network without gradients, in evaluation mode, from its initial state."""
+
+    def __init__(self, driver: StepDriver) -> None:
+        self._probe = Probe(driver.net)
+        self.net = self._probe.net.eval()
+        for module in self.net.modules():
+            for option in _RECORDS:
+                if getattr(module, option, False):
+                    setattr(module, option, False)
+        self._driver = type(driver)(self.net, self._probe.state, driver.select)
+        self.reset()
+
+    def reset(self) -> None:
+        self._probe.state.reset()
+
+    def state(self) -> dict[str, Any]:
+        return self._probe.state.get()
+
+    def __call__(self, x: Tensor) -> Any:
+        with torch.no_grad(), torch.random.fork_rng():
+            return self.net(x)
+
+    def advance(self, x: Tensor) -> list[Tensor]:
+        with torch.no_grad(), torch.random.fork_rng():
+            return self._driver.advance(x)
+
+    def is_random(self, again: Callable[[], Tensor], output: Tensor) -> bool:
+        """Whether other random numbers give another output: then there is nothing to compare."""
+        self.reset()
+        with torch.random.fork_rng():
+            torch.manual_seed(torch.initial_seed() + 1)
+            return not _alike([again()], [output])
+
+
+def _excerpt(x: Tensor, steps: int, samples: int) -> Tensor:
+    """Some steps from all over the sequence, as its beginning may be empty, and some samples; repeated if too few."""
+    times = torch.arange(steps, device=x.device) * len(x) // steps
+    return x[times][:, torch.arange(samples, device=x.device) % x.shape[1]]
+
+
+def _flat(state: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, state)
+    return found
+
+
+def _last_sample(ones: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The state of the last of several samples, beside that of this sample alone; wherever the batch axis is."""
+    pairs = []
+    for one, other in zip(ones, others, strict=False):
+        axes = [axis for axis in range(min(one.dim(), other.dim())) if one.shape[axis] != other.shape[axis]]
+        pairs.append((one.narrow(axes[0], one.shape[axes[0]] - 1, 1) if axes else one, other))
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+def _alike(ones: list[Tensor], others: list[Tensor]) -> bool:
+    for one, other in zip_longest(ones, others):
+        if one is None or other is None or one.shape != other.shape:
+            return False
+        one, other = one.double(), other.double()
+        if (one - other).norm() > _TOLERANCE * torch.maximum(one.norm(), other.norm()):
+            return False
+    return True
