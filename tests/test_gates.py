@@ -204,3 +204,30 @@ def test_a_rank_without_default_is_refused_with_the_remedy():
         infer_kind(x)
     with pytest.raises(ValueError, match="no default gate"):
         lazily("auto", x)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_batch_norm_on_convolutional_gates(learn):
+    x, state = torch.rand(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
+    torch.manual_seed(1)
+    (plain,) = make_gates(1, 0.9, "auto", None, 3, None)
+    torch.manual_seed(1)
+    (gate,) = make_gates(1, 0.9, "auto", None, 3, None, learn, norm=True)
+    drive = plain(x, state) - plain.bias.view(-1, 1, 1)
+    expected = (drive - drive.mean((0, 2, 3), keepdim=True)) / (
+        drive.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    assert torch.allclose(gate(x, state), expected + gate.bias.view(-1, 1, 1), atol=1e-5)
+    assert torch.allclose(gate.bias, torch.tensor(0.1).logit())  # kappa still starts around 1 - beta
+    assert {name: p.requires_grad for name, p in gate.named_parameters()} == dict.fromkeys(
+        ("weight", "bias", "norm.weight"), learn
+    )
+    assert gate.norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("gate", "features", "channels"), [("auto", None, None), ("dense", 4, None), ("conv", None, None)]
+)
+def test_batch_norm_needs_the_size_of_a_map(gate, features, channels):
+    with pytest.raises(TypeError, match="conv2d_channels"):
+        make_gates(2, 0.5, gate, features, channels, None, norm=True)

@@ -23,7 +23,7 @@ class LTCIntegrator(LiquidNeuron, snn.Leaky):
         init_hidden: Keep the state inside.
         learn_beta: Train the gate.
         state_quant: Quantiser for the membrane.
-        gate: See :class:`LTCLeaky`, likewise ``linear_features``, ``conv2d_channels`` and ``kernel_size``.
+        gate: See :class:`LTCLeaky`, likewise ``gate_norm`` and the sizes.
 
     Raises:
         ValueError: If an option has an impossible value.
@@ -44,11 +44,12 @@ class LTCIntegrator(LiquidNeuron, snn.Leaky):
         state_quant: Any = False,
         *,
         gate: str = "auto",
+        gate_norm: bool = False,
         linear_features: int | None = None,
         conv2d_channels: int | None = None,
         kernel_size: KernelSize | None = None,
     ) -> None:
-        gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
+        gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
         # It never fires; the base class would keep its default surrogate, a closure that does not pickle.
         snn.Leaky.__init__(
             self, beta, spike_grad=heaviside, init_hidden=init_hidden, state_quant=state_quant, reset_mechanism="none"

@@ -55,6 +55,7 @@ class LTCLeaky(LiquidNeuron, snn.Leaky):
         reset_delay: Reset at the start of the next step, detached, as ``snn.Leaky``.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
+        gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Of the convolutional gates, odd. Default 3.
@@ -95,13 +96,14 @@ class LTCLeaky(LiquidNeuron, snn.Leaky):
         *,
         adaptation: float = 1.8,
         gate: str = "auto",
+        gate_norm: bool = False,
         linear_features: int | None = None,
         conv2d_channels: int | None = None,
         kernel_size: KernelSize | None = None,
         init_state: str = "zeros",
     ) -> None:
         # Everything is checked before the base class puts this neuron into snnTorch's global list.
-        gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
+        gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
         adaptation = float(adaptation)

@@ -68,6 +68,7 @@ class RLTCLeaky(LiquidNeuron, snn.RLeaky):
         *,
         adaptation: float = 1.8,
         gate: str = "auto",
+        gate_norm: bool = False,
         init_state: str = "zeros",
     ) -> None:
         sizes: dict[str, Any] = {
@@ -76,7 +77,7 @@ class RLTCLeaky(LiquidNeuron, snn.RLeaky):
             "kernel_size": kernel_size,
         }
         snn.RLeaky._rleaky_init_cases(SimpleNamespace(all_to_all=all_to_all, **sizes))
-        gates = make_gates(2, beta, gate, **sizes, learn=learn_beta)
+        gates = make_gates(2, beta, gate, **sizes, learn=learn_beta, norm=gate_norm)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
         adaptation = float(adaptation)

@@ -21,7 +21,7 @@ class LTCIntegrator(LiquidNode):
 
     Args:
         step_mode: ``"s"`` for input ``[B, ...]``, ``"m"`` for ``[T, B, ...]``; the state carries over between calls.
-        beta: See :class:`LTCLeaky`, likewise ``gate``, ``linear_features``, ``conv2d_channels``, ``kernel_size``.
+        beta: See :class:`LTCLeaky`, likewise ``gate``, ``gate_norm`` and the sizes.
         learn_beta: Train the gate.
 
     Raises:
@@ -41,13 +41,14 @@ class LTCIntegrator(LiquidNode):
         *,
         beta: Tensor | float = 0.5,
         gate: str = "auto",
+        gate_norm: bool = False,
         linear_features: int | None = None,
         conv2d_channels: int | None = None,
         kernel_size: KernelSize | None = None,
         learn_beta: bool = True,
     ) -> None:
         check_choice("step_mode", step_mode, ("s", "m"))
-        gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
+        gates = make_gates(1, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
         super().__init__()
         self.step_mode = step_mode
         self.register_memory("v", 0.0)

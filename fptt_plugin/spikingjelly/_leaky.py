@@ -54,6 +54,7 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
             number, or a tensor with one entry per neuron or channel.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
+        gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Of the convolutional gates, odd. Default 3.
@@ -88,6 +89,7 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         beta: Tensor | float = 0.5,
         adaptation: float = 1.8,
         gate: str = "auto",
+        gate_norm: bool = False,
         linear_features: int | None = None,
         conv2d_channels: int | None = None,
         kernel_size: KernelSize | None = None,
@@ -108,7 +110,7 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         check_choice("step_mode", step_mode, ("s", "m"))
         check_choice("init_state", init_state, INIT_STATES)
         adaptation = _number("adaptation", adaptation)
-        gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta)
+        gates = make_gates(2, beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
 
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq)
         self.register_memory("b", 0.0)
