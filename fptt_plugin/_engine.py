@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ._finite import all_finite, blame
+from ._finite import all_finite
 from ._inputs import Sequence
-from ._position import Chunk, Progress, Snapshot, random_state, set_random_state
+from ._position import Chunk, Progress, set_random_state
+from ._recurrence import Recurrence
+from ._rows import check_rows
+from ._update import Updater
 from .drivers import Driver, FrozenNormalization
 from .objective import Objective, Readout
-from .regularizer import DynamicRegularizer
 from .results import SequenceResult, StepResult
-from .state import ModelState, map_tensors
+from .state import ModelState
 
 
-class Engine:
+class Engine(Recurrence):
     """Advances one network through time and updates its weights; :class:`~fptt_plugin.FPTTTrainer` is its face.
 
     Args:
         net: The network.
-        optimizer: Its optimizer, which carries ``regularizer``.
-        regularizer: The dynamic regulariser.
+        updater: Updates its weights.
         state: The network's recurrent state.
         driver: How the network is called; may follow before the first step.
         objective: The loss of a step.
@@ -40,8 +39,7 @@ class Engine:
     def __init__(
         self,
         net: nn.Module,
-        optimizer: Optimizer,
-        regularizer: DynamicRegularizer,
+        updater: Updater,
         state: ModelState,
         driver: Driver | None,
         objective: Objective,
@@ -51,69 +49,87 @@ class Engine:
         update_every: int | None,
         on_nonfinite: str,
     ) -> None:
+        super().__init__(state, objective, readout, replays=updater.regularizer.variant == "gradient")
         self.net = net
-        self.optimizer = optimizer
-        self.regularizer = regularizer
-        self.state = state
+        self.updater = updater
         self.driver = driver
-        self.objective = objective
-        self.readout = readout
         self.window = window
         self.loss_every = loss_every
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
-        self._parameters = list(net.parameters())  # walking the modules at every step would cost more than the norm
-        self.steps = self.updates = self.skipped = 0
-        self.progress = Progress()
-        self.losses: list[Tensor] = []  # of the open window
-        self._chunks: list[Chunk] = []  # of the open window, kept for the second gradient alone
-        self._loss_since_update = torch.zeros(())
-        self.restore_point = self.snapshot()  # where the steps since the last update began
+        self._rows_checked = self._warned = self._had_loss = self._taught = False
 
     @property
     def _running(self) -> Driver:
         assert self.driver is not None, "the trainer finds the driver before the first step"
         return self.driver
 
-    def reset(self) -> None:
-        """A new sequence: every neuron is as before its first input."""
-        self.state.reset()
-        self.readout.set((None, 0))
-        self.progress = Progress()
-        self.losses, self._chunks = [], []
-        self.restore_point = self.snapshot()
-
     # ------------------------------------------------------------------ forward
 
     def train(self, sequence: Sequence) -> SequenceResult:
         """Trains on one checked batch of sequences, from the initial state."""
-        before, total, windows = self.updates, torch.zeros((), device=sequence.x.device), 0
-        output = total
+        before, total = self.updates, torch.zeros((), device=sequence.x.device)
+        output = windows = total
+        self._had_loss = self._taught = False
 
         def take(outputs: list[Tensor], x: Tensor) -> None:
             nonlocal output, total, windows
-            output = self.learn(outputs, Chunk(x, sequence.target, sequence.steps, sequence.per_sequence))
+            chunk = Chunk(x, sequence.target, sequence.steps, sequence.per_sequence, sequence.labelled)
+            output = self.learn(outputs, chunk)
             last = self.progress.t == sequence.steps
             if last or self.progress.in_window == self.window:
                 loss = self.close_window(last=last)
-                if loss is not None:
-                    total, windows = total + loss, windows + 1
+                if loss is not None:  # that of a skipped window may be nan
+                    total, windows = total + loss.nan_to_num(0.0, 0.0, 0.0), windows + loss.isfinite()
 
         with self.undone_on_error(self.snapshot()):
             self.reset()
+            self.progress = Progress(shape=tuple(sequence.x.shape[1:]))
             self._running.run(sequence.x, self.window, take)
+        self._warn_if_untaught()
         return SequenceResult(output.detach(), total / windows, self.updates - before)
 
     def step(self, chunk: Chunk) -> StepResult:
         """Trains on one step of a stream."""
+        shape = tuple(chunk.x.shape[1:])
+        if self.progress.shape not in ((), shape):
+            raise ValueError(
+                f"this stream has inputs of shape {self.progress.shape}, x_t has {shape}: the neurons' state belongs "
+                "to its samples. Call reset() first to begin another stream; pass new_sequence where single samples end"
+            )
         losses, before = len(self.losses), self.updates
         with self.undone_on_error(self.snapshot()):
+            self._restart(chunk)
+            if self.on_nonfinite == "skip" and not all_finite([chunk.x]):
+                return self._left_out(chunk)
             output = self.learn(self._running.advance(chunk.x), chunk)
+            self.progress = self.progress._replace(shape=shape)
         loss = self.losses[-1].detach() if len(self.losses) > losses else None
         if self.progress.in_window == self.window:
-            with self.undone_on_error(self.restore_point):
+            with self.undone_on_error(self.restore_point, self._new_rows):
                 self.close_window()
         return StepResult(output.detach(), loss, self.updates > before)
+
+    def _restart(self, chunk: Chunk, *, replay: bool = False) -> None:
+        """Begins new sequences with some rows of the batch."""
+        rows = chunk.new_rows
+        if rows is None or self.progress.t == 0:
+            return
+        if not (self._rows_checked or replay):
+            check_rows(self.net, self.state, rows, torch.nan_to_num(chunk.x), self._running.advance)
+            self._rows_checked = True
+        self.restart_rows(rows)
+        if not replay:
+            self._new_rows = rows if self._new_rows is None else self._new_rows | rows
+
+    def _left_out(self, chunk: Chunk) -> StepResult:
+        """The output for an input that is not finite; neither state nor statistics see it."""
+        kept = self.snapshot()
+        with torch.no_grad(), FrozenNormalization(self.net):
+            output = self.readout(self._running.advance(chunk.x)[-1])
+        self.restore(kept)
+        self.skipped += 1
+        return StepResult(output, None, False)
 
     def learn(self, outputs: list[Tensor], chunk: Chunk) -> Tensor:
         """Notes the losses of some steps of the open window; returns the readout of the last."""
@@ -123,8 +139,10 @@ class Engine:
         if self._replays:
             self._chunks.append(chunk)
         self.steps += steps
-        t, in_window, since_update, backwards = self.progress
-        self.progress = Progress(t + steps, in_window + steps, since_update + steps, backwards)
+        at = self.progress
+        self.progress = at._replace(
+            t=at.t + steps, in_window=at.in_window + steps, since_update=at.since_update + steps
+        )
         return output
 
     def _read(
@@ -136,9 +154,9 @@ class Engine:
         for t, raw in enumerate(outputs, start=end - len(outputs)):
             output = self.readout(raw)
             due = (stride is not None and (t + 1) % stride == 0) or t + 1 == chunk.steps
-            target = chunk.target(t) if due else None
-            if target is not None:
-                loss = self.objective.loss(output, target, t, chunk.steps, chunk.per_sequence, update=first_time)
+            labelled = chunk.labelled(t, output) if due else None
+            if labelled is not None:
+                loss = self.objective.loss(*labelled, t, chunk.steps, chunk.per_sequence, update=first_time)
                 losses.append(loss)
         return output, losses
 
@@ -172,14 +190,12 @@ class Engine:
             FloatingPointError: If loss or gradient is not finite and ``on_nonfinite="raise"``.
         """
         loss = torch.stack(self.losses).mean() if self.losses else None
+        self._had_loss = self._had_loss or loss is not None
         # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
         if loss is not None and loss.requires_grad:
-            if self.progress.backwards == 0:
-                self._zero_grad()
-                self._loss_since_update = torch.zeros(())
-            loss.backward()
+            self.updater.backward(loss, first=self.progress.backwards == 0)
             self.progress = self.progress._replace(backwards=self.progress.backwards + 1)
-            self._loss_since_update = self._loss_since_update.to(loss.device) + loss.detach()
+            self._taught = True
         self.losses = []
         self._running.detach()
         self.readout.detach()
@@ -188,37 +204,36 @@ class Engine:
             if self.progress.backwards:
                 self._update(self.progress.backwards)
             self.progress = self.progress._replace(since_update=0, backwards=0)
-            self._chunks = []
+            self._chunks, self._new_rows = [], None
             self.restore_point = self.snapshot()
         return None if loss is None else loss.detach()
 
     def _update(self, backwards: int) -> None:
         """One FPTT update from the gradients of so many windows, unless something is not finite."""
-        grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        loss = self._loss_since_update
-        if not all_finite([loss, *grads]):
-            message = blame(self.net, self.state, loss, self.steps)
-            self._zero_grad()
-            if self.on_nonfinite == "raise":
-                raise FloatingPointError(message)
-            self.skipped += 1
-            self.state.set(self.restore_point.state)
-            self.readout.set(self.restore_point.readout)
+        complaint = self.updater.complaint(self.steps)
+        if complaint is None:
+            moved = self.updater.step(backwards, self._replayed_loss)
+            self.updates, self.skipped = self.updates + moved, self.skipped + (not moved)
             return
-        if backwards > 1:
-            torch._foreach_div_(grads, backwards)
-        self.optimizer.step()
-        if self._replays:
-            self.regularizer.second_gradient(self._replayed_loss)
-        self.updates += 1
+        self.updater.zero_grad()
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(complaint)
+        self.skipped += 1
+        self.state.set(self.restore_point.state)
+        self.readout.set(self.restore_point.readout)
+        if self._new_rows is not None:
+            self.restart_rows(self._new_rows)
 
-    def _zero_grad(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    @property
-    def _replays(self) -> bool:
-        return self.regularizer.variant == "gradient"
+    def _warn_if_untaught(self) -> None:
+        if not (self._taught or self._warned) and self._had_loss:
+            self._warned = True
+            warnings.warn(
+                "no loss of this sequence depends on a parameter, so nothing was learned. Possible causes: the output "
+                "is detached, all parameters are frozen, gradients are off (torch.no_grad), or a delay in the network "
+                "is longer than the window",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _replayed_loss(self) -> Tensor:
         """The window's loss at the present weights, from the state, random numbers and statistics it began with."""
@@ -229,76 +244,8 @@ class Engine:
         with FrozenNormalization(self.net), torch.random.fork_rng():
             set_random_state(begin.random)
             for chunk in self._chunks:
+                self._restart(chunk, replay=True)
                 end += len(chunk.x)
                 losses += self._read(self._running.advance(chunk.x), chunk, end, first_time=False)[1]
         self.restore(now)
         return torch.stack(losses).mean()
-
-    # ------------------------------------------------------------------ undo
-
-    def snapshot(self) -> Snapshot:
-        """Where everything but the weights stands."""
-        random = random_state() if self._replays else []
-        return Snapshot(
-            self.state.get(), self.readout.get(), self.progress, list(self.losses), list(self._chunks), random
-        )
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Back to a :meth:`snapshot`, random numbers apart."""
-        self.state.set(snapshot.state)
-        self.readout.set(snapshot.readout)
-        self.progress = snapshot.progress
-        self.losses, self._chunks = list(snapshot.losses), list(snapshot.chunks)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counters, class distribution, readout and recurrent state.
-
-        Raises:
-            RuntimeError: Between two updates.
-        """
-        if self.progress.in_window or self.progress.backwards:
-            raise RuntimeError(
-                "a checkpoint between two updates would lose the pending gradients: take it when step() has returned "
-                "updated=True, or call reset() first"
-            )
-        total, count = self.readout.get()
-        return {
-            "counters": [self.steps, self.updates, self.skipped],
-            "progress": list(self.progress),
-            "readout": {"total": total, "count": count},
-            "distribution": map_tensors(Tensor.clone, self.objective.distribution.state_dict()),
-            "state": map_tensors(lambda tensor: tensor.detach().clone(), self.state.get()),
-        }
-
-    def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses the state of another network.
-
-        Raises:
-            ValueError: If the stateful modules differ.
-        """
-        self.state.check(state["state"])
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
-        self.steps, self.updates, self.skipped = state["counters"]
-        self.objective.distribution.load_state_dict(state["distribution"])
-        self.restore(
-            Snapshot(
-                map_tensors(Tensor.clone, state["state"]),
-                (state["readout"]["total"], state["readout"]["count"]),
-                Progress(*state["progress"]),
-                [],
-                [],
-                [],
-            )
-        )
-        self.restore_point = self.snapshot()
-
-    @contextmanager
-    def undone_on_error(self, snapshot: Snapshot) -> Iterator[None]:
-        """Whatever error leaves the context, the recurrent state is as it was at the snapshot."""
-        try:
-            yield
-        except BaseException:
-            self.restore(snapshot)
-            raise

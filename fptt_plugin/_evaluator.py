@@ -17,6 +17,7 @@ from ._engine import Engine
 from ._inflight import InFlightDriver, check_in_flight
 from ._inputs import Sequence, check_input, check_sequence, time_first
 from ._loop import Metric, accuracy
+from ._preflight import preflight
 from .drivers import Driver
 from .regularizer import DynamicRegularizer
 
@@ -32,12 +33,14 @@ class Evaluator:
     output_module: str | None
     _driver: str
     _engine: Engine
+    _checked = False  # whether the driver has been tried on a batch
 
-    def _check_sequence(self, x: Tensor, y: Tensor) -> Sequence:
+    def _check_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Sequence:
         """Checks a batch as the driver needs it; finds the driver at the first."""
         check_input(x, rank=2, what="x must have 2 dimensions or more")
         driver = self._find_driver(x, batch_first=self.batch_first)
-        return check_sequence(x, y, batch_first=self.batch_first, targets=self.targets, size=driver.steps_and_batch(x))
+        size = driver.steps_and_batch(x)
+        return check_sequence(x, y, mask, batch_first=self.batch_first, targets=self.targets, size=size)
 
     def _find_driver(self, x: Tensor, *, batch_first: bool) -> Driver:
         engine = self._engine
@@ -55,6 +58,9 @@ class Evaluator:
             if isinstance(driver, InFlightDriver):
                 check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": engine.on_nonfinite})
             engine.driver = driver
+        if not self._checked:
+            preflight(engine.driver, x.transpose(0, 1) if batch_first else x, engine.window)
+            self._checked = True
         return engine.driver
 
     def evaluate(self, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 TARGETS = ("auto", "sequence", "step")
@@ -18,6 +19,7 @@ class Sequence(NamedTuple):
         per_sequence: Whether one target serves all steps.
         steps: Length ``T``.
         batch: Batch size ``B``.
+        mask: Which samples are labelled, boolean ``[B]`` or ``[T, B]``; ``None``: all.
     """
 
     x: Tensor
@@ -25,6 +27,11 @@ class Sequence(NamedTuple):
     per_sequence: bool
     steps: int
     batch: int
+    mask: Tensor | None = None
+
+    def labelled(self, t: int) -> Tensor | None:
+        """Which samples are labelled at step ``t``; ``None``: all."""
+        return self.mask[t] if self.mask is not None and self.mask.dim() == 2 else self.mask
 
     def target(self, t: int) -> Tensor:
         """The target of step ``t``."""
@@ -32,13 +39,20 @@ class Sequence(NamedTuple):
 
 
 def check_sequence(
-    x: Tensor, y: Tensor, *, batch_first: bool, targets: str, size: tuple[int, int] | None = None
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None = None,
+    *,
+    batch_first: bool,
+    targets: str,
+    size: tuple[int, int] | None = None,
 ) -> Sequence:
     """Checks a batch of sequences and puts time first.
 
     Args:
         x: ``[T, B, ...]``, or ``[B, T, ...]`` with ``batch_first``.
         y: ``[B, ...]``, or per step as ``x``.
+        mask: Which targets count, boolean ``[B]``, or per step as ``x``; ``None``: all.
         batch_first: Layout of ``x`` and of a target per step.
         targets: ``"sequence"``, ``"step"``, or ``"auto"`` to tell by the shape.
         size: Steps and batch size, where the shape of ``x`` does not say them; ``x`` then stays as it is.
@@ -60,8 +74,8 @@ def check_sequence(
     steps, batch = size or tuple(x.shape[:2])
     if not isinstance(y, Tensor):
         raise TypeError(f"y must be a tensor, got {type(y).__name__}")
-    if y.is_floating_point() and not y.isfinite().all():
-        raise ValueError("y has non-finite values")
+    if mask is not None:
+        mask = _check_mask(mask, steps, batch, batch_first)
     stepwise = y.transpose(0, 1) if batch_first and y.dim() >= 2 else y
     fits_step = stepwise.dim() >= 2 and tuple(stepwise.shape[:2]) == (steps, batch)
     fits_sequence = y.dim() >= 1 and len(y) == batch
@@ -71,14 +85,39 @@ def check_sequence(
             "targets='sequence' or targets='step' to the trainer"
         )
     if fits_step and targets != "sequence":
-        return Sequence(x, stepwise, False, steps, batch)
+        _check_labelled(stepwise, mask if mask is None or mask.dim() == 2 else mask.expand(steps, batch))
+        return Sequence(x, stepwise, False, steps, batch, mask)
     if fits_sequence and targets != "step":
-        return Sequence(x, y, True, steps, batch)
+        _check_labelled(y, mask if mask is None or mask.dim() == 1 else mask.any(dim=0))
+        return Sequence(x, y, True, steps, batch, mask)
     asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
     raise ValueError(
         f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={batch} samples: pass [B, ...] (one "
         f"target per sequence) or {_layout(batch_first)} (one per step){asked}"
     )
+
+
+def _check_mask(mask: Tensor, steps: int, batch: int, batch_first: bool) -> Tensor:
+    _check_boolean("mask", mask)
+    stepwise = mask.transpose(0, 1) if batch_first and mask.dim() == 2 else mask
+    if stepwise.shape not in ((batch,), (steps, batch)):
+        layout = _layout(batch_first).replace(", ...", "")
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not fit T={steps} steps and B={batch} samples: pass [B] or "
+            f"{layout}"
+        )
+    return stepwise
+
+
+def _check_boolean(name: str, rows: Tensor) -> None:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
+        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"{name} must be a boolean tensor, got {kind}: convert it, e.g. with {name}.bool()")
+
+
+def _check_labelled(y: Tensor, mask: Tensor | None) -> None:
+    if not finite_targets(y, mask):
+        raise ValueError("y has non-finite values; a mask says which samples have no target")
 
 
 def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
@@ -102,26 +141,50 @@ def _layout(batch_first: bool) -> str:
     return "[B, T, ...]" if batch_first else "[T, B, ...]"
 
 
-def check_step(x: Tensor, y: Tensor | None) -> None:
-    """Checks one step of a stream: ``x`` ``[B, ...]`` and its target, or ``None``.
+def check_step(
+    x: Tensor, y: Tensor | None, mask: Tensor | None = None, new_sequence: Tensor | None = None, *, finite: bool = True
+) -> None:
+    """Checks one step of a stream.
+
+    Args:
+        x: Input ``[B, ...]``.
+        y: Target ``[B, ...]``, or ``None``.
+        mask: Boolean ``[B]``, which samples have a target, or ``None``.
+        new_sequence: Boolean ``[B]``, which samples begin a new sequence, or ``None``.
+        finite: Whether to refuse values that are not finite.
 
     Raises:
         ValueError: If ranks, lengths or values do not fit.
-        TypeError: If ``x`` is not a floating-point tensor.
+        TypeError: If ``x`` is not a floating-point tensor, or a mask not a boolean one.
     """
-    check_input(x, rank=2, what="x_t must be [B, ...] with at least 2 dimensions; for one sample use x_t.unsqueeze(0)")
+    what = "x_t must be [B, ...] with at least 2 dimensions; for one sample use x_t.unsqueeze(0)"
+    check_input(x, rank=2, what=what, finite=finite)
     if x.shape[0] == 0:
         raise ValueError("x_t is an empty batch: leave the step out")
+    for name, rows in (("mask", mask), ("new_sequence", new_sequence)):
+        if rows is not None:
+            _check_boolean(name, rows)
+            if rows.shape != (len(x),):
+                raise ValueError(f"{name} of shape {tuple(rows.shape)} does not fit a batch of {len(x)}: pass [B]")
     if y is not None:
         if not isinstance(y, Tensor):
             raise TypeError(f"y_t must be a tensor or None, got {type(y).__name__}")
         if y.dim() == 0 or len(y) != len(x):
             raise ValueError(f"y_t of shape {tuple(y.shape)} does not fit a batch of {len(x)} samples")
-        if y.is_floating_point() and not y.isfinite().all():
-            raise ValueError("y_t has non-finite values; pass None for a step without a target")
+        if finite and not finite_targets(y, mask):
+            raise ValueError(
+                "y_t has non-finite values; pass None for a step without a target, or mask=y_t.isfinite() for samples "
+                "without"
+            )
 
 
-def check_input(x: Tensor, rank: int, what: str) -> None:
+def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
+    """Whether the targets that count are finite."""
+    labelled = y if mask is None else y[mask]
+    return not labelled.is_floating_point() or bool(labelled.isfinite().all())
+
+
+def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None:
     """Checks type, rank and values of an input.
 
     Raises:
@@ -133,5 +196,5 @@ def check_input(x: Tensor, rank: int, what: str) -> None:
         raise TypeError(f"the input must be a floating-point tensor, got {kind}: convert it, e.g. with x.float()")
     if x.dim() < rank:
         raise ValueError(f"{what}; got shape {tuple(x.shape)}")
-    if not x.isfinite().all():
+    if finite and not x.isfinite().all():
         raise ValueError("the input has non-finite values (nan or inf): clean the data, e.g. with torch.nan_to_num")

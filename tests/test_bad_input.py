@@ -111,7 +111,8 @@ def test_predict(x, words):
         (X[0] / 0, Y, ValueError, "non-finite"),
         (X[0].int(), Y, TypeError, "torch.int32"),
         (X[0], torch.full((4,), INF), ValueError, "y_t has non-finite values; pass None"),
-        (torch.rand(4, 5), Y, RuntimeError, "shapes cannot be multiplied"),
+        (torch.rand(4, 5), Y, ValueError, r"inputs of shape \(4, 3\), x_t has \(4, 5\)"),
+        (torch.rand(3, 3), Y[:3], ValueError, r"x_t has \(3, 3\).*reset\(\)"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )

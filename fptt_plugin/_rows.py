@@ -1,0 +1,141 @@
+"""Members of a batch that begin a new sequence while the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional.ltc import initial_state
+from .monitor import unobserved
+from .state import ModelState, StateDict, map_tensors
+
+State = dict[str, StateDict]
+
+_WHY = "(or one before it) does not start from zero, or its first dimension is not the batch"
+
+
+def restarted(state: ModelState, rows: Tensor) -> State:
+    """The present state with some rows as before their first input, out of place; the network stays as it is.
+
+    Rows start from the value that the module's reset gives: its number or tensor, zero where reset leaves nothing.
+
+    Args:
+        state: State of the network.
+        rows: Boolean ``[B]``: which rows begin anew.
+
+    Raises:
+        ValueError: If a state has no batch dimension; names it.
+    """
+    now = state.get()
+    state.reset()
+    try:
+        initial = state.get()
+    finally:
+        state.set(now)
+    for name, module in state.modules():
+        b = now[name].get("b")
+        if getattr(module, "init_state", None) == "random" and isinstance(b, Tensor) and b.numel():
+            fresh = initial_state(torch.zeros_like(b), "random")
+            initial[name] = {**initial[name], "b": fresh.b, "mem" if "mem" in now[name] else "v": fresh.u}
+    return {name: _merge(name, now[name], initial[name], rows) for name in now}
+
+
+def _merge(name: str, now: Any, initial: Any, rows: Tensor) -> Any:
+    if isinstance(now, dict):
+        pairs = {key: initial.get(key) if isinstance(initial, dict) else None for key in now}
+        return {key: _merge(f"{name}.{key}", now[key], start, rows) for key, start in pairs.items()}
+    if isinstance(now, (list, tuple)):
+        fits = isinstance(initial, (list, tuple)) and len(initial) == len(now)
+        merged = [_merge(name, *pair, rows) for pair in zip(now, initial if fits else [None] * len(now), strict=True)]
+        return type(now)(*merged) if hasattr(now, "_fields") else type(now)(merged)
+    if isinstance(now, Tensor) and now.numel():
+        if now.dim() == 0 or len(now) != len(rows):
+            raise ValueError(_refusal(name, f"has shape {tuple(now.shape)}, not [B, ...] with B={len(rows)}"))
+        if initial is None or (isinstance(initial, Tensor) and initial.numel() == 0):
+            initial = 0.0
+        start = torch.as_tensor(initial, dtype=now.dtype, device=now.device)
+        return torch.where(rows.to(now.device).view(-1, *[1] * (now.dim() - 1)), start, now)
+    if not isinstance(now, Tensor) and isinstance(now, (int, float)) and now != initial:
+        raise ValueError(_refusal(name, f"is one number, {now}, for all samples"))
+    return now
+
+
+def _refusal(name: str, why: str) -> str:
+    return (
+        f"new_sequence cannot restart single samples of this network: the state {name!r} {why}. Call reset() when all "
+        "samples of a batch end together, or use one trainer step with B=1 per stream"
+    )
+
+
+@torch.no_grad()
+def check_rows(net: nn.Module, state: ModelState, rows: Tensor, x: Tensor, advance: Callable[[Tensor], Any]) -> None:
+    """Tries on the present input whether restarted rows behave like a network after reset, and the others go on.
+
+    Catches states that do not start from zero (the mask of a dropout), and those with the batch in another dimension.
+    The network is as before afterwards; monitors see nothing of it.
+
+    Args:
+        net: The network.
+        state: Its recurrent state.
+        rows: Boolean ``[B]``: which rows begin anew.
+        x: Input of the next step, as ``advance`` takes it.
+        advance: Advances the network.
+
+    Raises:
+        ValueError: If rows cannot be restarted; names the state where it shows first.
+    """
+    now = state.get()
+    random = [module for module in net.modules() if getattr(module, "init_state", None) == "random"]
+    for module in random:
+        module.init_state = "zeros"  # type: ignore[assignment]
+    try:
+        with unobserved(net), _separate_rows(net):
+
+            def after(begin: State | None) -> State:
+                state.reset()
+                if begin is not None:
+                    state.set(begin)
+                with torch.random.fork_rng():
+                    outputs: State = {"the network's output": {"": advance(x)}}
+                return {**state.get(), **outputs}
+
+            tried, fresh, old = after(restarted(state, rows)), after(None), after(now)
+            for name in tried:
+                found, new, gone_on = _leaves(tried[name]), _leaves(fresh[name]), _leaves(old[name])
+                if not len(found) == len(new) == len(gone_on):
+                    continue  # a queue that has not filled up: what comes out of it counts
+                if not all(_agree(*trio, rows) for trio in zip(found, new, gone_on, strict=True)):
+                    raise ValueError(_refusal(name, _WHY))
+    finally:
+        for module in random:
+            module.init_state = "random"  # type: ignore[assignment]
+        state.set(now)
+
+
+def _agree(found: Tensor, fresh: Tensor, old: Tensor, rows: Tensor) -> bool:
+    rows = rows.to(found.device)
+    pairs = ((found[rows], fresh[rows]), (found[~rows], old[~rows]))
+    return all(torch.allclose(*pair, rtol=1e-4, atol=1e-6, equal_nan=True) for pair in pairs)
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, value)  # type: ignore[func-returns-value]
+    return [tensor for tensor in found if tensor.dim()]
+
+
+@contextmanager
+def _separate_rows(net: nn.Module) -> Iterator[None]:
+    """Batch normalisation, which mixes the rows, uses and keeps its running statistics."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True

@@ -1,0 +1,370 @@
+"""Single members of a batch: labelled or not, and with sequences that end at different times."""
+
+import copy
+
+import pytest
+import snntorch as snn
+import torch
+from nets import LIF, Before, adam, batch, copies, distance, flat, identical, sgd, spikes, spiking_net
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.spikingjelly import LTCLeaky as LTCNode
+from fptt_plugin.state import AttributeHandler, ModelState, register_state_handler
+
+CE = nn.CrossEntropyLoss()
+SOME = torch.tensor([True, False, True, False])
+
+
+def twins(options=None, build=spiking_net):
+    net = build()
+    other = copy.deepcopy(net)
+    return [FPTTTrainer(n, adam(n), CE, **(options or {})) for n in (net, other)]
+
+
+# ---------------------------------------------------------------------- mask
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3, "loss_every": 1}], ids=str)
+def test_unlabelled_rows_add_nothing_to_the_loss(options):
+    ones, others = twins(options)
+    others.objective.loss_fn = lambda output, target: CE(output[SOME], target[SOME])
+    for _ in range(6):
+        x, y = batch(1)
+        wild = torch.where(SOME, y, -7)  # never looked at
+        with spikes(ones.net):
+            results = ones.step(x[0], wild, mask=SOME), others.step(x[0], y)
+        assert torch.equal(results[0].loss, results[1].loss)
+        assert results[0].output.shape == (4, 2)
+    assert identical(ones.net.parameters(), others.net.parameters())
+    assert ones.updates == 6 // options.get("window", 1)
+
+
+def test_a_mask_without_labels_is_a_step_without_target():
+    ones, others = twins({"window": 2, "loss_every": 1})
+    none = torch.zeros(4).bool()
+    for step in range(8):
+        x, y = batch(1)
+        result = ones.step(x[0], y, mask=none if step % 4 else None)
+        assert (result.loss is None) == (step % 4 > 0)
+        others.step(x[0], None if step % 4 else y)
+    assert identical(ones.net.parameters(), others.net.parameters())
+    assert ones.updates == 2
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_masks_of_sequences(batch_first):
+    x, _ = batch(6)
+    y, mask = torch.randint(2, (6, 4)), torch.rand(6, 4) > 0.5
+    mask[2] = False
+    ones, others = twins({"batch_first": batch_first, "targets": "step"})
+    turn = (lambda tensor: tensor.transpose(0, 1)) if batch_first else (lambda tensor: tensor)
+    assert ones.train_sequence(turn(x), turn(y), turn(mask)).updates == 5
+    for x_t, y_t, rows in zip(x, y, mask, strict=True):
+        others.step(x_t, y_t, mask=rows)
+    assert identical(ones.net.parameters(), others.net.parameters())
+
+
+def test_mask_of_sequences_with_a_label_each():
+    ones, others = twins()
+    x, y = batch()
+    before = copies(ones.net.parameters())
+    result = ones.train_sequence(x, y, torch.zeros(4).bool())
+    assert result.updates == 0
+    assert result.loss.isnan()
+    assert identical(ones.net.parameters(), before)
+    ones.train_sequence(x, y, SOME)
+    others.train_sequence(x, y, SOME.expand(6, 4))
+    assert identical(ones.net.parameters(), others.net.parameters())
+    assert not identical(ones.net.parameters(), before)
+
+
+def test_targets_of_unlabelled_samples_may_be_nan():
+    net = spiking_net(classes=1)
+    trainer = FPTTTrainer(net, adam(net), nn.MSELoss())
+    x, y = torch.rand(6, 4, 3), torch.rand(6, 4, 1)
+    y[:, 1] = float("nan")
+    mask = y[..., 0].isfinite()
+    assert trainer.train_sequence(x, y, mask).loss.isfinite()
+    assert trainer.step(x[0], y[0], mask=mask[0]).updated
+    with pytest.raises(ValueError, match=r"non-finite values; pass None.*mask=y_t.isfinite\(\)"):
+        trainer.step(x[0], y[0])
+    with pytest.raises(ValueError, match="non-finite values; a mask"):
+        trainer.train_sequence(x, y, torch.ones(6, 4).bool())
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "words"),
+    [
+        (torch.ones(3).bool(), ValueError, r"of shape \(3,\) does not fit a batch of 4"),
+        (torch.ones(4), TypeError, r"must be a boolean tensor, got torch.float32: .*\.bool\(\)"),
+        ([True] * 4, TypeError, "must be a boolean tensor, got list"),
+    ],
+)
+def test_bad_rows_change_nothing(rows, error, words):
+    trainer = twins()[0]
+    x, y = batch(1)
+    trainer.step(x[0], y)
+    before = Before(trainer)
+    for name in ("mask", "new_sequence"):
+        with pytest.raises(error, match=f"{name} {words}"):
+            trainer.step(x[0], y, **{name: rows})
+    with pytest.raises((ValueError, TypeError), match="mask"):
+        trainer.train_sequence(x, y, rows)
+    assert before.differs() == []
+
+
+# ---------------------------------------------------------------------- new_sequence
+
+
+def leaky():
+    lif = [snn.Leaky(beta=0.9, init_hidden=True), snn.Synaptic(alpha=0.8, beta=0.9, init_hidden=True)]
+    return nn.Sequential(nn.Linear(3, 8), lif[0], nn.Linear(8, 8), lif[1], nn.Linear(8, 2), LTCIntegrator())
+
+
+def liquid():
+    layers = [nn.Linear(3, 8), LTCLeaky(init_hidden=True), nn.BatchNorm1d(8), nn.Linear(8, 2)]
+    return nn.Sequential(*layers, LTCIntegrator(init_hidden=True))
+
+
+def nodes():
+    layers = [layer.Linear(3, 8), neuron.LIFNode(v_reset=0.2), layer.Linear(8, 8), LTCNode(), layer.Linear(8, 2)]
+    return nn.Sequential(*layers, neuron.IFNode(v_threshold=0.1))
+
+
+def delayed():
+    return nn.Sequential(layer.Delay(2), *spiking_net())
+
+
+def multistep():
+    net = nodes()
+    for module in net.modules():
+        if hasattr(module, "step_mode"):
+            module.step_mode = "m"
+    return net
+
+
+class Cell(nn.Module):
+    """A torch cell with an explicit state of two tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.LSTMCell(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x, state):
+        state = self.cell(x, state)
+        return self.out(state[0]), state
+
+
+def evaluated(build):
+    """The output of single steps without learning, of a whole batch and of each sample by itself."""
+    net = build().eval()
+    if build is leaky:
+        net[-1].init_hidden = True
+    return net
+
+
+@pytest.mark.parametrize("readout", ["step", "mean"])
+@pytest.mark.parametrize("build", [spiking_net, leaky, liquid, nodes, delayed, multistep, Cell])
+def test_new_rows_begin_anew_and_the_others_go_on(build, readout):
+    """Against the same stream without a restart, and one that only begins there."""
+    net = evaluated(build)
+    trainer = FPTTTrainer(net, sgd(net, 0.0), CE, readout=readout)
+    x, _ = batch(12)
+    net(x[:1]) if build is multistep else net(*([x[0], None] if build is Cell else [x[0]]))
+    ModelState(net).reset()
+
+    def run(begin, restart=None):
+        trainer.reset()
+        return [trainer.step(x[t], new_sequence=SOME if t == restart else None).output for t in range(begin, 12)]
+
+    kept, fresh, mixed = run(0)[6:], run(6), run(0, restart=6)[6:]
+    assert len({tuple(out.flatten().tolist()) for out in kept}) > 1
+    for old, new, both in zip(kept, fresh, mixed, strict=True):
+        assert distance([both], [torch.where(SOME.unsqueeze(1), new, old)]) < 1e-6
+    assert not torch.equal(torch.stack(kept)[:, SOME], torch.stack(fresh)[:, SOME])
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4, "loss_every": 1}, {"variant": "gradient", "window": 2}], ids=str)
+def test_learning_with_restarts_is_learning_with_states_set_by_hand(options):
+    ones, others = twins(options)
+    for step in range(12):
+        x, y = batch(1)
+        rows = torch.rand(4) > 0.7
+        ones.step(x[0], y, new_sequence=rows)
+        if step and options.get("variant") != "gradient":  # which would replay from the state before
+            for neuron_ in (others.net[1], others.net[3]):
+                neuron_.mem = torch.where(rows.unsqueeze(1), torch.zeros(()), neuron_.mem)
+            others.step(x[0], y)
+        elif step == 0:
+            others.step(x[0], y)
+    if options.get("variant") != "gradient":
+        assert identical(ones.net.parameters(), others.net.parameters())
+        assert identical(flat(ModelState(ones.net).get()), flat(ModelState(others.net).get()))
+    assert ones.updates == 12 // options.get("window", 1)
+
+
+def test_no_gradient_reaches_the_sequence_before():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net, 0.0), lambda output, target: output[SOME].sum(), window=2, max_grad_norm=None)
+    x, y = batch(2)
+    x.requires_grad_()
+    trainer.step(x[0], y)
+    trainer.step(x[1], y, new_sequence=SOME)
+    assert x.grad[0].abs().sum() == 0
+    assert x.grad[1][SOME].abs().sum() > 0
+    assert x.grad[1][~SOME].abs().sum() == 0
+
+
+def test_a_random_initial_state_is_drawn_anew():
+    net = nn.Sequential(nn.Linear(3, 8), LTCLeaky(init_hidden=True, init_state="random"), nn.Linear(8, 2), LIF())
+    trainer = FPTTTrainer(net, sgd(net, 0.0), CE)
+    x = torch.zeros(4, 3)
+    for _ in range(5):
+        trainer.step(x)
+    kept = net[1].b
+    trainer.step(x, new_sequence=SOME)
+    rho = torch.sigmoid(net[1].adp_gate(net[0](x), torch.full((4, 8), 0.1)))
+    assert torch.allclose(net[1].b[SOME], (rho * 0.1)[SOME])
+    assert not torch.allclose(net[1].b[~SOME], (rho * 0.1)[~SOME])
+    assert not torch.equal(net[1].b, kept)
+
+
+class Average(LIF):
+    """One number for all samples."""
+
+    def forward(self, x):
+        self.mem = x.mean() if self.mem is None else 0.5 * self.mem + x.mean()
+        return x + self.mem
+
+
+class Biased(LIF):
+    """Begins at one instead of zero."""
+
+    def forward(self, x):
+        self.mem = 0.5 * (torch.ones_like(x) if self.mem is None else self.mem) + x
+        return self.mem
+
+
+class TimeMajor(LIF):
+    """Keeps its state transposed."""
+
+    def forward(self, x):
+        self.mem = x.T if self.mem is None else 0.5 * self.mem + x.T
+        return self.mem.T
+
+
+class Begins(nn.Module):
+    """The remedy for ``Biased``: says where it begins."""
+
+    level = 1.0
+
+    def forward(self, x):
+        self.level = 0.5 * self.level + x
+        return self.level
+
+
+register_state_handler(Begins, AttributeHandler(level=1.0))
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (Average(), r"state '1.mem' has shape \(\), not \[B"),
+        (Biased(), r"state '1' \(or one before it\) does not start from zero"),
+        (TimeMajor(), "state '[12]' .*first dimension is not the batch"),
+        (layer.Dropout(0.5), "state '1' .*does not start from zero"),
+    ],
+    ids=["average", "biased", "transposed", "dropout"],
+)
+def test_what_cannot_be_restarted_is_refused(extra, words):
+    net = spiking_net(hidden=4, extra=[extra])
+    trainer = FPTTTrainer(net, adam(net), CE)
+    x, y = batch(6)
+    for x_t in x:
+        trainer.step(x_t, y)
+    before, steps = Before(trainer), trainer.steps
+    with pytest.raises(ValueError, match=words):
+        trainer.step(x[0], y, new_sequence=SOME)
+    assert before.differs() == []
+    assert trainer.steps == steps
+    trainer.step(x[0], y)
+
+
+def test_a_neuron_may_say_where_it_begins():
+    net = spiking_net(extra=[Begins()])
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    x, y = batch(4)
+    for x_t in x:
+        trainer.step(x_t, y, new_sequence=SOME)
+    assert torch.equal(net[1].level[SOME], 0.5 + net[0](x[3])[SOME]) is False  # the weights have moved since
+    assert trainer.updates == 4
+
+
+def test_monitors_and_statistics_see_only_the_training():
+    net = spiking_net(extra=[nn.BatchNorm1d(8)])
+    trainer = FPTTTrainer(net, adam(net), CE, driver="step")
+    seen = []
+    net[2].register_forward_hook(lambda *args: seen.append(1))
+    for _ in range(4):
+        x, y = batch(1)
+        trainer.step(x[0], y, new_sequence=SOME)
+    assert len(seen) == net[1].num_batches_tracked == 4
+
+
+def test_a_skipped_update_forgets_no_restart():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE, window=2, on_nonfinite="skip", readout="mean")
+    x, y = batch(6)
+    for x_t in x[:4]:
+        trainer.step(x_t, y)
+    trainer.objective.loss_fn = lambda output, target: CE(output, target) * float("nan")
+    kept = net[1].mem
+    trainer.step(x[4], y, new_sequence=SOME)
+    trainer.step(x[5], y)
+    assert trainer.skipped == 1
+    assert torch.equal(net[1].mem, torch.where(SOME.unsqueeze(1), 0.0, kept))
+    assert trainer._engine.readout.get()[1].flatten().tolist() == [0, 4, 0, 4]
+
+
+def test_checkpoints_keep_the_counts_of_each_row(tmp_path):
+    ones, others = twins({"readout": "mean"})
+
+    def stream(trainer, steps):
+        for _ in range(steps):
+            x, y = batch(1)
+            trainer.step(x[0], y, mask=torch.rand(4) > 0.3, new_sequence=torch.rand(4) > 0.8)
+
+    stream(ones, 20)
+    ones.save(tmp_path / "a.pt")
+    torch.load(tmp_path / "a.pt", weights_only=True)
+    others.load(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"inputs of shape \(4, 3\), x_t has \(5, 3\)"):
+        others.step(torch.rand(5, 3))
+    for trainer in (ones, others):
+        torch.manual_seed(3)
+        stream(trainer, 50)
+    assert identical(ones.net.parameters(), others.net.parameters())
+    assert identical(flat(ones.state_dict()), flat(others.state_dict()))
+
+
+# ---------------------------------------------------------------------- batch size
+
+
+def test_a_batch_of_another_size_needs_a_reset():
+    trainer = twins()[0]
+    x, y = batch(3)
+    trainer.step(x[0], y)
+    before = Before(trainer)
+    with pytest.raises(ValueError, match=r"inputs of shape \(4, 3\), x_t has \(2, 3\).*reset\(\).*new_sequence"):
+        trainer.step(x[1, :2], y[:2])
+    assert before.differs() == []
+    trainer.step(x[1], y)
+    trainer.reset()
+    assert trainer.step(x[1, :2], y[:2]).updated
+    trainer.train_sequence(x, y)
+    with pytest.raises(ValueError, match="reset"):
+        trainer.step(x[1, :2], y[:2])  # the sequence's state is still there
+    assert trainer.train_sequence(x[:, :2], y[:2]).updates == 3
