@@ -17,7 +17,7 @@ from ._engine import Engine
 from ._inflight import InFlightDriver, check_in_flight
 from ._inputs import Sequence, check_input, check_sequence, time_first
 from ._loop import Metric, accuracy
-from ._preflight import preflight
+from ._preflight import preflight, warn_of_spikes
 from .drivers import Driver
 from .regularizer import DynamicRegularizer
 
@@ -34,6 +34,7 @@ class Evaluator:
     _driver: str
     _engine: Engine
     _checked = False  # whether the driver has been tried on a batch
+    _seen_output = False  # whether an output has shown if it is spikes
 
     def _check_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Sequence:
         """Checks a batch as the driver needs it; finds the driver at the first."""
@@ -62,6 +63,10 @@ class Evaluator:
             preflight(engine.driver, x.transpose(0, 1) if batch_first else x, engine.window)
             self._checked = True
         return engine.driver
+
+    def _look_at(self, output: Tensor) -> None:
+        if not self._seen_output:
+            self._seen_output = warn_of_spikes(output, self._engine.objective.loss_fn, self._engine.readout.mode)
 
     def evaluate(self, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
         """Mean metric over a loader, in evaluation mode and without gradients; a stream in progress goes on after.

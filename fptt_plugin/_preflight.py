@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._probe import Probe
@@ -134,6 +135,30 @@ def _warn_of_records(net: nn.Module) -> None:
             )
 
 
+def warn_of_spikes(output: Tensor, loss_fn: Any, readout: str) -> bool:
+    """Warns of spikes that serve as logits of a cross-entropy, step by step.
+
+    Returns:
+        Whether the output could tell: one without a single spike cannot.
+    """
+    logits = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)) or loss_fn in (
+        F.cross_entropy,
+        F.binary_cross_entropy_with_logits,
+    )
+    if readout != "step" or not logits:
+        return True
+    if not output.any():
+        return False
+    if ((output == 0) | (output == 1)).all():
+        warnings.warn(
+            "the loss sees spikes, all 0 or 1, as logits, so no step can be sure of its class: pass readout='mean' for "
+            "firing rates, or end the network in an integrator, LTCIntegrator(), without spikes",
+            UserWarning,
+            stacklevel=4,
+        )
+    return True
+
+
 class _Run:
     """Calls a copy of a driver's network without gradients, in evaluation mode, from its initial state."""
 
@@ -191,7 +216,9 @@ def _last_sample(ones: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor]
     pairs = []
     for one, other in zip(ones, others, strict=False):
         axes = [axis for axis in range(min(one.dim(), other.dim())) if one.shape[axis] != other.shape[axis]]
-        pairs.append((one.narrow(axes[0], one.shape[axes[0]] - 1, 1) if axes else one, other))
+        one = one.narrow(axes[0], one.shape[axes[0]] - 1, 1) if axes else one
+        if one.shape == other.shape:  # a queue of flattened samples has no batch axis
+            pairs.append((one, other))
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 

@@ -242,6 +242,7 @@ class FPTTTrainer(Evaluator):
 
     def _train(self, sequence: Sequence) -> SequenceResult:
         result = self._engine.train(sequence)
+        self._look_at(result.output)
         if self.average_weights == "sequence":
             self.regularizer.load_averages()
         return result
