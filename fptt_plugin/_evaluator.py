@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from . import _checkpoint, _loop
@@ -19,7 +20,9 @@ from ._inputs import Sequence, check_input, check_sequence, time_first
 from ._loop import Metric, accuracy
 from ._preflight import preflight, warn_of_spikes
 from .drivers import Driver
+from .objective import Objective
 from .regularizer import DynamicRegularizer
+from .state import ModelState
 
 
 class Evaluator:
@@ -27,10 +30,14 @@ class Evaluator:
 
     net: nn.Module
     optimizer: Optimizer
+    state: ModelState
+    objective: Objective
     regularizer: DynamicRegularizer
+    average_weights: str
     targets: str
     batch_first: bool
     output_module: str | None
+    grad_scaler: GradScaler | None
     _driver: str
     _engine: Engine
     _checked = False  # whether the driver has been tried on a batch
@@ -109,6 +116,24 @@ class Evaluator:
         """Within the context the network holds ``W_bar``; afterwards ``W`` is back, bit for bit."""
         return self.regularizer.averaged_weights()
 
+    def explain(self) -> str:
+        """A few lines on what the trainer does with this network."""
+        engine = self._engine
+        kept = {name: ", ".join(state) for name, state in self.state.get().items()}
+        layers = ", ".join(f"{name} ({type(module).__name__}: {kept[name]})" for name, module in self.state.modules())
+        window = "the whole sequence" if engine.window is None else f"{engine.window} step(s)"
+        return "\n".join(
+            [
+                engine.driver.explain() if engine.driver else "driver: found out at the first batch",
+                f"state: {layers}",
+                self.objective.explain(),
+                f"readout: {engine.readout.mode}; window: {window}; loss every {engine.loss_every or 'window'}; "
+                f"update every {engine.update_every or 'window'}",
+                f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
+                f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
+            ]
+        )
+
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,7 +142,8 @@ class Evaluator:
         Raises:
             RuntimeError: Between two updates, where gradients are pending that no file can hold.
         """
-        return {"regularizer": self.regularizer.state_dict(), **self._engine.state_dict()}
+        scaler = {} if self.grad_scaler is None else self.grad_scaler.state_dict()
+        return {"regularizer": self.regularizer.state_dict(), "grad_scaler": scaler, **self._engine.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned, into a trainer of the same network, optimizer and options.
@@ -127,6 +153,8 @@ class Evaluator:
         """
         self.check_state_dict(state)
         self.regularizer.load_state_dict(state["regularizer"])
+        if self.grad_scaler is not None and state["grad_scaler"]:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
         self._engine.load_state_dict(state)
 
     def check_state_dict(self, state: dict[str, Any]) -> None:

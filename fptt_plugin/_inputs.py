@@ -193,7 +193,10 @@ def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"the input must be a floating-point tensor, got {kind}: convert it, e.g. with x.float()")
+        raise TypeError(
+            f"the input must be a floating-point tensor, got {kind}: convert it, e.g. with x.float(); for integer "
+            "frames such as tonic's, add lambda frames: frames.astype('float32') to the transform"
+        )
     if x.dim() < rank:
         raise ValueError(f"{what}; got shape {tuple(x.shape)}")
     if finite and not x.isfinite().all():

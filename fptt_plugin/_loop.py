@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ._inputs import Sequence
-from .monitor import FiringRates
+from .monitor import FiringRates, unobserved
 from .results import EpochRecord
 
 if TYPE_CHECKING:
@@ -86,25 +86,37 @@ def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[fl
     trainer.net.train()
     device = _device(trainer)
     loss, score, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    learned = torch.zeros((), device=device)  # samples whose sequence had a loss
     with FiringRates(trainer.net) as firing:
         for x, y in batches:
             sequence = trainer._check_sequence(x.to(device), y.to(device))
+            if metric is accuracy and trainer.updates == seen == 0:
+                _try_metric(trainer, sequence, metric)
             result = trainer._train(sequence)
             batch = sequence.batch
-            loss += batch * result.loss
+            loss += batch * result.loss.nan_to_num(0.0)
+            learned += batch * result.loss.isfinite()
             score += batch * metric(result.output, sequence.target(sequence.steps - 1))
             seen += batch
             if hasattr(batches, "set_postfix"):
                 rates = firing.rates().values()
                 figures = {
-                    "loss": f"{loss.item() / seen:.3f}",
+                    "loss": f"{(loss / learned).item():.3f}",
                     getattr(metric, "__name__", "metric"): f"{score.item() / seen:.3f}",
                     "firing rate": f"{100 * sum(rates) / max(len(rates), 1):.1f}%",
                 }
                 batches.set_postfix(figures)
     if seen == 0:
         raise ValueError("the loader gave no batch: the data set is empty, or smaller than a batch with drop_last=True")
-    return loss.item() / seen, score.item() / seen, firing.rates()
+    return (loss / learned).item(), score.item() / seen, firing.rates()
+
+
+def _try_metric(trainer: FPTTTrainer, sequence: Sequence, metric: Metric) -> None:
+    """Tries a metric, which may not count its calls, on the untrained network: before the first update."""
+    with trainer._evaluation(averaged=False), torch.random.fork_rng(), unobserved(trainer.net):
+        outputs: list[Tensor] = []
+        trainer._engine.visit(sequence.x, lambda t, output: outputs.__setitem__(slice(None), [output]))
+        metric(outputs[0], sequence.target(sequence.steps - 1))
 
 
 def evaluate(trainer: Evaluator, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:

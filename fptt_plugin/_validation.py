@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from .state import ModelState
+
 
 class Problems:
     """Findings about the arguments of one constructor.
@@ -34,6 +41,19 @@ class Problems:
         """Raises ValueError with all findings, if there are any."""
         if self._found:
             raise ValueError(f"{self._what} cannot be built:\n" + "\n".join(f"- {text}" for text in self._found))
+
+
+def check_data_parallel(problems: Problems, net: nn.Module, state: ModelState) -> None:
+    """Notes a ``DistributedDataParallel`` that overwrites the neurons' state with that of another process."""
+    if not isinstance(net, nn.parallel.DistributedDataParallel) or not net.broadcast_buffers:
+        return
+    entries = state.get()
+    names = [name for name, module in state.modules() if entries[name].keys() & module._buffers.keys()]
+    problems.check(
+        not names,
+        f"DistributedDataParallel would replace the state of {', '.join(map(repr, names))}, kept in buffers, by that "
+        "of process 0 at every call: build it with broadcast_buffers=False",
+    )
 
 
 def check_strides(

@@ -18,7 +18,7 @@ from ._inputs import TARGETS, Sequence, check_step, finite_targets
 from ._loop import Metric, accuracy
 from ._position import Chunk
 from ._update import Updater
-from ._validation import Problems, check_strides
+from ._validation import Problems, check_data_parallel, check_strides
 from .drivers import DRIVERS, check_network
 from .functional.losses import ClassDistribution
 from .objective import LossFunction, Objective, Output, Ramp, Readout, check_objective
@@ -138,6 +138,7 @@ class FPTTTrainer(Evaluator):
             f"grad_scaler must be a torch.amp.GradScaler or None, got {type(grad_scaler).__name__}",
         )
         check_network(problems, net, state, optimizer, explicit=driver == "explicit" or takes_state(net))
+        check_data_parallel(problems, net, state)
         problems.raise_any()
 
         self.net = net
@@ -149,6 +150,7 @@ class FPTTTrainer(Evaluator):
         self.targets = targets
         self.batch_first = batch_first
         self.output_module = output_module
+        self.grad_scaler = grad_scaler
         self._driver = driver
         self._engine = Engine(
             net,
@@ -288,22 +290,4 @@ class FPTTTrainer(Evaluator):
             higher_is_better=higher_is_better,
             checkpoint=checkpoint,
             progress=progress,
-        )
-
-    def explain(self) -> str:
-        """A few lines on what the trainer does with this network."""
-        engine = self._engine
-        kept = {name: ", ".join(state) for name, state in self.state.get().items()}
-        layers = ", ".join(f"{name} ({type(module).__name__}: {kept[name]})" for name, module in self.state.modules())
-        window = "the whole sequence" if engine.window is None else f"{engine.window} step(s)"
-        return "\n".join(
-            [
-                engine.driver.explain() if engine.driver else "driver: found out at the first batch",
-                f"state: {layers}",
-                self.objective.explain(),
-                f"readout: {engine.readout.mode}; window: {window}; loss every {engine.loss_every or 'window'}; "
-                f"update every {engine.update_every or 'window'}",
-                f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
-                f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
-            ]
         )

@@ -182,3 +182,17 @@ def test_accuracy_is_for_class_labels():
     trainer = FPTTTrainer(net, sgd(net), nn.MSELoss())
     with pytest.raises(ValueError, match="pass metric="):
         trainer.evaluate([(torch.rand(5, 4, 3), torch.rand(4, 2))])
+
+
+def test_an_unsuitable_metric_shows_before_the_first_update():
+    net = spiking_net(extra=[nn.BatchNorm1d(8)])
+    trainer = FPTTTrainer(net, adam(net), nn.MSELoss(), driver="step")
+    data, seen = [(torch.rand(6, 4, 3), torch.rand(4, 2))], []
+    net[2].register_forward_hook(lambda *args: seen.append(1))
+    before = copies(net.state_dict().values())
+    with pytest.raises(ValueError, match=r"accuracy needs class scores.*pass metric="):
+        trainer.fit(data, progress=False)
+    assert identical(net.state_dict().values(), before)
+    assert trainer.updates == trainer.steps == len(seen) == 0
+    trainer.fit(data, metric=nn.functional.mse_loss, progress=False)
+    assert trainer.updates == len(seen) == 6

@@ -112,3 +112,27 @@ def test_half_precision_gradients_do_not_overflow_the_check():
     assert all_finite([torch.full((100,), 60000.0, dtype=torch.float16), torch.zeros(0), torch.tensor(1)])
     assert not all_finite([torch.zeros(2), torch.tensor([0.0, float("-inf")])])
     assert all_finite([])
+
+
+def test_a_skipped_answer_leaves_no_row_in_the_class_distribution_and_no_nan_in_the_mean_loss():
+    net = spiking_net(extra=[Explodes()])
+    net[1].forward = lambda x: x * (float("nan") if trainer.steps == 2 else 1.0)
+    trainer = FPTTTrainer(net, adam(net), nn.CrossEntropyLoss(), on_nonfinite="skip", driver="step")
+    x, y = batch(8)
+    net[4].spikes = False
+    net[2].spikes = False  # a spike would hide the nan
+    result = trainer.train_sequence(x, y)
+    assert (result.updates, trainer.skipped) == (7, 1)
+    assert result.loss.isfinite()
+    assert trainer.objective.distribution.table.isfinite().all()
+    trainer.on_nonfinite = "skip"
+    history = trainer.fit([(x, y), (x, y)], progress=False)
+    assert 0 < history[0].loss < 5
+
+
+def test_an_epoch_without_a_finite_loss_has_none():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), lambda o, t: F.cross_entropy(o, t) * float("nan"), on_nonfinite="skip")
+    assert trainer.train_sequence(*batch()).loss.isnan()
+    assert torch.tensor(trainer.fit([batch()], progress=False)[0].loss).isnan()
+    assert trainer.updates == 0

@@ -1,11 +1,11 @@
-"""Single members of a batch: labelled or not, and with sequences that end at different times."""
+"""Samples of a batch whose sequences end at different times."""
 
 import copy
 
 import pytest
 import snntorch as snn
 import torch
-from nets import LIF, Before, adam, batch, copies, distance, flat, identical, sgd, spikes, spiking_net
+from nets import LIF, Before, adam, batch, distance, flat, identical, sgd, spiking_net
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
@@ -22,101 +22,6 @@ def twins(options=None, build=spiking_net):
     net = build()
     other = copy.deepcopy(net)
     return [FPTTTrainer(n, adam(n), CE, **(options or {})) for n in (net, other)]
-
-
-# ---------------------------------------------------------------------- mask
-
-
-@pytest.mark.parametrize("options", [{}, {"window": 3, "loss_every": 1}], ids=str)
-def test_unlabelled_rows_add_nothing_to_the_loss(options):
-    ones, others = twins(options)
-    others.objective.loss_fn = lambda output, target: CE(output[SOME], target[SOME])
-    for _ in range(6):
-        x, y = batch(1)
-        wild = torch.where(SOME, y, -7)  # never looked at
-        with spikes(ones.net):
-            results = ones.step(x[0], wild, mask=SOME), others.step(x[0], y)
-        assert torch.equal(results[0].loss, results[1].loss)
-        assert results[0].output.shape == (4, 2)
-    assert identical(ones.net.parameters(), others.net.parameters())
-    assert ones.updates == 6 // options.get("window", 1)
-
-
-def test_a_mask_without_labels_is_a_step_without_target():
-    ones, others = twins({"window": 2, "loss_every": 1})
-    none = torch.zeros(4).bool()
-    for step in range(8):
-        x, y = batch(1)
-        result = ones.step(x[0], y, mask=none if step % 4 else None)
-        assert (result.loss is None) == (step % 4 > 0)
-        others.step(x[0], None if step % 4 else y)
-    assert identical(ones.net.parameters(), others.net.parameters())
-    assert ones.updates == 2
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_masks_of_sequences(batch_first):
-    x, _ = batch(6)
-    y, mask = torch.randint(2, (6, 4)), torch.rand(6, 4) > 0.5
-    mask[2] = False
-    ones, others = twins({"batch_first": batch_first, "targets": "step"})
-    turn = (lambda tensor: tensor.transpose(0, 1)) if batch_first else (lambda tensor: tensor)
-    assert ones.train_sequence(turn(x), turn(y), turn(mask)).updates == 5
-    for x_t, y_t, rows in zip(x, y, mask, strict=True):
-        others.step(x_t, y_t, mask=rows)
-    assert identical(ones.net.parameters(), others.net.parameters())
-
-
-def test_mask_of_sequences_with_a_label_each():
-    ones, others = twins()
-    x, y = batch()
-    before = copies(ones.net.parameters())
-    result = ones.train_sequence(x, y, torch.zeros(4).bool())
-    assert result.updates == 0
-    assert result.loss.isnan()
-    assert identical(ones.net.parameters(), before)
-    ones.train_sequence(x, y, SOME)
-    others.train_sequence(x, y, SOME.expand(6, 4))
-    assert identical(ones.net.parameters(), others.net.parameters())
-    assert not identical(ones.net.parameters(), before)
-
-
-def test_targets_of_unlabelled_samples_may_be_nan():
-    net = spiking_net(classes=1)
-    trainer = FPTTTrainer(net, adam(net), nn.MSELoss())
-    x, y = torch.rand(6, 4, 3), torch.rand(6, 4, 1)
-    y[:, 1] = float("nan")
-    mask = y[..., 0].isfinite()
-    assert trainer.train_sequence(x, y, mask).loss.isfinite()
-    assert trainer.step(x[0], y[0], mask=mask[0]).updated
-    with pytest.raises(ValueError, match=r"non-finite values; pass None.*mask=y_t.isfinite\(\)"):
-        trainer.step(x[0], y[0])
-    with pytest.raises(ValueError, match="non-finite values; a mask"):
-        trainer.train_sequence(x, y, torch.ones(6, 4).bool())
-
-
-@pytest.mark.parametrize(
-    ("rows", "error", "words"),
-    [
-        (torch.ones(3).bool(), ValueError, r"of shape \(3,\) does not fit a batch of 4"),
-        (torch.ones(4), TypeError, r"must be a boolean tensor, got torch.float32: .*\.bool\(\)"),
-        ([True] * 4, TypeError, "must be a boolean tensor, got list"),
-    ],
-)
-def test_bad_rows_change_nothing(rows, error, words):
-    trainer = twins()[0]
-    x, y = batch(1)
-    trainer.step(x[0], y)
-    before = Before(trainer)
-    for name in ("mask", "new_sequence"):
-        with pytest.raises(error, match=f"{name} {words}"):
-            trainer.step(x[0], y, **{name: rows})
-    with pytest.raises((ValueError, TypeError), match="mask"):
-        trainer.train_sequence(x, y, rows)
-    assert before.differs() == []
-
-
-# ---------------------------------------------------------------------- new_sequence
 
 
 def leaky():

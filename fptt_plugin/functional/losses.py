@@ -117,7 +117,8 @@ class ClassDistribution:
     def _update(self, t: int, logits: Tensor, label: Tensor) -> None:
         batch, classes = logits.shape
         position = torch.arange(batch, device=label.device)
-        wrong = torch.where(logits.argmax(dim=1) != label, position, batch)
+        # An answer that is not finite would stay in the table, whatever becomes of this update.
+        wrong = torch.where((logits.argmax(dim=1) != label) & logits.isfinite().all(dim=1), position, batch)
         first = torch.full((classes,), batch, device=label.device)
         first = first.scatter_reduce(0, label, wrong, "amin")
         answer = torch.softmax(logits, dim=1)[first.clamp(max=batch - 1)]
