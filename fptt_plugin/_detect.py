@@ -209,7 +209,7 @@ def _warn_of_resets(probe: Probe, x_t: Tensor) -> None:
 
 
 def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> str:
-    step = f" nor on one step of it ({failure!r})" if failure else ""
+    step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
     required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
     remedy = "call it on your data by hand to see why"
     if len(required) > 1 and "args" not in required:
@@ -217,6 +217,10 @@ def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exceptio
             f"its forward() takes {', '.join(required)}; wrap it in a module whose forward(x_t, state) returns "
             "(output, state), where state is a tuple of the states, and None at the start of a sequence"
         )
+    tuples = [name for name, module in net.named_modules() if getattr(module, "init_hidden", True) is False]
+    if tuples and "not tuple" in str(error):
+        names = ", ".join(map(repr, tuples))
+        remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
     return f"{type(net).__name__} does not run on an input of shape {tuple(x.shape)} ({error!r}){step}: {remedy}"
 
 

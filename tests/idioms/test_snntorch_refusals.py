@@ -230,3 +230,20 @@ def test_a_still_image_for_a_step_network():
 def test_an_empty_sequence():
     refusal(nets.Sequence(), ["empty"], x=torch.rand(0, 4, 5))
     refusal(nets.Sequence(), ["empty"], x=torch.rand(6, 0, 5))
+
+
+def test_neurons_that_return_their_state_in_a_sequential():
+    def build(**options):
+        neuron = snn.Leaky(beta=0.9, threshold=0.2, **options)
+        return nn.Sequential(
+            nn.Linear(5, 8), neuron, nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True, output=True)
+        )
+
+    x, y = torch.rand(6, 4, 5), torch.tensor([0, 1, 0, 1])
+
+    def train(net):
+        return FPTTTrainer(net, torch.optim.Adam(net.parameters()), nn.CrossEntropyLoss()).train_sequence(x, y)
+
+    with pytest.raises(ValueError, match=r"'1' return \(spk, mem\).*init_hidden=True"):
+        train(build())
+    assert train(build(init_hidden=True)).updates == 6
