@@ -64,7 +64,7 @@ def find_driver(
     except Exception as error:
         raise ValueError(_does_not_run(probe.net, x, error, failure)) from error
     steps = _steps(calls, output_module)
-    length = _length(probe, x, steps, batch_first)
+    length = _length(probe, calls, x, steps, batch_first)
     if steps == 1 and length.axis is not None:  # one step looks like any other network; two show the loop
         calls = probe.calls(torch.cat([x, x], length.axis))
         steps = _steps(calls, output_module)
@@ -72,7 +72,7 @@ def find_driver(
         raise ValueError(_not_stepwise(what, calls) if calls.neurons else f"{what} calls none of its neurons")
     module = output_module or _end_of_step(calls, steps)
     every = calls.modules.count(module) // steps
-    late = [m for m in _after(calls, module) if calls.modules.count(m) < steps and probe.trainable(m)]
+    late = [m for m in _after(calls, module) if m and calls.modules.count(m) < steps and probe.trainable(m)]
     if late:
         raise ValueError(
             f"{what} calls {', '.join(map(repr, late))} after its loop over time, where no time step could train it: "
@@ -114,20 +114,28 @@ def check_output_module(problems: Problems, net: nn.Module, name: str | None, dr
     )
 
 
-def _length(probe: Probe, x: Tensor, steps: int, batch_first: bool) -> Length:
+def _length(probe: Probe, calls: Calls, x: Tensor, steps: int, batch_first: bool) -> Length:
     """Where the loop gets its number of steps from: a cut along the time axis changes it, one along others does not."""
     for axis in (1, 0) if batch_first else (0, 1):
-        if x.dim() < 3 or x.shape[axis] != steps:
+        size = x.shape[axis] if x.dim() >= 3 else 0
+        if size == 0 or steps % size or (size == 1 and steps > 1):
             continue
-        changed = torch.cat([x, x], axis) if steps == 1 else x.narrow(axis, 0, min(2, steps - 1))
+        other = torch.cat([x, x], axis) if size == 1 else x.narrow(axis, 0, min(2, size - 1))
         try:
-            found = probe.calls(changed)
+            changed = len(probe.calls(other).neurons) != len(calls.neurons)
         except Exception:
-            if steps > 1:  # it looked for the steps that were cut off
+            if size == steps > 1:  # it looked for the steps that were cut off
                 return Length(axis, steps, fixed=True)
-        else:
-            if len(found.neurons) != len(probe.calls(x).neurons):
-                return Length(axis, steps)
+            continue
+        if changed and size == steps:
+            return Length(axis, steps)
+        if changed:
+            names = ", ".join(map(repr, dict.fromkeys(calls.neurons)))
+            raise ValueError(
+                f"{type(probe.net).__name__} calls {names} {steps} times on an input of {size} time steps: name the "
+                "module whose call ends a time step with output_module, if need be an nn.Identity that the output "
+                "passes through"
+            )
     return Length(None, steps)
 
 
@@ -183,6 +191,8 @@ def _rehearse(driver: InFlightDriver, x: Tensor, probe: Probe, hoisted: list[str
             driver.run(x, 1, take)
     except _Enough:
         pass
+    except RuntimeError as error:  # the network would be in the middle of its training
+        raise ValueError(str(error)) from error
 
 
 def _warn_of_resets(probe: Probe, x_t: Tensor) -> None:
@@ -199,7 +209,7 @@ def _warn_of_resets(probe: Probe, x_t: Tensor) -> None:
 
 
 def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> str:
-    step = f" nor on one step of it ({failure!r})" if failure else ""
+    step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
     required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
     remedy = "call it on your data by hand to see why"
     if len(required) > 1 and "args" not in required:
@@ -207,6 +217,10 @@ def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exceptio
             f"its forward() takes {', '.join(required)}; wrap it in a module whose forward(x_t, state) returns "
             "(output, state), where state is a tuple of the states, and None at the start of a sequence"
         )
+    tuples = [name for name, module in net.named_modules() if getattr(module, "init_hidden", True) is False]
+    if tuples and "not tuple" in str(error):
+        names = ", ".join(map(repr, tuples))
+        remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
     return f"{type(net).__name__} does not run on an input of shape {tuple(x.shape)} ({error!r}){step}: {remedy}"
 
 

@@ -1,0 +1,249 @@
+"""What cannot be trained step by step is refused by name before a weight moves, and the remedy in the message works."""
+
+import warnings
+
+import pytest
+import snntorch as snn
+import torch
+from idioms import snntorch_more_nets as more
+from idioms import snntorch_nets as nets
+from idioms import snntorch_refused as refused
+from nets import copies, identical, sgd, spikes
+from torch import nn
+
+from fptt_plugin import BPTT, FPTTTrainer
+from fptt_plugin.snntorch import LTCLeaky
+
+CE = nn.CrossEntropyLoss()
+PLAIN = {"loss_every": 1, "loss_ramp": "constant", "auxiliary": False}
+
+
+def data(steps=6):
+    return torch.rand(steps, 4, 5), torch.arange(4) % 3
+
+
+def lively(net):
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.uniform_(layer.weight, -0.4, 0.6)
+    return net
+
+
+def refusal(net, words, x=None, **options):
+    """Trains; asserts that this is refused in these words and that nothing has changed."""
+    weights = copies(net.state_dict().values())
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, PT012 - at construction or at the first batch
+        trainer = FPTTTrainer(net, sgd(net), CE, **{**PLAIN, **options})
+        trainer.train_sequence(data()[0] if x is None else x, data()[1])
+    assert identical(net.state_dict().values(), weights)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def learns(net, x=None, **options):
+    """Trains without a warning; every weight moves and every layer spikes."""
+    before = copies(net.parameters())
+    trainer = FPTTTrainer(lively(net), sgd(net), CE, **{**PLAIN, **options})
+    with warnings.catch_warnings(), spikes(net):
+        warnings.simplefilter("error")
+        for _ in range(3):
+            trainer.train_sequence(data()[0] if x is None else x, data()[1])
+    assert not any(torch.equal(*pair) for pair in zip(net.parameters(), before, strict=True))
+    return trainer
+
+
+@pytest.mark.parametrize("kind", refused.PARALLEL)
+def test_neurons_that_run_over_all_time_steps_at_once(kind):
+    net = refused.Parallel(refused.PARALLEL[kind]())
+    refusal(net, ["'cell'", kind, "snn.Leaky" if kind != "AssociativeLeaky" else "snn.RLeaky", "in a loop over time"])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda: nets.leaky(init_hidden=True),
+        lambda: LTCLeaky(init_hidden=True, linear_features=10),
+        lambda: nn.Sequential(nn.Linear(10, 10), nets.leaky(init_hidden=True)),
+        lambda: snn.RLeaky(0.9, linear_features=10, threshold=0.4, init_hidden=True),
+    ],
+    ids=["Leaky", "LTCLeaky", "Linear and Leaky", "RLeaky"],
+)
+def test_the_neurons_named_instead_of_these_learn(cell):
+    net = refused.Parallel(cell())  # forward() now takes one time step
+    learns(net)
+
+
+def test_slstm_without_memory():
+    refusal(refused.slstm(6, linear=False), ["'0' (SLSTM)", "forgets", "nn.Linear in front"])
+    learns(refused.slstm(6, linear=True), window=2)
+
+
+def test_slstm_of_unequal_sizes_forgets():
+    """What the refusal rests on; if a later snnTorch mends it, this test says so."""
+    cell = snn.SLSTM(5, 6, init_hidden=True, output=True)
+    x = torch.rand(4, 5)
+    assert torch.equal(cell(x)[2], cell(x)[2])
+
+
+def test_block_by_block():
+    refusal(refused.Autoencoder(), ["'lif1', 'lif2'", "one loop over time"])
+    learns(nets.Sequence())
+
+
+def test_a_layer_before_the_loop():
+    refusal(refused.Hoisted(), ["'fc1'", "before the loop"])
+    refusal(refused.Hoisted(), ["'fc1'", "before the loop"], window=3)
+    learns(nets.Sequence())
+    frozen = refused.Hoisted()
+    frozen.fc1.requires_grad_(False)
+    trainer = FPTTTrainer(frozen, torch.optim.SGD(frozen.parameters(), 0.1), CE)
+    assert trainer.train_sequence(*data()).updates == 6
+
+
+def test_bptt_may_have_it():
+    net = lively(refused.Hoisted())
+    assert BPTT(net, sgd(net), CE, **PLAIN).train_sequence(*data()).updates == 1
+
+
+def test_a_trace_that_the_user_keeps():
+    refusal(lively(refused.Trace()), ["Trace", "trace.detach()"])
+    learns(refused.Trace(detach=True))
+
+
+def test_a_readout_after_the_loop():
+    refusal(refused.LateReadout(), ["'fc_out'", "after its loop", "loop's body", "freeze"])
+    learns(nets.LinearReadout())
+    frozen = refused.LateReadout()
+    frozen.fc_out.requires_grad_(False)
+    trainer = FPTTTrainer(frozen, torch.optim.SGD(frozen.parameters(), 0.1), CE)
+    assert trainer.train_sequence(*data()).updates == 6
+
+
+def test_one_neuron_twice_in_a_step():
+    net = refused.SharedStep()
+    refusal(net, ["'lif'", "driver='step'", "output_module"])
+    refusal(refused.SharedFunctional(named=False), ["'lif' 12 times", "6 time steps", "output_module", "nn.Identity"])
+    trainer = learns(refused.SharedFunctional(named=True), output_module="out")
+    assert trainer.updates == 18
+    trainer = learns(more.Shared())  # its layers tell the two calls apart
+    assert "every 2. call of 'lif'" in trainer.explain()
+
+
+def test_states_as_arguments_of_their_own():
+    refusal(refused.Separate(), ["mem1, mem2", "forward(x_t, state)", "None at the start"])
+    learns(refused.Wrapped())
+
+
+def test_a_reset_in_every_step():
+    net = lively(nets.Forgetful())
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    with pytest.warns(UserWarning, match=r"Forgetful resets 'lif1', 'lif2' at every call .* without its state"):
+        trainer.train_sequence(*data())
+    learns(nets.Remembering())
+
+
+def test_utils_reset_in_every_step():
+    class Net(nets.Nested):
+        def forward(self, x):
+            snn.utils.reset(self.encoder)
+            return self.decoder(self.encoder(x))
+
+    net = Net()
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    with pytest.warns(UserWarning, match=r"Net resets 'encoder.1', 'decoder.1' at every call"):
+        trainer.train_sequence(*data())
+
+
+@pytest.mark.parametrize("steps", [5, 7])
+def test_a_loop_that_does_not_follow_its_input(steps):
+    net = nets.Regression()
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    trainer.train_sequence(*data())
+    weights = copies(net.parameters())
+    with pytest.raises(ValueError, match=rf"{steps} time steps, .* makes 6 .*range\(len\(x\)\)"):
+        trainer.train_sequence(*data(steps))
+    assert identical(net.parameters(), weights)
+    trainer.train_sequence(*data())
+    learns(nets.Sequence(), torch.rand(steps, 4, 5))
+
+
+def test_a_global_number_of_steps_that_changes(monkeypatch):
+    net = nets.Static()
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    x, y = torch.rand(4, 5), data()[1]
+    trainer.train_sequence(x, y)
+    monkeypatch.setattr(nets, "num_steps", 4)
+    with pytest.raises(RuntimeError, match=r"made 4 time steps where 6 were expected.*new trainer"):
+        trainer.train_sequence(x, y)
+    assert FPTTTrainer(net, sgd(net), CE).train_sequence(x, y).updates == 4
+
+
+def test_an_output_module_that_is_none():
+    net = nets.Sequence()
+    with pytest.raises(ValueError, match=r"output_module='lif9' is no module .* fc1, lif1, fc2, lif2"):
+        FPTTTrainer(net, sgd(net), CE, output_module="lif9")
+    with pytest.raises(ValueError, match=r"output_module='lif2' .* not 'step'"):
+        FPTTTrainer(net, sgd(net), CE, output_module="lif2", driver="step")
+    net.unused = nn.Identity()
+    refusal(net, ["'unused' is not called"], output_module="unused")
+    learns(nets.Sequence(), output_module="lif2")
+
+
+@pytest.mark.parametrize(("option", "value"), [("variant", "gradient"), ("on_nonfinite", "skip")])
+def test_options_that_go_back_in_time(option, value):
+    refusal(nets.Sequence(), [f"{option}={value!r}", "let forward() take one time step"], **{option: value})
+    learns(nets.Remembering(), **{option: value})
+
+
+def test_compiled_networks():
+    refusal(torch.compile(nets.Sequence()), ["'OptimizedModule' is compiled", "before torch.compile"])
+    net = nets.Sequence()
+    net.lif1 = torch.compile(net.lif1)
+    refusal(net, ["'lif1' is compiled"])
+    net = nets.Sequence()
+    net.compile()
+    refusal(net, ["'Sequence' is compiled"])
+
+
+def test_data_parallel_networks():
+    refusal(nn.DataParallel(nets.Sequence()), ["DataParallel", "let forward() take one time step"])
+    learns(nn.DataParallel(nets.Remembering()))
+
+
+def test_distributed_networks(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrap = nn.parallel.DistributedDataParallel
+        refusal(wrap(nets.Sequence()), ["DistributedDataParallel", "let forward() take one time step"])
+        learns(wrap(nets.Remembering()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_still_image_for_a_step_network():
+    net = nets.conv_sequential()
+    image = torch.rand(4, 1, 4, 4)
+    refusal(net, ["no time in it", "expand(T"], x=image)
+    assert FPTTTrainer(net, sgd(net), CE).train_sequence(image.unsqueeze(0).expand(5, *image.shape), data()[1])
+
+
+def test_an_empty_sequence():
+    refusal(nets.Sequence(), ["empty"], x=torch.rand(0, 4, 5))
+    refusal(nets.Sequence(), ["empty"], x=torch.rand(6, 0, 5))
+
+
+def test_neurons_that_return_their_state_in_a_sequential():
+    def build(**options):
+        neuron = snn.Leaky(beta=0.9, threshold=0.2, **options)
+        return nn.Sequential(
+            nn.Linear(5, 8), neuron, nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True, output=True)
+        )
+
+    x, y = torch.rand(6, 4, 5), torch.tensor([0, 1, 0, 1])
+
+    def train(net):
+        return FPTTTrainer(net, torch.optim.Adam(net.parameters()), nn.CrossEntropyLoss()).train_sequence(x, y)
+
+    with pytest.raises(ValueError, match=r"'1' return \(spk, mem\).*init_hidden=True"):
+        train(build())
+    assert train(build(init_hidden=True)).updates == 6
