@@ -45,7 +45,9 @@ class Problems:
 
 def check_data_parallel(problems: Problems, net: nn.Module, state: ModelState) -> None:
     """Notes a ``DistributedDataParallel`` that overwrites the neurons' state with that of another process."""
-    if not isinstance(net, nn.parallel.DistributedDataParallel) or not net.broadcast_buffers:
+    if not isinstance(net, nn.parallel.DistributedDataParallel):
+        return
+    if not net.broadcast_buffers or net.process_group.size() == 1:
         return
     entries = state.get()
     names = [name for name, module in state.modules() if entries[name].keys() & module._buffers.keys()]
