@@ -239,5 +239,13 @@ def test_every_option_changes_the_result(option, value):
 def test_explain_names_driver_state_loss_and_regularizer():
     net = spiking_net()
     text = FPTTTrainer(net, adam(net), CE, window=4, alpha=0.25, driver="step").explain()
-    for words in ("driver: step", "1 (LIF: mem)", "3 (LIF: mem)", "CrossEntropyLoss", "linear", "window: 4", "alpha=0.25"):
+    for words in (
+        "driver: step",
+        "1 (LIF: mem)",
+        "3 (LIF: mem)",
+        "CrossEntropyLoss",
+        "linear",
+        "window: 4",
+        "alpha=0.25",
+    ):
         assert words in text
