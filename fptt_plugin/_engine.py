@@ -237,15 +237,19 @@ class Engine(Recurrence):
 
     def _replayed_loss(self) -> Tensor:
         """The window's loss at the present weights, from the state, random numbers and statistics it began with."""
-        now, begin = self.snapshot(), self.restore_point
+        now, begin, distribution = self.snapshot(), self.restore_point, self.objective.distribution
+        assert begin.table is not None
         self.state.set(begin.state)
         self.readout.set(begin.readout)
         losses, end = [], begin.progress.t
         with FrozenNormalization(self.net), torch.random.fork_rng():
             set_random_state(begin.random)
+            distribution.table = begin.table
             for chunk in self._chunks:
                 self._restart(chunk, replay=True)
                 end += len(chunk.x)
                 losses += self._read(self._running.advance(chunk.x), chunk, end, first_time=False)[1]
         self.restore(now)
+        assert now.table is not None
+        distribution.table = now.table
         return torch.stack(losses).mean()

@@ -56,6 +56,7 @@ class Snapshot(NamedTuple):
     chunks: list[Chunk]
     new_rows: Tensor | None  # rows that began anew since the last update
     random: list[Tensor]  # of the generators; empty where nothing is replayed
+    table: Tensor | None  # of the class distribution; likewise
 
 
 def random_state() -> list[Tensor]:

@@ -52,6 +52,7 @@ class Recurrence:
     def snapshot(self) -> Snapshot:
         """Where everything but the weights stands."""
         random = random_state() if self._replays else []
+        table = self.objective.distribution.table.clone() if self._replays else None
         return Snapshot(
             self.state.get(),
             self.readout.get(),
@@ -60,6 +61,7 @@ class Recurrence:
             list(self._chunks),
             self._new_rows,
             random,
+            table,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -122,6 +124,7 @@ class Recurrence:
                 [],
                 None,
                 [],
+                None,
             )
         )
         self.restore_point = self.snapshot()

@@ -35,7 +35,8 @@ class FPTTTrainer(Evaluator):
 
     Args:
         net: The network, unchanged: its ``forward`` takes one time step ``[B, ...]`` and its neurons keep their state
-            (snnTorch with ``init_hidden=True``, SpikingJelly in 's' mode), or it is a SpikingJelly network in 'm' mode.
+            (snnTorch with ``init_hidden=True``, SpikingJelly in 's' mode); or it is a SpikingJelly network in 'm' mode;
+            or its ``forward`` loops over time; or takes and returns the state. See ``driver``.
         optimizer: Its ``torch.optim`` optimizer. Schedulers keep working on it.
         loss_fn: ``loss_fn(output, target) -> scalar`` for one time step.
         alpha: Strength of the dynamic regulariser, >= 0; 0 is truncated BPTT, the control. Default 0.1.

@@ -9,6 +9,7 @@ from torch import nn
 from twin import Twin
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.functional import ClassDistribution
 
 CE = nn.CrossEntropyLoss()
 PLAIN = {"auxiliary": False, "loss_ramp": "constant", "max_grad_norm": None, "average_weights": "never"}
@@ -108,3 +109,25 @@ def test_streams_too():
         trainers[1].step(*pair)
     assert identical(net.parameters(), other.parameters())
     assert trainers[1].updates == 3
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_second_gradient_reads_the_same_class_distribution(window):
+    class Noting(ClassDistribution):
+        def __init__(self):
+            super().__init__()
+            self.read = {True: [], False: []}
+
+        def loss(self, t, logits, label, *, update=True):
+            self._make_room(t, logits)
+            self.read[update].append(self.table[t, label].clone())
+            return super().loss(t, logits, label, update=update)
+
+    net, noting = spiking_net(), Noting()
+    trainer = FPTTTrainer(net, sgd(net), CE, variant="gradient", window=window, loss_every=1, auxiliary=noting)
+    for _ in range(3):
+        trainer.train_sequence(*batch(6))
+    first, second = noting.read.values()
+    assert len(first) == len(second) == 3 * 5  # the last step's ramp is 1: no auxiliary term
+    assert identical(first, second)
+    assert not identical(first[:5], first[-5:])  # the table does move
