@@ -291,6 +291,10 @@ def check_optimizer(problems: Problems, optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         problems.check(False, f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         return
+    problems.check(
+        not isinstance(optimizer, torch.optim.LBFGS),
+        "LBFGS evaluates the loss several times within one step, FPTT once per step: use Adam or SGD",
+    )
     hooks = optimizer._optimizer_step_pre_hooks.values()
     taken = any(isinstance(getattr(hook, "__self__", None), DynamicRegularizer) for hook in hooks)
     problems.check(

@@ -141,6 +141,12 @@ def test_grad_scaler(implementation):
     assert all(tensor.isfinite().all() for tensor in everything(net, regularizer))
 
 
+def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
+    optimizer = torch.optim.LBFGS([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match="LBFGS.*use Adam or SGD"):
+        DynamicRegularizer(optimizer)
+
+
 def test_a_closure_is_refused():
     net = spiking_net()
     optimizer = sgd(net)

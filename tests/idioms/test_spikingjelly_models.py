@@ -43,8 +43,7 @@ def test_models_follow_the_loop_over_slices(name):
     advance, readout = (averaged, "step") if mean else (per_slice, "mean")
     # The attention of an untrained transformer is silent.
     agrees(net, x, Y, advance, driver="slice", readout=readout, fires=name != "Spikformer")
-    if name in ("DVSGestureNet", "Spikformer"):
-        is_flat(net, x, Y, readout=readout)
+    is_flat(net, x, Y, readout=readout)
 
 
 def test_attention_over_time_is_refused():
