@@ -143,7 +143,7 @@ def test_grad_scaler(implementation):
 
 def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
     optimizer = torch.optim.LBFGS([nn.Parameter(torch.zeros(1))])
-    with pytest.raises(ValueError, match="LBFGS.*use Adam or SGD"):
+    with pytest.raises(ValueError, match=r"LBFGS.*use Adam or SGD"):
         DynamicRegularizer(optimizer)
 
 
