@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .state import ModelState, map_tensors
+from .state import ModelState, tensors_in
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
@@ -28,7 +28,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
 def blame(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> str:
     """Error message that names the first place that is not finite: a module's state, a gradient, else the loss."""
     suspects = [
-        (f"the state of {name!r} ({type(net.get_submodule(name)).__name__})", _tensors(entries))
+        (f"the state of {name!r} ({type(net.get_submodule(name)).__name__})", tensors_in(entries))
         for name, entries in state.get().items()
     ]
     suspects += [
@@ -41,14 +41,3 @@ def blame(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> str:
         f"step {step}: not finite in {where}; the window's loss is {loss.item():g}. This update was not applied. A "
         "smaller learning rate or max_grad_norm may prevent it; on_nonfinite='skip' goes on without the update"
     )
-
-
-def _tensors(entries: object) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, entries)
-    return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._probe import Probe
 from .drivers import Driver, ExplicitDriver, SliceDriver, StepDriver, step_modes
-from .state import map_tensors
+from .state import tensors_in
 
 STEPS, SAMPLES = 5, 3  # of the probe; different, so that a time axis is told from a batch axis
 _RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
@@ -74,9 +74,9 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None) -> None:
             "replace the layer that needs the whole sequence, or train with BPTT"
         ) from error
     pairs = {key: (value, probe.state()[key]) for key, value in after.items()}
-    forgetful = [key for key, pair in pairs.items() if not _alike(*map(_flat, pair))]
+    forgetful = [key for key, pair in pairs.items() if not _alike(*map(tensors_in, pair))]
     same = _alike([output], [torch.cat(slices)]) if keeps_time else all(s.shape == output.shape for s in slices)
-    if not same or forgetful or not _flat(after):
+    if not same or forgetful or not tensors_in(after):
         raise ValueError(_slices_differ(net, forgetful))
 
 
@@ -119,7 +119,7 @@ def _check_samples(driver: StepDriver, x: Tensor) -> None:
         return
     probe.reset()
     alone = torch.stack(probe.advance(x[:, -1:]))
-    ones, others = _last_sample(_flat(after), _flat(probe.state()))
+    ones, others = _last_sample(tensors_in(after), tensors_in(probe.state()))
     if not _alike([output[:, -1:], *ones], [alone, *others]):
         raise ValueError(f"{name} takes the samples of a batch for time steps, so that they mix; {remedy}")
 
@@ -198,17 +198,6 @@ def _excerpt(x: Tensor, steps: int, samples: int) -> Tensor:
     """Some steps from all over the sequence, as its beginning may be empty, and some samples; repeated if too few."""
     times = torch.arange(steps, device=x.device) * len(x) // steps
     return x[times][:, torch.arange(samples, device=x.device) % x.shape[1]]
-
-
-def _flat(state: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, state)
-    return found
 
 
 def _last_sample(ones: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .functional.ltc import initial_state
 from .monitor import unobserved
-from .state import ModelState, StateDict, map_tensors
+from .state import ModelState, StateDict, tensors_in
 
 State = dict[str, StateDict]
 
@@ -123,9 +123,7 @@ def _agree(found: Tensor, fresh: Tensor, old: Tensor, rows: Tensor) -> bool:
 
 
 def _leaves(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, value)  # type: ignore[func-returns-value]
-    return [tensor for tensor in found if tensor.dim()]
+    return [tensor for tensor in tensors_in(value) if tensor.dim()]
 
 
 @contextmanager

@@ -163,6 +163,24 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in nested dictionaries, lists and tuples, in order.
+
+    Example:
+        >>> import torch
+        >>> tensors_in({"a": [torch.zeros(1), None], "b": torch.ones(1)})
+        [tensor([0.]), tensor([1.])]
+    """
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, value)
+    return found
+
+
 class ModelState:
     """The recurrent state of every stateful module of one network.
 
