@@ -39,6 +39,7 @@ class Evaluator:
     output_module: str | None
     grad_scaler: GradScaler | None
     _driver: str
+    _preflight: bool
     _engine: Engine
     _checked = False  # whether the driver has been tried on a batch
     _seen_output = False  # whether an output has shown if it is spikes
@@ -66,7 +67,7 @@ class Evaluator:
             if isinstance(driver, InFlightDriver):
                 check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": engine.on_nonfinite})
             engine.driver = driver
-        if not self._checked:
+        if self._preflight and not self._checked:
             preflight(engine.driver, x.transpose(0, 1) if batch_first else x, engine.window)
             self._checked = True
         return engine.driver

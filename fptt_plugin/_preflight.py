@@ -33,11 +33,14 @@ def preflight(driver: Driver, x: Tensor, window: int | None) -> None:
     Raises:
         ValueError: If slice by slice is not the whole sequence, or samples mix; names what is wrong and the remedy.
     """
-    if type(driver) is SliceDriver:
-        _check_slices(driver, x, window)
-    elif type(driver) is ExplicitDriver or (type(driver) is StepDriver and step_modes(driver.net)):
-        _check_samples(driver, x)
-        _warn_of_records(driver.net)
+    try:
+        if type(driver) is SliceDriver:
+            _check_slices(driver, x, window)
+        elif type(driver) is ExplicitDriver or (type(driver) is StepDriver and step_modes(driver.net)):
+            _check_samples(driver, x)
+            _warn_of_records(driver.net)
+    except ValueError as error:
+        raise ValueError(f"{error}. (If this is meant to be so, preflight=False skips this check)") from error
 
 
 def _check_slices(driver: SliceDriver, x: Tensor, window: int | None) -> None:

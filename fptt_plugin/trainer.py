@@ -63,6 +63,8 @@ class FPTTTrainer(Evaluator):
             ``"explicit"``: ``net(x_t, state) -> (output, state)``. ``"auto"`` finds out at the first batch, see
             :meth:`explain`.
         output_module: For the in-flight driver: the module whose call ends a time step; found if ``None``.
+        preflight: Check on a few steps of the first batch, on a copy, that a SpikingJelly network or one with explicit
+            state keeps time steps and samples apart. Switch it off if yours mixes samples on purpose.
         on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights and
             recurrent state are as they were after the update before it. With ``"skip"``, a stream also leaves out a
             step whose input is not finite, and a target that is not.
@@ -117,6 +119,7 @@ class FPTTTrainer(Evaluator):
         batch_first: bool = False,
         driver: str = "auto",
         output_module: str | None = None,
+        preflight: bool = True,
         on_nonfinite: str = "raise",
         grad_scaler: GradScaler | None = None,
     ) -> None:
@@ -153,6 +156,7 @@ class FPTTTrainer(Evaluator):
         self.output_module = output_module
         self.grad_scaler = grad_scaler
         self._driver = driver
+        self._preflight = preflight
         self._engine = Engine(
             net,
             Updater(net, optimizer, self.regularizer, state, grad_scaler),

@@ -136,6 +136,21 @@ def test_the_step_driver_on_a_multi_step_network():
     train(net, vectors(), readout="mean")
 
 
+class Inhibition(nn.Module):
+    """Every sample holds down the others: samples that mix on purpose."""
+
+    def forward(self, x):
+        return x - 0.5 * x.mean(dim=0, keepdim=True)
+
+
+def test_a_network_that_mixes_samples_on_purpose():
+    net = lively(zoo.dense())
+    net.insert(1, Inhibition())
+    with pytest.raises(ValueError, match=r"so that they mix.*preflight=False"):
+        train(net, vectors())
+    train(net, vectors(), readout="mean", preflight=False)
+
+
 def test_the_slice_driver_on_a_single_step_network():
     net = lively(zoo.dense())
     with pytest.raises(ValueError, match=r"'1', '3' in 's' mode"):
