@@ -160,20 +160,26 @@ class Engine(Recurrence):
                 losses.append(loss)
         return output, losses
 
-    def visit(self, x: Tensor, visitor: Callable[[int, Tensor], None]) -> None:
-        """Runs a sequence from the initial state without losses; the visitor gets step and readout."""
-        t = 0
+    def visit(self, x: Tensor, visitor: Callable[[int, Tensor], None] = lambda t, output: None) -> Tensor:
+        """Runs a sequence from the initial state without losses; the visitor gets step and readout.
+
+        Returns:
+            The last readout: the decision.
+        """
+        t, output = 0, torch.zeros(())
 
         def take(outputs: list[Tensor], x_window: Tensor) -> None:
-            nonlocal t
+            nonlocal t, output
             t += len(x_window)
             for step, raw in enumerate(outputs, start=t - len(outputs)):
-                visitor(step, self.readout(raw))
+                output = self.readout(raw)
+                visitor(step, output)
             self._running.detach()
 
         self.state.reset()
         self.readout.set((None, 0))
         self._running.run(x, self.window, take)
+        return output
 
     # ------------------------------------------------------------------ backward and update
 

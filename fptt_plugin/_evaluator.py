@@ -94,10 +94,8 @@ class Evaluator:
         check_input(x, rank=2, what="x must have 2 dimensions or more")
         if self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x) is None:
             x = time_first(x, batch_first=self.batch_first)
-        outputs: list[Tensor] = []
         with self._evaluation(averaged):
-            self._engine.visit(x, lambda t, output: outputs.__setitem__(slice(None), [output]))
-        return outputs[0]
+            return self._engine.visit(x)
 
     @contextmanager
     def _evaluation(self, averaged: bool) -> Iterator[None]:

@@ -114,9 +114,7 @@ def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[fl
 def _try_metric(trainer: FPTTTrainer, sequence: Sequence, metric: Metric) -> None:
     """Tries a metric, which may not count its calls, on the untrained network: before the first update."""
     with trainer._evaluation(averaged=False), torch.random.fork_rng(), unobserved(trainer.net):
-        outputs: list[Tensor] = []
-        trainer._engine.visit(sequence.x, lambda t, output: outputs.__setitem__(slice(None), [output]))
-        metric(outputs[0], sequence.target(sequence.steps - 1))
+        metric(trainer._engine.visit(sequence.x), sequence.target(sequence.steps - 1))
 
 
 def evaluate(trainer: Evaluator, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:

@@ -1,11 +1,12 @@
 """Tiny networks of the tests, in plain torch: what a user's own neuron looks like, in any floating-point type."""
 
+import copy
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from fptt_plugin import FiringRates
+from fptt_plugin import FiringRates, FPTTTrainer
 from fptt_plugin.functional import MultiGaussian
 from fptt_plugin.state import AttributeHandler, ModelState, map_tensors, register_state_handler
 
@@ -48,6 +49,13 @@ def adam(net, lr=0.05):
 
 def sgd(net, lr=0.1):
     return torch.optim.SGD(net.parameters(), lr=lr)
+
+
+def twins(options=None, build=spiking_net):
+    """Trainers with the same options, one on a network and one on its copy."""
+    net = build()
+    other = copy.deepcopy(net)
+    return [FPTTTrainer(n, adam(n), nn.CrossEntropyLoss(), **(options or {})) for n in (net, other)]
 
 
 @contextmanager

@@ -1,22 +1,14 @@
 """Labels of some samples at some steps."""
 
-import copy
-
 import pytest
 import torch
-from nets import Before, adam, batch, copies, identical, spikes, spiking_net
+from nets import Before, adam, batch, copies, identical, spikes, spiking_net, twins
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
 
 CE = nn.CrossEntropyLoss()
 SOME = torch.tensor([True, False, True, False])
-
-
-def twins(options=None, build=spiking_net):
-    net = build()
-    other = copy.deepcopy(net)
-    return [FPTTTrainer(n, adam(n), CE, **(options or {})) for n in (net, other)]
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 3, "loss_every": 1}], ids=str)

@@ -1,11 +1,9 @@
 """Samples of a batch whose sequences end at different times."""
 
-import copy
-
 import pytest
 import snntorch as snn
 import torch
-from nets import LIF, Before, adam, batch, distance, flat, identical, sgd, spiking_net
+from nets import LIF, Before, adam, batch, distance, flat, identical, sgd, spiking_net, twins
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
@@ -16,12 +14,6 @@ from fptt_plugin.state import AttributeHandler, ModelState, register_state_handl
 
 CE = nn.CrossEntropyLoss()
 SOME = torch.tensor([True, False, True, False])
-
-
-def twins(options=None, build=spiking_net):
-    net = build()
-    other = copy.deepcopy(net)
-    return [FPTTTrainer(n, adam(n), CE, **(options or {})) for n in (net, other)]
 
 
 def leaky():
