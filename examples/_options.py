@@ -1,0 +1,121 @@
+"""Command line of the paper's experiments, and the trainer that it asks for."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import LIBRARIES, NEURONS
+from torch import Tensor, nn
+
+from fptt_plugin import BPTT, FPTTTrainer, TruncatedBPTT
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+
+
+def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that every experiment has; ``defaults`` are those of the task."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--method", choices=("fptt", "tbptt", "bptt"), default="fptt", help="tbptt: alpha = 0, the control")
+    add("--neuron", choices=NEURONS, default="ltc")
+    add("--library", choices=LIBRARIES, default="snntorch")
+    add("--seed", type=int, default=0)
+    add("--epochs", type=int, default=20)
+    add("--batch-size", type=int, default=128)
+    add("--optimizer", choices=tuple(OPTIMIZERS), default="adam")
+    add("--lr", type=float, default=3e-3)
+    add("--schedule", choices=("constant", "cosine", "steps"), default="constant", help="of the learning rate")
+    add("--milestones", type=int, nargs="*", default=[10, 30, 50, 75, 90], help="epochs after which lr falls")
+    add("--gamma", type=float, default=0.1, help="factor at the milestones")
+    add("--eps", default="1e-8", help="Adam's eps: a number, or 'auto' for alpha * lr")
+    add("--alpha", type=float, default=0.1, help="strength of the regulariser")
+    add("--beta", type=float, default=0.5, help="rate of the running average")
+    add("--average-weights", choices=("epoch", "never"), default="epoch", help="when W_bar replaces W")
+    add("--max-grad-norm", type=float, default=1.0)
+    add("--window", type=int, default=1, help="steps that a gradient reaches back; bptt: all")
+    add("--update-every", type=int, help="steps between updates; default: the window")
+    add("--loss-every", type=int, help="steps between losses; default: the window")
+    add("--accelerate", choices=("none", "compile", "cudagraph", "auto"), default="none")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=1, help="of torch on the CPU")
+    add("--data-dir", type=Path, default=Path(os.environ.get("FPTT_DATA", "data")), help="default: $FPTT_DATA or data")
+    add("--out", type=Path, help="folder for results and checkpoint; default: runs/TASK/ARM")
+    add("--resume", action="store_true", help="go on from the checkpoint in that folder, if there is one")
+    add("--max-minutes", type=float, help="begin no epoch that would end later than that")
+    add("--smoke", action="store_true", help="a few seconds on synthetic data: does it run?")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
+    """Reads the command line and seeds torch; ``smoke`` are the defaults under ``--smoke``."""
+    if parser.parse_known_args()[0].smoke:
+        parser.set_defaults(**smoke)
+    options = parser.parse_args()
+    if options.eps != "auto":
+        try:
+            float(options.eps)
+        except ValueError:
+            parser.error(f"--eps {options.eps!r} is neither a number nor 'auto'")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    return options
+
+
+def eps_of(options: argparse.Namespace) -> float:
+    """Adam's eps."""
+    return float(options.alpha * options.lr if options.eps == "auto" else options.eps)
+
+
+def learning_rate(options: argparse.Namespace, epoch: int) -> float:
+    """Learning rate of an epoch, counted from 1."""
+    lr: float = options.lr
+    if options.schedule == "cosine":
+        return lr * (1 + math.cos(math.pi * (epoch - 1) / options.epochs)) / 2
+    if options.schedule == "steps":
+        return float(lr * options.gamma ** sum(epoch > milestone for milestone in options.milestones))
+    return lr
+
+
+def run_folder(task: str, variant: str, options: argparse.Namespace) -> Path:
+    """Folder of the run, named after what sets it apart."""
+    if options.out is not None:
+        return Path(options.out)
+    parts = [variant, options.neuron, options.library, options.method]
+    if options.method == "fptt":
+        parts.append(f"a{options.alpha:g}")
+    if float(eps_of(options)) != 1e-8:
+        parts.append(f"eps{eps_of(options):g}")
+    if options.method != "bptt":
+        parts.append(f"w{options.window}")
+    parts += [f"{name}{value}" for name, value in (("u", options.update_every), ("l", options.loss_every)) if value]
+    parts += [f"lr{options.lr:g}", f"b{options.batch_size}", f"s{options.seed}", "smoke" if options.smoke else ""]
+    return Path("runs") / task / "-".join(filter(None, parts))
+
+
+def open_trainer(
+    net: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], options: argparse.Namespace, extra: dict[str, Any]
+) -> FPTTTrainer:
+    """The trainer of the chosen method: only how gradients go through time differs, and the regulariser."""
+    chosen: dict[str, Any] = {"lr": options.lr, "eps": eps_of(options)}
+    if options.optimizer == "adam":
+        chosen["fused"] = True
+    optimizer = OPTIMIZERS[options.optimizer](net.parameters(), **chosen)
+    settings = {"loss_every": options.loss_every, "max_grad_norm": options.max_grad_norm, **extra}
+    if options.accelerate != "none":
+        settings["accelerate"] = options.accelerate
+    if options.method == "bptt":
+        return BPTT(net, optimizer, loss_fn, **settings)
+    settings |= {"window": options.window, "update_every": options.update_every}
+    if options.method == "tbptt":
+        return TruncatedBPTT(net, optimizer, loss_fn, **settings)
+    # W_bar replaces W after the evaluation of both, which the loop does.
+    return FPTTTrainer(
+        net, optimizer, loss_fn, alpha=options.alpha, beta=options.beta, average_weights="never", **settings
+    )

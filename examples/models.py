@@ -1,0 +1,181 @@
+"""The networks of the paper's experiments, from the parts of snnTorch, SpikingJelly and torch.
+
+Three spiking neurons that differ by one ingredient at a time: ``"ltc"`` (time constants gated by input and state),
+``"alif"`` (one learned time constant per neuron, adaptive threshold: the ASRNN of the authors' earlier work) and
+``"lif"`` (the same without adaptation). ``"lstm"`` is the baseline that does not spike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEURONS = ("ltc", "alif", "lif", "lstm")
+LIBRARIES = ("snntorch", "spikingjelly")
+State = list[tuple[Tensor, Tensor]]
+
+
+def recurrent_net(
+    neuron: str,
+    library: str,
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    *,
+    readout: str = "spike",
+    recurrent: bool = True,
+    joint_init: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A network of dense layers, each feeding back into itself, that takes one time step ``[B, inputs]``.
+
+    Args:
+        neuron: One of ``NEURONS``.
+        library: One of ``LIBRARIES``; the equations are the same in both. The LSTM is torch's own.
+        inputs: Input features.
+        hidden: Neurons of each hidden layer.
+        outputs: Output features.
+        readout: ``"spike"``: a liquid leaky integrator of the last layer's weighted spikes; ``"membrane"``: the last
+            layer's weighted membranes after the reset, as in the authors' code for the Adding task.
+        recurrent: ``False`` leaves out the recurrent weights.
+        joint_init: Draw input and recurrent weights as one ``nn.Linear`` on both, the default of torch (the authors'
+            code for the Adding task). ``False``: input weights Xavier-normal, recurrent ones orthogonal, biases zero.
+        **options: ``threshold``, ``adaptation`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
+    """
+    if neuron == "lstm":
+        return LSTM(inputs, hidden, outputs)
+    layers: list[nn.Module] = []
+    for features in hidden:
+        dense, spiking = nn.Linear(inputs, features), _spiking_layer(neuron, library, features, recurrent, options)
+        _initialize(dense, spiking, joint_init)
+        layers += [dense, spiking]
+        inputs = features
+    linear = nn.Linear(inputs, outputs)
+    nn.init.xavier_normal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    if readout == "membrane":
+        return MembraneReadout(layers, linear)
+    return nn.Sequential(*layers, linear, _integrator(library, outputs))
+
+
+def _spiking_layer(neuron: str, library: str, features: int, recurrent: bool, options: dict[str, Any]) -> nn.Module:
+    if neuron == "lif":
+        options = {**options, "adaptation": 0.0}
+    if library == "snntorch":
+        from fptt_plugin.snntorch import LTCLeaky, RLTCLeaky
+
+        node: Any = (RLTCLeaky if recurrent else LTCLeaky)(linear_features=features, init_hidden=True, **options)
+        layer: nn.Module = node
+    else:
+        from spikingjelly.activation_based.layer import ElementWiseRecurrentContainer
+
+        from fptt_plugin import spikingjelly as sj
+
+        options = {"v_threshold": options["threshold"], **options}
+        del options["threshold"]
+        node = sj.LTCLeaky(linear_features=features, **options)
+        layer = ElementWiseRecurrentContainer(node, AddRecurrent(features)) if recurrent else node
+    if neuron != "ltc":
+        # Spread about 20 steps (membrane) and 150 steps (adaptation), the range of the authors' earlier work.
+        node.mem_gate = StaticGate(1 - _decay(20 + 5 * torch.randn(features)))
+        node.adp_gate = StaticGate(_decay(150 + 10 * torch.randn(features)))
+    return layer
+
+
+def _decay(steps: Tensor) -> Tensor:
+    return torch.exp(-1 / steps.clamp(min=2))
+
+
+def _integrator(library: str, features: int) -> nn.Module:
+    if library == "snntorch":
+        from fptt_plugin.snntorch import LTCIntegrator
+
+        return LTCIntegrator(linear_features=features, init_hidden=True)
+    from fptt_plugin import spikingjelly as sj
+
+    return sj.LTCIntegrator(linear_features=features)
+
+
+def _initialize(dense: nn.Linear, spiking: nn.Module, joint: bool) -> None:
+    """Weights of one layer; its gates have drawn theirs as the authors do."""
+    recurrent = [module for name, module in spiking.named_modules() if name.endswith("recurrent")]
+    bound = (dense.in_features + dense.out_features) ** -0.5
+    for module in (dense, *recurrent):
+        assert isinstance(module, nn.Linear)
+        if joint:
+            nn.init.uniform_(module.weight, -bound, bound)
+            nn.init.uniform_(module.bias, -bound, bound)
+        else:
+            (nn.init.xavier_normal_ if module is dense else nn.init.orthogonal_)(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class StaticGate(nn.Module):
+    """A gate that sees neither input nor state: one learned time constant per neuron.
+
+    Args:
+        start: What the sigmoid of the gate is at the start, one value in (0, 1) per neuron.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.logit(start))
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return self.bias.expand_as(x)
+
+
+class AddRecurrent(nn.Module):
+    """What SpikingJelly's ``ElementWiseRecurrentContainer`` feeds to its neuron: ``x + recurrent(last spikes)``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.recurrent = nn.Linear(features, features)
+
+    def forward(self, spikes: Tensor, x: Tensor) -> Tensor:
+        drive: Tensor = x + self.recurrent(spikes)
+        return drive
+
+
+class MembraneReadout(nn.Module):
+    """Reads the membranes of the last spiking layer, after their reset, instead of its spikes."""
+
+    def __init__(self, layers: list[nn.Module], linear: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        node: Any = self.body[-1]
+        node = getattr(node, "sub_module", node)  # within SpikingJelly's recurrent container
+        output: Tensor = self.linear(node.mem if hasattr(node, "mem") else node.v)
+        return output
+
+
+class LSTM(nn.Module):
+    """Layers of ``LSTMCell`` and a linear readout; the state is passed in and returned."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden]
+        self.cells = nn.ModuleList(nn.LSTMCell(size, after) for size, after in zip(sizes, hidden, strict=False))
+        self.linear = nn.Linear(sizes[-1], outputs)
+        for size, cell in zip(hidden, self.cells, strict=True):
+            assert isinstance(cell, nn.LSTMCell)
+            nn.init.ones_(cell.bias_hh[size : 2 * size])  # the forget gate: remember at the start
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        after: State = []
+        for index, cell in enumerate(self.cells):
+            after.append(cell(x, state[index] if state else None))
+            x = after[-1][0]
+        return self.linear(x), after
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
