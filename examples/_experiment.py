@@ -114,7 +114,10 @@ def one_epoch(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Na
 
 
 def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> dict[str, Any]:
-    """One pass over the data: mean loss, mean score of the decisions made while training, firing rates."""
+    """One pass over the data: mean loss, mean score of the decisions made while training, firing rates.
+
+    The score is nan for tasks with a target at every step: the trainer returns the last step's output alone.
+    """
     trainer.net.train()
     device = next(trainer.net.parameters()).device
     loss, score, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
@@ -123,9 +126,9 @@ def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> dict[str,
             x, y, *mask = (part.to(device) for part in batch)
             result = trainer.train_sequence(x, y, *mask)
             size = len(result.output)
-            target = y[-1] if y.shape[:2] == x.shape[:2] else y  # a target for every step
+            per_step = y.shape[:2] == x.shape[:2]
             loss += size * result.loss
-            score += size * metric(result.output, target)
+            score += math.nan if per_step else size * metric(result.output, y)
             seen += size
     if seen == 0:
         raise ValueError("no batch to train on: the data set is empty, or smaller than --batch-size")

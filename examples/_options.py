@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,8 +56,14 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
-    """Reads the command line and seeds torch; ``smoke`` are the defaults under ``--smoke``."""
+def parse(
+    parser: argparse.ArgumentParser, synthetic: Callable[[Path], None] | None = None, **smoke: Any
+) -> argparse.Namespace:
+    """Reads the command line and seeds torch.
+
+    Under ``--smoke``, ``smoke`` are the defaults, and ``synthetic(folder)`` fills a temporary folder that stands for
+    the data directory.
+    """
     if parser.parse_known_args()[0].smoke:
         parser.set_defaults(**smoke)
     options = parser.parse_args()
@@ -63,6 +72,10 @@ def parse(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
             float(options.eps)
         except ValueError:
             parser.error(f"--eps {options.eps!r} is neither a number nor 'auto'")
+    if options.smoke and synthetic is not None:
+        options.data_dir = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, options.data_dir)
+        synthetic(options.data_dir)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     return options

@@ -87,7 +87,7 @@ class Results:
         record["ms_per_update"] = 1000 * record["seconds"] / max(done, 1)
         print(
             f"epoch {record['epoch']:3}: loss {record['loss']:.4f}, {self.metric} train {record['train']:.4f}, "
-            f"test {record['test']:.4f} (W_bar) {record['test_w']:.4f} (W), firing {_percent(record['firing_rate'])}, "
+            f"test {record['test']:.4f} (W_bar), {record['test_w']:.4f} (W), firing {_percent(record['firing_rate'])}, "
             f"{record['seconds']:.1f} s, {record['ms_per_update']:.2f} ms per update",
             flush=True,
         )

@@ -7,9 +7,10 @@
     python examples/adding.py --length 100 --threshold 0.1                  # a network that spikes
 
 Each step brings a number in [0, 1) and a mark; exactly two steps are marked. Predicting 1 gives a mean squared error of
-0.167. Data are drawn anew in every iteration. The sequence is cut into ten windows, with a loss and an update at the
-end of each and the target known from the beginning, as in the authors' code. With its threshold of 0.5 and a readout
-of the membranes the network hardly spikes; ``--readout spike`` leaves it nothing but spikes.
+0.167. Data are drawn anew in every iteration. As in the authors' code, the sequence is cut into ten windows with a loss
+and an update at the end of each, the target is the same at all of them, and the loss of window p weighs p + 0.1
+(p = 0 ... 9). Their script leaves out the last window; here all are trained. With its threshold of 0.5 and a readout of
+the membranes the network hardly spikes; ``--readout spike`` leaves it nothing but spikes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def batches(count: int, options: argparse.Namespace, generator: torch.Generator)
     return (adding_batch(options.length, options.batch_size, generator) for _ in range(count))
 
 
+def authors_ramp(t: int, steps: int | None) -> float:
+    """Weight of the loss after step ``t``: 0.1 for the first tenth of the sequence, 9.1 for the last."""
+    return (10 * t) // (steps or 1) + 0.1
+
+
 def mse(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error."""
     return nn.functional.mse_loss(output, target)
@@ -57,6 +63,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--eval-every", type=int, default=20, help="iterations between evaluations: one 'epoch'")
     parser.add_argument("--test-batches", type=int, default=8)
+    parser.add_argument("--ramp", choices=("authors", "linear", "constant"), default="authors", help="of the loss")
     options = parse(parser, length=20, hidden=16, batch_size=32, iterations=6, eval_every=2, test_batches=1)
     if options.length < 10:
         parser.error("--length must be 10 or more: the sequence is cut into ten windows")
@@ -84,6 +91,7 @@ def main() -> None:
         test=lambda: tests,
         metric=mse,
         higher_is_better=False,
+        trainer={"loss_ramp": authors_ramp if options.ramp == "authors" else options.ramp},
         notes={"chance": 1 / 6, "iterations_per_epoch": options.eval_every},
     )
     run(experiment, options)
