@@ -125,7 +125,7 @@ def ecg(data_dir: Path) -> Split:
     Raises:
         FileNotFoundError: If a file is missing; says where it should be.
     """
-    from scipy.io import loadmat
+    from scipy.io import loadmat  # type: ignore[import-untyped]
 
     folder = data_dir / "qtdb_ecg"
     require(folder, ["QTDB_train.mat", "QTDB_test.mat"])

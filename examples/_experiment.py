@@ -143,7 +143,9 @@ def saved_bytes(experiment: Experiment, options: argparse.Namespace) -> int:
     x, y, *mask = (part.to(options.device) for part in next(iter(experiment.train(generator))))
     net = copy.deepcopy(experiment.net).to(options.device)
     trainer = open_trainer(net, experiment.loss_fn, options, experiment.trainer)
-    trainer.predict(x[:2])
+    trainer.predict(x[:2])  # what is found out at the first batch is not counted
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
     with SavedForBackward(net) as saved:
         trainer.train_sequence(x, y, *mask)
     return saved.peak

@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=20, help="iterations between evaluations: one 'epoch'")
     parser.add_argument("--test-batches", type=int, default=8)
     parser.add_argument("--ramp", choices=("authors", "linear", "constant"), default="authors", help="of the loss")
-    options = parse(parser, length=20, hidden=16, batch_size=32, iterations=6, eval_every=2, test_batches=1)
+    options = parse(
+        parser, length=20, hidden=16, threshold=0.1, batch_size=32, iterations=6, eval_every=2, test_batches=1
+    )
     if options.length < 10:
         parser.error("--length must be 10 or more: the sequence is cut into ten windows")
     options.window = options.window or options.length // 10
