@@ -9,33 +9,20 @@ import numpy as np
 Events = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def write_recordings(name: str, root: Path, train: int = 4, test: int = 2, seed: int = 0) -> None:
-    """Writes a data set with that many recordings of each class.
+def write_recordings(root: Path, train: int = 4, test: int = 2) -> None:
+    """Writes N-MNIST and DVS-Gesture with that many recordings of each class for training and for testing.
 
-    Args:
-        name: ``"nmnist"`` or ``"dvs_gesture"``.
-        root: Data directory.
-        train: Recordings of each class for training.
-        test: For testing.
-        seed: Of the events.
-
-    Raises:
-        ValueError: For data sets whose files cannot be written without their camera's software.
+    Files of CIFAR10-DVS, in a format of their camera's maker, are not written.
     """
-    if name not in ("nmnist", "dvs_gesture"):
-        raise ValueError(f"no small files of {name} can be made: use --smoke with --dataset nmnist")
-    generator = np.random.default_rng(seed)
-    for training, count in ((True, train), (False, test)):
-        for index in range(count):
-            if name == "nmnist":
-                for label in range(10):
-                    folder = root / "NMNIST" / ("Train" if training else "Test") / str(label)
-                    write_nmnist(folder / f"{index:05}.bin", spot(label, 10, 34, 1500, 300_000, generator))
-            else:
-                part = "ibmGestureTrain" if training else "ibmGestureTest"
-                for label in range(11):
-                    folder = root / "DVSGesture" / part / f"user{index + 1:02}_led"
-                    write_dvs_gesture(folder / f"{label}.npy", spot(label, 11, 128, 4000, 6000, generator))
+    generator = np.random.default_rng(0)
+    for index in range(train + test):
+        part, folder = ("Train", "ibmGestureTrain") if index < train else ("Test", "ibmGestureTest")
+        for label in range(10):
+            path = root / "NMNIST" / part / str(label) / f"{index + 1:05}.bin"
+            write_nmnist(path, spot(label, 10, 34, 1500, 300_000, generator))
+        for label in range(11):
+            path = root / "DVSGesture" / folder / f"user{index + 1:02}_led" / f"{label}.npy"
+            write_dvs_gesture(path, spot(label, 11, 128, 4000, 6000, generator))
 
 
 def spot(label: int, classes: int, side: int, count: int, duration: int, generator: np.random.Generator) -> Events:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tonic
 import torch
-from _event_files import write_recordings
 from _events import EVENT_SETS, SPLITS, Framing, frame_loader, open_recordings
 from _experiment import Experiment
 from torch import nn
@@ -30,17 +26,6 @@ def add_event_options(parser: argparse.ArgumentParser, dataset: str, frames: int
     add("--cache-dir", type=Path, help="keep frames there, so that the events are read once")
 
 
-@contextmanager
-def data_root(options: argparse.Namespace) -> Iterator[Path]:
-    """The data directory; with ``--smoke``, a temporary one with small files in the data set's own format."""
-    if not options.smoke:
-        yield options.data_dir
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_recordings(options.dataset, Path(folder), seed=options.seed)
-        yield Path(folder)
-
-
 def framing_of(options: argparse.Namespace) -> Framing:
     """How recordings become frames."""
     return Framing(options.frames, options.split, options.window_ms, options.downsample)
@@ -52,10 +37,10 @@ def frame_shape(options: argparse.Namespace) -> tuple[int, int, int]:
     return polarities, height, width
 
 
-def recordings(root: Path, train: bool, options: argparse.Namespace) -> Any:
+def recordings(train: bool, options: argparse.Namespace) -> Any:
     """Training or test recordings as frames, from tonic's cache and a subset if asked for."""
     framing = framing_of(options)
-    found = open_recordings(options.dataset, root, train, framing)
+    found = open_recordings(options.dataset, options.data_dir, train, framing)
     if options.cache_dir is not None:
         settings = "-".join(str(value) for value in (options.dataset, "train" if train else "test", *framing))
         found = tonic.DiskCachedDataset(found, cache_path=str(options.cache_dir / settings))
@@ -66,7 +51,7 @@ def recordings(root: Path, train: bool, options: argparse.Namespace) -> Any:
 
 
 def event_experiment(
-    task: str, variant: str, net: nn.Module, root: Path, options: argparse.Namespace, *, flat: bool = False
+    task: str, variant: str, net: nn.Module, options: argparse.Namespace, *, flat: bool = False
 ) -> Experiment:
     """The task. A pixel of a frame is the mean number of events over the square that was made one.
 
@@ -74,11 +59,10 @@ def event_experiment(
         task: Name of the experiment.
         variant: Of its network.
         net: The network.
-        root: Data directory.
         options: Command line.
         flat: The network takes rows of pixels.
     """
-    train, test = recordings(root, True, options), recordings(root, False, options)
+    train, test = recordings(True, options), recordings(False, options)
     scale = options.downsample**-2
     frames = f"{options.window_ms:g}ms" if options.window_ms else options.split
     parts = [options.dataset, variant, f"f{options.frames}", frames, f"d{options.downsample}"]

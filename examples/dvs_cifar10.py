@@ -9,7 +9,8 @@ set has no split: the last tenth of each class is for testing. Network and frame
 
 from __future__ import annotations
 
-from _event_task import add_event_options, data_root, event_experiment, frame_shape
+from _event_files import write_recordings
+from _event_task import add_event_options, event_experiment, frame_shape
 from _events import EVENT_SETS
 from _experiment import run
 from _options import make_parser, parse
@@ -25,12 +26,11 @@ def main() -> None:
     parser = make_parser(__doc__, epochs=50, batch_size=32, schedule="cosine")
     add_event_options(parser, "cifar10_dvs", frames=100)
     add_conv_options(parser, None)
-    options = parse(parser, dataset="nmnist", epochs=2, frames=8, batch_size=10, width=0.125)
+    options = parse(parser, write_recordings, dataset="nmnist", epochs=2, frames=8, batch_size=10, width=0.125)
     options.layers = options.layers or LAYERS[options.dataset]
     options.downsample = options.downsample or 1
-    with data_root(options) as root:
-        net = conv_net_from(options, frame_shape(options), EVENT_SETS[options.dataset].classes)
-        run(event_experiment("dvs_cifar10", conv_name(options), net, root, options), options)
+    net = conv_net_from(options, frame_shape(options), EVENT_SETS[options.dataset].classes)
+    run(event_experiment("dvs_cifar10", conv_name(options), net, options), options)
 
 
 if __name__ == "__main__":

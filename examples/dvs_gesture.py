@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 
-from _event_task import add_event_options, data_root, event_experiment, frame_shape
+from _event_files import write_recordings
+from _event_task import add_event_options, event_experiment, frame_shape
 from _events import EVENT_SETS
 from _experiment import run
 from _options import make_parser, parse
@@ -42,14 +43,15 @@ def main() -> None:
     add_conv_options(parser, None)
     parser.add_argument("--model", choices=("srnn", "scnn"), default="srnn")
     parser.add_argument("--hidden", type=int, default=512, help="neurons of the recurrent layer of srnn")
-    options = parse(parser, epochs=2, frames=8, batch_size=11, width=0.125, layers="C32-MP-C64-MP-C128-MP-256R")
+    options = parse(
+        parser, write_recordings, epochs=2, frames=8, batch_size=11, width=0.125, layers="C32-MP-C64-MP-C128-MP-256R"
+    )
     options.layers = options.layers or LAYERS[options.dataset]
     if options.downsample is None:
         options.downsample = 4 if options.model == "srnn" and options.dataset == "dvs_gesture" else 1
     variant = conv_name(options) if options.model == "scnn" else f"srnn{scaled(options.hidden, options.width)}"
-    with data_root(options) as root:
-        net = build_net(options)
-        run(event_experiment("dvs_gesture", variant, net, root, options, flat=options.model == "srnn"), options)
+    net = build_net(options)
+    run(event_experiment("dvs_gesture", variant, net, options, flat=options.model == "srnn"), options)
 
 
 if __name__ == "__main__":

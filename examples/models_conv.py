@@ -24,7 +24,7 @@ def conv_net(
     classes: int,
     *,
     width: float = 1.0,
-    gate_norm: bool = True,
+    gate_norm: bool = False,
     init_state: str = "zeros",
 ) -> nn.Module:
     """A spiking network of convolutions, dense layers and a liquid readout, that takes one step ``[B, C, H, W]``.
@@ -79,7 +79,7 @@ def add_conv_options(parser: argparse.ArgumentParser, layers: str | None) -> Non
     add = parser.add_argument
     add("--layers", default=layers, help="the network without its readout, such as C32-MP-C64k5-MP-256")
     add("--width", type=float, default=1.0, help="factor on the number of channels and neurons")
-    add("--gate-norm", action=argparse.BooleanOptionalAction, default=True, help="batch-normalise convolutional gates")
+    add("--gate-norm", action="store_true", help="batch-normalise the gates of maps, as the authors' code")
     add("--init-state", choices=("zeros", "random"), default="zeros")
 
 
@@ -100,7 +100,7 @@ def conv_net_from(options: argparse.Namespace, shape: tuple[int, int, int], clas
 def conv_name(options: argparse.Namespace) -> str:
     """What tells networks of :func:`conv_net_from` apart, short enough for a folder."""
     parts = [options.layers, f"x{options.width:g}" if options.width != 1 else ""]
-    parts += ["" if options.gate_norm else "plain-gates", "random-init" if options.init_state == "random" else ""]
+    parts += ["gate-norm" if options.gate_norm else "", "random-init" if options.init_state == "random" else ""]
     return "-".join(filter(None, parts))
 
 
