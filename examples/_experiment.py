@@ -70,7 +70,7 @@ def run(experiment: Experiment, options: argparse.Namespace) -> Results:
     trainer = open_trainer(net, experiment.loss_fn, options, experiment.trainer)
     checkpoint = folder / "checkpoint.pt"
     if options.resume and checkpoint.exists():
-        results.load()
+        results.go_on()
         trainer.load(checkpoint)
         print(f"going on after epoch {results.epochs} in {folder}")
     else:
@@ -102,14 +102,15 @@ def one_epoch(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Na
     batches = _bar(experiment.train(generator), f"epoch {epoch}/{options.epochs}")
     record: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(options, epoch)}
     record |= train_epoch(trainer, batches, experiment.metric)
-    record |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    trained = time.perf_counter()
+    record |= {"seconds": trained - wall, "cpu_seconds": time.process_time() - cpu}
     record["test"] = trainer.evaluate(experiment.test(), metric=experiment.metric)
     record["test_w"] = record["test"]
     if options.method == "fptt" and options.alpha > 0:
         record["test_w"] = trainer.evaluate(experiment.test(), metric=experiment.metric, averaged=False)
         if options.average_weights == "epoch":
             trainer.regularizer.load_averages()
-    record["updates"] = trainer.updates
+    record |= {"evaluation_seconds": time.perf_counter() - trained, "updates": trainer.updates}
     return record
 
 
@@ -155,8 +156,9 @@ def _out_of_time(begin: float, results: Results, max_minutes: float | None) -> b
     """Whether another epoch, as long as the last, would end too late."""
     if max_minutes is None or not results.records:
         return False
-    last: float = results.records[-1]["seconds"]
-    return time.perf_counter() - begin + last > 60 * max_minutes
+    last = results.records[-1]
+    expected: float = last["seconds"] + last["evaluation_seconds"]
+    return time.perf_counter() - begin + expected > 60 * max_minutes
 
 
 def _bar(batches: Iterable[Any], title: str) -> Any:

@@ -33,6 +33,9 @@ class Results:
         folder: Where to; made if need be.
         experiment: The task.
         options: Its command line.
+
+    Raises:
+        ValueError: If the folder holds the results of other settings.
     """
 
     def __init__(self, folder: Path, experiment: Experiment, options: argparse.Namespace) -> None:
@@ -41,6 +44,7 @@ class Results:
         self.metric = getattr(experiment.metric, "__name__", "metric")
         self.higher_is_better = experiment.higher_is_better
         self.settings = {name: _plain(value) for name, value in vars(options).items()}
+        self._check_folder()
         self.records: list[dict[str, Any]] = []
         self.commands: list[str] = []
         self.notes: dict[str, Any] = {
@@ -59,23 +63,24 @@ class Results:
         """Epochs done."""
         return len(self.records)
 
-    def load(self) -> None:
-        """Goes on where the folder's results end.
-
-        Raises:
-            ValueError: If they come from other settings.
-        """
+    def go_on(self) -> None:
+        """Continues the folder's results."""
         before = json.loads((self.folder / "result.json").read_text())
-        free = FREE if self.settings["schedule"] != "cosine" else FREE[1:]  # the number of epochs shapes the cosine
-        kept = before["settings"]
-        changed = [name for name, value in self.settings.items() if name not in free and kept.get(name) != value]
-        if changed:
-            raise ValueError(
-                f"the run in {self.folder} has other settings ({', '.join(changed)}): give the same options, "
-                "or another folder with --out"
-            )
         self.records, self.commands = before["records"], before["commands"]
         self.notes["saved_for_backward_bytes"] = before["saved_for_backward_bytes"]
+
+    def _check_folder(self) -> None:
+        """Refuses a folder with the results of other settings: they are not to be lost, nor mixed with these."""
+        file = self.folder / "result.json"
+        kept = json.loads(file.read_text())["settings"] if file.exists() else self.settings
+        free = FREE if self.settings["schedule"] != "cosine" else FREE[1:]  # the number of epochs shapes the cosine
+        names = kept.keys() | self.settings.keys()
+        changed = sorted(name for name in names - set(free) if kept.get(name) != self.settings.get(name))
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({', '.join(changed)}): give the same options, choose "
+                "another folder with --out, or delete this one"
+            )
 
     def add(self, record: dict[str, Any], status: str) -> None:
         """Takes in one epoch, prints it and writes everything."""

@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--eval-every", type=int, default=20, help="iterations between evaluations: one 'epoch'")
     parser.add_argument("--test-batches", type=int, default=8)
-    parser.add_argument("--ramp", choices=("authors", "linear", "constant"), default="authors", help="of the loss")
+    parser.add_argument(
+        "--ramp", choices=("authors", "linear", "constant"), default="authors", help="of the loss; bptt has one"
+    )
     options = parse(
         parser, length=20, hidden=16, threshold=0.1, batch_size=32, iterations=6, eval_every=2, test_batches=1
     )
@@ -84,6 +86,7 @@ def main() -> None:
         adaptation=adaptation,
     )
     tests = list(batches(options.test_batches, options, torch.Generator().manual_seed(TEST_SEED)))
+    ramp = authors_ramp if options.ramp == "authors" else options.ramp
     experiment = Experiment(
         "adding",
         f"T{options.length}-th{options.threshold:g}-{options.readout}",
@@ -93,7 +96,7 @@ def main() -> None:
         test=lambda: tests,
         metric=mse,
         higher_is_better=False,
-        trainer={"loss_ramp": authors_ramp if options.ramp == "authors" else options.ramp},
+        trainer={} if options.method == "bptt" else {"loss_ramp": ramp},
         notes={"chance": 1 / 6, "iterations_per_epoch": options.eval_every},
     )
     run(experiment, options)

@@ -15,7 +15,7 @@ import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = ("adding", "sequential_mnist", "rate_mnist", "ecg_stream")
-TIMES = ("seconds", "cpu_seconds", "ms_per_update", "peak_rss_mib")
+TIMES = ("seconds", "cpu_seconds", "evaluation_seconds", "ms_per_update", "peak_rss_mib")
 
 
 @pytest.fixture(autouse=True)
@@ -109,10 +109,12 @@ def test_resumed_run_equals_one_without_a_break(run, script):
     assert broken["records"][0]["lr"] > broken["records"][1]["lr"]
 
 
-def test_resume_refuses_other_settings(run):
-    run("adding", "same")
-    with pytest.raises(ValueError, match=r"other settings \(lr\)"):
-        run("adding", "same", "--resume", "--lr", 0.1)
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_no_run_overwrites_another(run, resume):
+    first = run("adding", "same")
+    with pytest.raises(ValueError, match=r"other settings \(lr\).*--out"):
+        run("adding", "same", "--lr", 0.1, *resume)
+    assert records(run("adding", "same")) == records(first)
 
 
 def test_stops_when_the_time_is_used_up(run):
