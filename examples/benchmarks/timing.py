@@ -1,0 +1,68 @@
+"""Times of several rows side by side: one call of each in turn, many rounds, so that a slow spell hits all alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Callable
+
+import snntorch as snn
+import torch
+from contenders import Row, Training
+from networks import Net
+from torch import Tensor
+
+MOST_ROUNDS = 200
+
+
+def alternate(calls: dict[str, Callable[[], object]], seconds: float, least: int = 3) -> dict[str, list[float]]:
+    """Seconds of every call, round by round, until the time is up but at least so many rounds."""
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    for turn in range(MOST_ROUNDS):
+        if turn >= least and time.perf_counter() > end:
+            break
+        first = turn % len(names)  # none always runs after the same neighbour has filled the caches
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def milliseconds_per_step(
+    net: Net, rows: dict[str, Row], steps: int, device: torch.device, seconds: float
+) -> dict[str, tuple[list[float], list[str]]]:
+    """Per row the milliseconds per time step, round by round, and what it warned of."""
+    x, y = net.data(steps, device)
+    prepared = {name: row.prepare(net, device) for name, row in rows.items()}
+    notes = {name: _warm_up(training, x, y) for name, training in prepared.items()}
+
+    def call(training: Training) -> Callable[[], None]:
+        def run() -> None:
+            training.train(x, y)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    times = alternate({name: call(training) for name, training in prepared.items()}, seconds)
+    return {name: ([1000 * value / steps for value in times[name]], notes[name]) for name in times}
+
+
+def _warm_up(training: Training, x: Tensor, y: Tensor) -> list[str]:
+    """Two short sequences: what is compiled or allocated once does not count."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        for _ in range(2):
+            training.train(x[:3], y)
+    return sorted({str(warning.message) for warning in caught if warning.category is UserWarning})
+
+
+def forget() -> None:
+    """Between networks: frees the last one's memory, and its compiled code, of which PyTorch keeps a limited number."""
+    snn.SpikingNeuron.init()  # snnTorch keeps a list of every neuron ever made
+    torch.compiler.reset()
+    gc.collect()

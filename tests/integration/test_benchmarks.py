@@ -1,0 +1,235 @@
+"""The benchmarks compare like with like, and one command writes JSON, table and plots."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+pytest.importorskip("snntorch")
+pytest.importorskip("spikingjelly")
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from contenders import COMPILE, CONTENDERS, EAGER, GRAPH, STRAIGHTFORWARD  # noqa: E402
+from floors import BARE, FLOORS, PRODUCTS, UPDATE  # noqa: E402
+from memory import expected_bytes, measure_here, saved_bytes  # noqa: E402
+from networks import networks  # noqa: E402
+from timing import alternate  # noqa: E402
+
+from fptt_plugin import FiringRates  # noqa: E402
+from fptt_plugin.state import ModelState  # noqa: E402
+
+CPU = torch.device("cpu")
+NETS = {net.name: net for net in networks("smoke")}
+ROWS = {**CONTENDERS, **FLOORS}
+T = 12
+
+
+def rows(net):
+    """Names of the rows of a network that run anywhere, and in no time."""
+    return [name for name, row in ROWS.items() if row.library in ("", net.library) and name not in (COMPILE, GRAPH)]
+
+
+PAIRS = [(net, name) for net in NETS.values() for name in rows(net)]
+TRAINED = [(net, name) for net, name in PAIRS if name not in FLOORS]
+
+
+def label(value):
+    return getattr(value, "name", value)
+
+
+def weights(model):
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def outputs(model, x):
+    """What a network, of one step or of all, puts out over a sequence."""
+    many = getattr(model[1], "step_mode", "s") == "m"
+    ModelState(model).reset()
+    with torch.no_grad():
+        record = model(x) if many else torch.stack([model(x_t) for x_t in x])
+    ModelState(model).reset()
+    return record
+
+
+# ------------------------------------------------------------------ like with like
+
+
+@pytest.mark.parametrize(("net", "name"), PAIRS, ids=label)
+def test_all_rows_have_the_same_network(net, name):
+    x, _ = net.data(T, CPU)
+    model, reference = ROWS[name].prepare(net, CPU).model, net.fresh(CPU)
+    assert all(torch.equal(*pair) for pair in zip(weights(model), weights(reference), strict=True))
+    torch.testing.assert_close(outputs(model, x), outputs(reference, x))
+    assert not torch.equal(outputs(model, x), outputs(model, 0 * x)), "a network blind to its input has equal outputs"
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=label)
+def test_the_networks_spike(net):
+    model = net.fresh(CPU)
+    with FiringRates(model) as firing:
+        outputs(model, net.data(T, CPU)[0])
+    rates = firing.rates()
+    assert rates
+    assert all(0 < rate < 0.7 for rate in rates.values()), rates
+
+
+@pytest.mark.parametrize(("net", "name"), TRAINED, ids=label)
+def test_every_weight_is_trained(net, name):
+    training = CONTENDERS[name].prepare(net, CPU)
+    before = weights(training.model)
+    training.train(*net.data(T, CPU))
+    moved = [not torch.equal(*pair) for pair in zip(weights(training.model), before, strict=True)]
+    assert all(moved), [key for (key, _), ok in zip(training.model.named_parameters(), moved, strict=True) if not ok]
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=label)
+def test_the_straightforward_loop_is_the_trainer(net):
+    ours, plain = (CONTENDERS[name].prepare(net, CPU) for name in (EAGER, STRAIGHTFORWARD))
+    start = weights(plain.model)
+    for _ in range(2):  # the averages cross from one sequence to the next
+        for training in (ours, plain):
+            training.train(*net.data(T, CPU))
+    for one, other, before in zip(weights(ours.model), weights(plain.model), start, strict=True):
+        change = (other - before).abs().max()
+        assert (one - other).abs().max() < 0.01 * change
+
+
+def test_checkpointed_bptt_is_bptt():
+    net = NETS["LIFNode 16"]
+    names = ("SpikingJelly BPTT", "SpikingJelly BPTT, memopt")
+    one, other = (CONTENDERS[name].prepare(net, CPU) for name in names)
+    for training in (one, other):
+        training.train(*net.data(T, CPU))
+    grads = [[parameter.grad for parameter in training.model.parameters()] for training in (one, other)]
+    assert all(grad.norm() > 0 for grad in grads[0])
+    torch.testing.assert_close(*grads)
+
+
+# ------------------------------------------------------------------ floors
+
+
+def flops(net, name):
+    """Of one step after the first."""
+    training, (x, y) = ROWS[name].prepare(net, CPU), net.data(2, CPU)
+    counts = []
+    for steps in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            training.train(x[:steps], y)
+        counts.append(counter.get_total_flops())
+    return counts[1] - counts[0]
+
+
+def test_matrix_products_are_those_of_the_equations():
+    net, hidden, inputs, classes = NETS["LTC-SRNN 16"], 16, 10, 10
+    gate = 2 + 2 + 1  # [x, state] forward, its weight's gradient, the gradient of x
+    recurrent = 1 + 1  # no gradient into the step before
+    neuron = (2 * gate + recurrent) * hidden**2
+    layers = 2 * inputs * hidden + 3 * hidden * classes + gate * classes**2
+    assert flops(net, PRODUCTS) == 2 * net.batch * (neuron + layers)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=label)
+def test_no_step_does_without_its_matrix_products(net):
+    assert 0.7 * flops(net, BARE) < flops(net, PRODUCTS) <= flops(net, BARE)
+
+
+def test_the_update_alone_runs_no_network():
+    net = NETS["LTC-SRNN 16"]
+    training = FLOORS[UPDATE].prepare(net, CPU)
+    before = weights(training.model)
+    assert flops(net, UPDATE) == 0
+    training.train(*net.data(1, CPU))
+    assert not any(torch.equal(*pair) for pair in zip(weights(training.model), before, strict=True))
+
+
+# ------------------------------------------------------------------ meters
+
+
+def test_saved_bytes_grow_for_bptt_alone():
+    net = NETS["LTC-SRNN 16"]
+    for name, grows in ((EAGER, False), (STRAIGHTFORWARD, False), ("snnTorch BPTT", True)):
+        row = CONTENDERS[name]
+        short, long = (saved_bytes(net, row, steps, CPU) for steps in (5, 50))
+        assert (long > 8 * short) == grows
+        assert abs(expected_bytes(net, row, 50, CPU) - long) <= 0.05 * long
+        if not grows:
+            assert short == long > 0
+
+
+def test_the_process_memory_sees_bptt_grow():
+    net = NETS["LTC-SRNN 16"]
+    training = CONTENDERS["snnTorch BPTT"].prepare(net, CPU)
+    result = measure_here(net, training, 2000, CPU)
+    assert result["peak"] - result["base"] > 0.8 * expected_bytes(net, CONTENDERS["snnTorch BPTT"], 2000, CPU)
+
+
+def test_rows_take_turns():
+    order = []
+    times = alternate({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, least=3)
+    assert "".join(order) == "abcbcacab"
+    assert [len(values) for values in times.values()] == [3, 3, 3]
+
+
+# ------------------------------------------------------------------ the command
+
+
+def command(*arguments, out):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "run.py", *arguments, "--out", out],
+        cwd=out.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_one_command_writes_everything(tmp_path):
+    command("--smoke", out=tmp_path / "one")
+    figures = json.loads((tmp_path / "one" / "benchmarks.json").read_text())
+    assert {"date", "command", "device", "threads", "torch", "snntorch", "spikingjelly"} <= set(figures["machine"])
+    assert list(figures["networks"]) == list(NETS)
+
+    found = {(record["part"], record["net"], record["row"]): record for record in figures["records"]}
+    for net in NETS.values():
+        for name in rows(net):
+            record = found["nets", net.name, name]
+            assert len(record["ms"]) >= 3
+            assert min(record["ms"]) > 0
+        assert found["nets", net.name, GRAPH]["not_run"] == "no GPU"
+        assert found["nets", net.name, COMPILE]["not_run"]
+    srnn = [record for record in figures["records"] if record["net"] == "LTC-SRNN 16"]
+    assert {record["T"] for record in srnn if record["part"] == "time" and "ms" in record} == {2, 6}
+    assert all(record["bytes"] > 0 for record in srnn if record["part"] == "saved")
+    assert all(record["peak"] >= record["base"] > 2**20 for record in srnn if record["part"] == "resident")
+    assert sum(record["part"] == "resident" for record in srnn) == 3
+
+    table = (tmp_path / "one" / "table.md").read_text()
+    assert all(f"**{name}**" in table for name in NETS)
+    assert all(f"| {name} |" in table for name in ROWS)
+    assert "not run: no GPU" in table
+    pictures = ("update", "length", "saved", "resident")
+    for name in pictures:
+        assert (tmp_path / "one" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    command("--from-json", tmp_path / "one" / "benchmarks.json", out=tmp_path / "two")
+    assert (tmp_path / "two" / "table.md").read_text() == table
+    assert all((tmp_path / "two" / f"{name}.png").is_file() for name in pictures)
+
+
+def test_an_unknown_network_is_named():
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "run.py", "--nets", "LSTM"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "'LSTM' is unknown; choose from 'LTC-SRNN 128'" in done.stderr
