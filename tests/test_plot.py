@@ -1,0 +1,90 @@
+"""The plots draw the data that they are given; without matplotlib they say what to install."""
+
+import sys
+
+import pytest
+import torch
+
+from fptt_plugin import plot
+from fptt_plugin.results import EpochRecord
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def record(epoch, train, val):
+    return EpochRecord(epoch, 1.0, train, val, {}, epoch, 1.0)
+
+
+def curves(axes):
+    return {line.get_label(): [list(map(float, data)) for data in line.get_data()] for line in axes.lines}
+
+
+def test_learning_curves_of_two_runs_on_one_picture():
+    axes = plot.learning_curves([record(1, 0.5, 0.25), record(2, 0.75, 0.5)], "FPTT")
+    again = plot.learning_curves([record(1, 0.5, None)], "BPTT", axes=axes)
+    assert again is axes
+    assert curves(axes) == {
+        "FPTT validation": [[1, 2], [25, 50]],
+        "FPTT training": [[1, 2], [50, 75]],
+        "BPTT training": [[1], [50]],
+    }
+    first, second, third = (line.get_color() for line in axes.lines)
+    assert first == second != third
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(curves(axes))
+    assert axes.get_xlabel() == "epoch"
+
+
+def test_time_constants_are_inverse_kappa_with_the_middle_of_the_neurons():
+    kappa = torch.full((3, 4, 5), 0.25)
+    kappa[1] = 0.125
+    kappa[:, 0, 0] = 1.0  # one neuron of twenty: inside neither median nor band
+    axes = plot.time_constants(kappa.requires_grad_(), "hidden")
+    assert curves(axes) == {"hidden": [[0, 1, 2], [4, 8, 4]]}
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert set(corners[:, 1].round(6)) == {4, 8}
+    assert axes.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 0.0, 1.5, float("nan")])
+def test_logits_are_no_inverse_time_constants(wrong):
+    with pytest.raises(ValueError, match=r"in \(0, 1\]: apply torch.sigmoid"):
+        plot.time_constants(torch.tensor([0.5, wrong]))
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 2, 3)])
+def test_raster_marks_each_spike_once(shape):
+    spikes = torch.zeros(4, 6)
+    spikes[0, 5] = spikes[3, 1] = spikes[3, 2] = 1
+    axes = plot.raster(spikes.view(shape))
+    assert axes.collections[0].get_offsets().tolist() == [[0, 5], [3, 1], [3, 2]]
+    assert axes.get_xlim() == (-0.5, 3.5)
+    assert axes.get_ylim() == (-0.5, 5.5)
+    assert plot.raster(torch.zeros(3)).get_ylim() == (-0.5, 0.5)
+
+
+def test_memory_in_mebibytes():
+    axes = plot.memory([10, 100], [2**20, 3 * 2**20], "BPTT")
+    assert curves(axes) == {"BPTT": [[10, 100], [1, 3]]}
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    with pytest.raises(ValueError, match="2 lengths and 1 sizes"):
+        plot.memory([1, 2], [3])
+
+
+def test_no_history():
+    with pytest.raises(ValueError, match=r"trainer\.fit"):
+        plot.learning_curves([])
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"pip install 'fptt_plugin\[plot\]'"):
+        plot.raster(torch.zeros(2, 2))
