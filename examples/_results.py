@@ -11,6 +11,8 @@ import os
 import platform
 import resource
 import shlex
+import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,6 +157,11 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty"]
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:  # not so where the scripts were copied out of the repository
+            found["commit"] = answer.stdout.strip()
     return found
 
 
