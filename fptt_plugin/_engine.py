@@ -8,12 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ._compiled_window import Outcome
 from ._finite import all_finite
 from ._inputs import Sequence
 from ._position import Chunk, Progress, set_random_state
 from ._recurrence import Recurrence
 from ._rows import check_rows
 from ._update import Updater
+from .acceleration import Accelerator
 from .drivers import Driver, FrozenNormalization
 from .objective import Objective, Readout
 from .results import SequenceResult, StepResult
@@ -34,6 +36,7 @@ class Engine(Recurrence):
         loss_every: Steps per loss, ``None`` for one at the window's end.
         update_every: Steps per update, ``None`` for one at every window's end.
         on_nonfinite: ``"raise"`` or ``"skip"``.
+        accelerate: What is compiled, see :mod:`~fptt_plugin.acceleration`.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Engine(Recurrence):
         loss_every: int | None,
         update_every: int | None,
         on_nonfinite: str,
+        accelerate: str,
     ) -> None:
         super().__init__(state, objective, readout, replays=updater.regularizer.variant == "gradient")
         self.net = net
@@ -57,12 +61,21 @@ class Engine(Recurrence):
         self.loss_every = loss_every
         self.update_every = update_every
         self.on_nonfinite = on_nonfinite
+        self.accelerate = accelerate
+        self._accelerator: Accelerator | None = None
         self._rows_checked = self._warned = self._had_loss = self._taught = False
 
     @property
-    def _running(self) -> Driver:
+    def running(self) -> Driver:
         assert self.driver is not None, "the trainer finds the driver before the first step"
         return self.driver
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """Runs what is compiled; ``None`` where all is eager."""
+        if self._accelerator is None and self.accelerate != "none":
+            self._accelerator = Accelerator(self, self.accelerate)
+        return self._accelerator
 
     # ------------------------------------------------------------------ forward
 
@@ -70,24 +83,51 @@ class Engine(Recurrence):
         """Trains on one checked batch of sequences, from the initial state."""
         before, total = self.updates, torch.zeros((), device=sequence.x.device)
         output = windows = total
+        chunk = Chunk(sequence.x, sequence.target, sequence.steps, sequence.per_sequence, sequence.labelled)
         self._had_loss = self._taught = False
 
+        def note(loss: Tensor | None) -> None:
+            nonlocal total, windows
+            if loss is not None:  # that of a skipped window may be nan
+                total, windows = total + loss.nan_to_num(0.0, 0.0, 0.0), windows + loss.isfinite()
+
         def take(outputs: list[Tensor], x: Tensor) -> None:
-            nonlocal output, total, windows
-            chunk = Chunk(x, sequence.target, sequence.steps, sequence.per_sequence, sequence.labelled)
-            output = self.learn(outputs, chunk)
+            nonlocal output
+            output = self.learn(outputs, chunk._replace(x=x))
             last = self.progress.t == sequence.steps
             if last or self.progress.in_window == self.window:
-                loss = self.close_window(last=last)
-                if loss is not None:  # that of a skipped window may be nan
-                    total, windows = total + loss.nan_to_num(0.0, 0.0, 0.0), windows + loss.isfinite()
+                note(self.close_window(last=last))
+
+        def take_compiled(rest: Tensor) -> int:
+            nonlocal output
+            outcome = self._run_compiled(chunk._replace(x=rest))
+            if outcome is None:
+                return 0
+            output = outcome.output
+            for loss in outcome.losses:
+                note(loss)
+            return outcome.steps
 
         with self.undone_on_error(self.snapshot()):
             self.reset()
             self.progress = Progress(shape=tuple(sequence.x.shape[1:]))
-            self._running.run(sequence.x, self.window, take)
+            self.running.run(sequence.x, self.window, take, take_compiled)
         self._warn_if_untaught()
         return SequenceResult(output.detach(), total / windows, self.updates - before)
+
+    def _run_compiled(self, chunk: Chunk) -> Outcome | None:
+        """Trains some windows as compiled graphs; ``None`` if the first must be trained eagerly."""
+        if self.accelerator is None or self.window is None:
+            return None
+        outcome = self.accelerator.windows(chunk, self.window)
+        if outcome is not None:
+            self.steps += outcome.steps
+            self.updates += len(outcome.losses)
+            self._had_loss = self._taught = True
+            self.progress = self.progress._replace(t=self.progress.t + outcome.steps)
+            self._new_rows = None
+            self.restore_point = self.snapshot()
+        return outcome
 
     def step(self, chunk: Chunk) -> StepResult:
         """Trains on one step of a stream."""
@@ -102,7 +142,10 @@ class Engine(Recurrence):
             self._restart(chunk)
             if self.on_nonfinite == "skip" and not all_finite([chunk.x]):
                 return self._left_out(chunk)
-            output = self.learn(self._running.advance(chunk.x), chunk)
+            outcome = self._run_compiled(chunk) if self.window == 1 else None
+            if outcome is not None:
+                return StepResult(outcome.output, outcome.losses[0], True)
+            output = self.learn(self.running.advance(chunk.x), chunk)
             self.progress = self.progress._replace(shape=shape)
         loss = self.losses[-1].detach() if len(self.losses) > losses else None
         if self.progress.in_window == self.window:
@@ -116,7 +159,7 @@ class Engine(Recurrence):
         if rows is None or self.progress.t == 0:
             return
         if not (self._rows_checked or replay):
-            check_rows(self.net, self.state, rows, torch.nan_to_num(chunk.x), self._running.advance)
+            check_rows(self.net, self.state, rows, torch.nan_to_num(chunk.x), self.running.advance)
             self._rows_checked = True
         self.restart_rows(rows)
         if not replay:
@@ -126,7 +169,7 @@ class Engine(Recurrence):
         """The output for an input that is not finite; neither state nor statistics see it."""
         kept = self.snapshot()
         with torch.no_grad(), FrozenNormalization(self.net):
-            output = self.readout(self._running.advance(chunk.x)[-1])
+            output = self.readout(self.running.advance(chunk.x)[-1])
         self.restore(kept)
         self.skipped += 1
         return StepResult(output, None, False)
@@ -150,15 +193,18 @@ class Engine(Recurrence):
     ) -> tuple[Tensor, list[Tensor]]:
         """Readout of the last output, and the losses due among them; the last step is ``end - 1``."""
         losses = []
-        stride = self.loss_every or self.window
         for t, raw in enumerate(outputs, start=end - len(outputs)):
             output = self.readout(raw)
-            due = (stride is not None and (t + 1) % stride == 0) or t + 1 == chunk.steps
-            labelled = chunk.labelled(t, output) if due else None
+            labelled = chunk.labelled(t, output) if self.is_due(t, chunk.steps) else None
             if labelled is not None:
                 loss = self.objective.loss(*labelled, t, chunk.steps, chunk.per_sequence, update=first_time)
                 losses.append(loss)
         return output, losses
+
+    def is_due(self, t: int, steps: int | None) -> bool:
+        """Whether step ``t`` of a sequence of so many steps carries a loss."""
+        stride = self.loss_every or self.window
+        return (stride is not None and (t + 1) % stride == 0) or t + 1 == steps
 
     def visit(self, x: Tensor, visitor: Callable[[int, Tensor], None] = lambda t, output: None) -> Tensor:
         """Runs a sequence from the initial state without losses; the visitor gets step and readout.
@@ -174,11 +220,11 @@ class Engine(Recurrence):
             for step, raw in enumerate(outputs, start=t - len(outputs)):
                 output = self.readout(raw)
                 visitor(step, output)
-            self._running.detach()
+            self.running.detach()
 
         self.state.reset()
         self.readout.set((None, 0))
-        self._running.run(x, self.window, take)
+        self.running.run(x, self.window, take)
         return output
 
     # ------------------------------------------------------------------ backward and update
@@ -203,7 +249,7 @@ class Engine(Recurrence):
             self.progress = self.progress._replace(backwards=self.progress.backwards + 1)
             self._taught = True
         self.losses = []
-        self._running.detach()
+        self.running.detach()
         self.readout.detach()
         self.progress = self.progress._replace(in_window=0)
         if last or self.progress.since_update >= (self.update_every or 0):
@@ -216,6 +262,9 @@ class Engine(Recurrence):
 
     def _update(self, backwards: int) -> None:
         """One FPTT update from the gradients of so many windows, unless something is not finite."""
+        if self.accelerator is not None and self.accelerator.update(backwards):
+            self.updates += 1
+            return
         complaint = self.updater.complaint(self.steps)
         if complaint is None:
             moved = self.updater.step(backwards, self._replayed_loss)
@@ -254,7 +303,7 @@ class Engine(Recurrence):
             for chunk in self._chunks:
                 self._restart(chunk, replay=True)
                 end += len(chunk.x)
-                losses += self._read(self._running.advance(chunk.x), chunk, end, first_time=False)[1]
+                losses += self._read(self.running.advance(chunk.x), chunk, end, first_time=False)[1]
         self.restore(now)
         assert now.table is not None
         distribution.table = now.table

@@ -130,6 +130,7 @@ class Evaluator:
                 f"update every {engine.update_every or 'window'}",
                 f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
                 f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
+                *([engine.accelerator.explain()] if engine.driver and engine.accelerator else []),
             ]
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .drivers import Select, Take
+from .drivers import Select, Shortcut, Take
 from .state import ModelState, isolated, map_tensors
 
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -82,7 +82,7 @@ class InFlightDriver:
         # Of an input without time axis the first dimension is the batch.
         return self.length(x), x.shape[1 if self.length.axis == 0 else 0]
 
-    def run(self, x: Tensor, window: int | None, take: Take) -> None:
+    def run(self, x: Tensor, window: int | None, take: Take, shortcut: Shortcut = lambda rest: 0) -> None:
         expected, calls = self.length(x), 0
         output_module = self.net.get_submodule(self.output_module)
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._finite import all_finite
+
 TARGETS = ("auto", "sequence", "step")
 
 
@@ -181,7 +183,7 @@ def check_step(
 def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
     """Whether the targets that count are finite."""
     labelled = y if mask is None else y[mask]
-    return not labelled.is_floating_point() or bool(labelled.isfinite().all())
+    return not labelled.is_floating_point() or all_finite([labelled])
 
 
 def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None:
@@ -199,5 +201,5 @@ def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None
         )
     if x.dim() < rank:
         raise ValueError(f"{what}; got shape {tuple(x.shape)}")
-    if finite and not x.isfinite().all():
+    if finite and not all_finite([x]):
         raise ValueError("the input has non-finite values (nan or inf): clean the data, e.g. with torch.nan_to_num")

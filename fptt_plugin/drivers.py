@@ -16,6 +16,8 @@ DRIVERS = ("auto", "step", "slice", "in-flight", "explicit")
 Select = Callable[[Any], Tensor]
 Take = Callable[[list[Tensor], Tensor], None]  # outputs [B, ...] of some steps, and the input [K, B, ...] of these
 
+Shortcut = Callable[[Tensor], int]  # input [T', B, ...] that is left; returns how many steps of it are dealt with
+
 
 class Driver(Protocol):
     """Advances one network through time and hands on what it puts out."""
@@ -23,8 +25,11 @@ class Driver(Protocol):
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
         """Steps and batch size of an input, where the driver and not its shape ``[T, B, ...]`` says them."""
 
-    def run(self, x: Tensor, window: int | None, take: Take) -> None:
-        """Runs the network over a whole sequence; ``take`` gets the outputs as they come."""
+    def run(self, x: Tensor, window: int | None, take: Take, shortcut: Shortcut = lambda rest: 0) -> None:
+        """Runs the network over a whole sequence; ``take`` gets the outputs as they come.
+
+        A driver that can call the network for some steps alone offers what is left to ``shortcut`` before each window.
+        """
 
     def advance(self, x: Tensor) -> list[Tensor]:
         """Runs the network over some steps ``[K, B, ...]``; returns their outputs ``[B, ...]``."""
@@ -53,9 +58,20 @@ class StepDriver:
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
         return None
 
-    def run(self, x: Tensor, window: int | None, take: Take) -> None:
-        for x_t in x.split(1):
-            take(self.advance(x_t), x_t)
+    def run(self, x: Tensor, window: int | None, take: Take, shortcut: Shortcut = lambda rest: 0) -> None:
+        done = 0
+        while done < len(x):  # slices one by one: views of all steps at once would be memory that grows with them
+            steps = shortcut(x[done:])
+            if not steps:
+                x_window = x[done : done + (window or len(x))]
+                self.run_window(x_window, take)
+                steps = len(x_window)
+            done += steps
+
+    def run_window(self, x: Tensor, take: Take) -> None:
+        """Runs the network over one window."""
+        for t in range(len(x)):
+            take(self.advance(x[t : t + 1]), x[t : t + 1])
 
     def advance(self, x: Tensor) -> list[Tensor]:
         return [self.select(self.net(x_t)) for x_t in x]
@@ -79,9 +95,8 @@ class SliceDriver(StepDriver):
 
     keeps_time = True
 
-    def run(self, x: Tensor, window: int | None, take: Take) -> None:
-        for x_window in x.split(window or len(x)):
-            take(self.advance(x_window), x_window)
+    def run_window(self, x: Tensor, take: Take) -> None:
+        take(self.advance(x), x)
 
     def advance(self, x: Tensor) -> list[Tensor]:
         output = self.select(self.net(x))

@@ -42,11 +42,11 @@ class FiringRates:
             if not any(inner is not layer and inner in layer.modules() for _, inner in layers)
         ]
         self._handles: list[Any] = []
-        self._sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self.sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of rates, largest s * s - s, number of calls
 
     def __enter__(self) -> FiringRates:
         for name, layer in self._layers:
-            self._handles.append(layer.register_forward_hook(self._hook(name)))
+            self._handles.append(layer.register_forward_hook(SpikeHook(self, name)))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,33 +54,39 @@ class FiringRates:
             handle.remove()
         self._handles = []
 
-    def _hook(self, name: str) -> Any:
-        def observe(module: nn.Module, args: Any, output: Any) -> None:
-            spikes = output[0] if isinstance(output, tuple) else output
-            if isinstance(spikes, Tensor) and spikes.numel():
-                spikes = spikes.detach()
-                mean, square, count = self._sums.get(name, (torch.zeros(()), torch.zeros(()), 0))
-                # Zeros and ones alone have s * s == s everywhere.
-                deviation = (spikes * spikes - spikes).abs().amax().float()
-                self._sums[name] = (
-                    mean.to(deviation) + spikes.float().mean(),
-                    torch.maximum(square.to(deviation), deviation),
-                    count + 1,
-                )
-
-        return observe
+    def note(self, name: str, spikes: Tensor) -> None:
+        """Counts one call of a layer."""
+        spikes = spikes.detach()
+        zero = torch.zeros((), device=spikes.device)
+        total, largest, count = self.sums.get(name, (zero, zero, zero))
+        # Zeros and ones alone have s * s == s everywhere.
+        deviation = (spikes * spikes - spikes).abs().amax().float()
+        self.sums[name] = total + spikes.float().mean(), torch.maximum(largest, deviation), count + 1
 
     def reset(self) -> None:
         """Starts the averages anew."""
-        self._sums = {}
+        self.sums = {}
 
     def rates(self) -> dict[str, float]:
         """Mean firing rate per layer since the last :meth:`reset`, in spikes per neuron and time step."""
         return {
             name: (mean / count).item()
-            for name, (mean, deviation, count) in self._sums.items()
+            for name, (mean, deviation, count) in self.sums.items()
             if deviation.item() == 0
         }
+
+
+class SpikeHook:
+    """Forward hook of one layer that reports to a :class:`FiringRates`."""
+
+    def __init__(self, rates: FiringRates, name: str) -> None:
+        self.rates = rates
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        spikes = output[0] if isinstance(output, tuple) else output
+        if isinstance(spikes, Tensor) and spikes.numel():
+            self.rates.note(self.name, spikes)
 
 
 class SavedForBackward:

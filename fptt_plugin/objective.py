@@ -117,14 +117,32 @@ class Objective:
         Raises:
             ValueError: If ``loss_fn`` does not return a scalar.
         """
-        labels = per_sequence and not target.is_floating_point() and target.dim() == 1
-        weight = self._ramp_for(labels)(t, steps)
-        value = self.plain_loss(output, target)
-        if weight != 1.0:
-            value = weight * value
-            if labels and self._uses_distribution():
-                value = value + (1 - weight) * self.distribution.loss(t, output, target, update=update)
-        return value
+        weight = self.weight(target, t, steps, per_sequence)
+        if weight == 1.0:
+            return self.plain_loss(output, target)
+        row = self.distribution.row(t, output) if self.is_mixed(target, per_sequence) else None
+        return self.weighted_loss(output, target, weight, row, update=update)
+
+    def weight(self, target: Tensor, t: int, steps: int | None, per_sequence: bool) -> float:
+        """Weight ``r_t`` of the loss at step ``t``; 1 everywhere with a constant ramp."""
+        return self._ramp_for(_are_labels(target, per_sequence))(t, steps)
+
+    def is_constant(self, target: Tensor, per_sequence: bool) -> bool:
+        """Whether every step's loss has weight 1."""
+        return self._ramp_for(_are_labels(target, per_sequence)) is constant_ramp
+
+    def is_mixed(self, target: Tensor, per_sequence: bool) -> bool:
+        """Whether the divergence from the class distribution takes up what the ramp leaves."""
+        return _are_labels(target, per_sequence) and self._uses_distribution()
+
+    def weighted_loss(
+        self, output: Tensor, target: Tensor, weight: float | Tensor, row: Tensor | None, *, update: bool = True
+    ) -> Tensor:
+        """Loss of one step of that weight; with a row of the class distribution, mixed with the divergence from it."""
+        value = weight * self.plain_loss(output, target)
+        if row is None:
+            return value
+        return value + (1 - weight) * self.distribution.loss_of_row(row, output, target, update=update)
 
     def plain_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """``loss_fn`` of one step alone, without ramp and auxiliary term."""
@@ -192,6 +210,11 @@ def check_objective(
             f"trained online; use {' or '.join('SF.' + entry for entry in _DECOMPOSABLE)}, or nn.CrossEntropyLoss with "
             "readout='mean'",
         )
+
+
+def _are_labels(target: Tensor, per_sequence: bool) -> bool:
+    """One class index for a whole sequence."""
+    return per_sequence and not target.is_floating_point() and target.dim() == 1
 
 
 def _snntorch_name(loss_fn: object) -> str | None:

@@ -249,9 +249,10 @@ class DynamicRegularizer:
         self.check_state_dict(state)
         parameters = self._parameters()
         self.alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
-        for own, loaded in ((self._averages, state["averages"]), (self._duals, state["duals"])):
-            own.clear()
-            own.update({parameters[i]: value.to(parameters[i].device, copy=True) for i, value in loaded.items()})
+        self._averages, self._duals = (
+            {parameters[i]: value.to(parameters[i].device, copy=True) for i, value in state[kind].items()}
+            for kind in ("averages", "duals")
+        )
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Refuses the state of another optimizer or variant.

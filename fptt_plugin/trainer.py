@@ -19,6 +19,7 @@ from ._loop import Metric, accuracy
 from ._position import Chunk
 from ._update import Updater
 from ._validation import Problems, check_data_parallel, check_strides
+from .acceleration import MODES
 from .drivers import DRIVERS, check_network
 from .functional.losses import ClassDistribution
 from .objective import LossFunction, Objective, Output, Ramp, Readout, check_objective
@@ -70,6 +71,11 @@ class FPTTTrainer(Evaluator):
             step whose input is not finite, and a target that is not.
         grad_scaler: A ``torch.amp.GradScaler`` for float16: scales the loss and steps the optimizer. Updates that it
             skips for infinite gradients count as skipped.
+        accelerate: ``"none"``; ``"compile"`` compiles each window, from forward pass to weight update, into one graph
+            when it first comes (15 to 40 seconds), or the update alone where the network cannot be compiled;
+            ``"cudagraph"`` also records it on a GPU; ``"auto"`` is the latter on a GPU with a ``capturable`` optimizer,
+            else ``"compile"``. Results are those of ``"none"`` within rounding; what cannot be compiled runs eagerly,
+            with a warning that says why. See :mod:`fptt_plugin.acceleration`.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.
@@ -122,6 +128,7 @@ class FPTTTrainer(Evaluator):
         preflight: bool = True,
         on_nonfinite: str = "raise",
         grad_scaler: GradScaler | None = None,
+        accelerate: str = "none",
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
@@ -137,6 +144,7 @@ class FPTTTrainer(Evaluator):
         problems.check_choice("driver", driver, DRIVERS)
         check_output_module(problems, net, output_module, driver)
         problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+        problems.check_choice("accelerate", accelerate, MODES)
         problems.check(
             grad_scaler is None or isinstance(grad_scaler, GradScaler),
             f"grad_scaler must be a torch.amp.GradScaler or None, got {type(grad_scaler).__name__}",
@@ -168,6 +176,7 @@ class FPTTTrainer(Evaluator):
             loss_every,
             update_every,
             on_nonfinite,
+            accelerate,
         )
 
     @property

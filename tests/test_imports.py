@@ -12,7 +12,7 @@ import fptt_plugin
 
 PACKAGE = Path(fptt_plugin.__file__).parent
 ROOT = Path(__file__).parents[1]
-LAYERS = [{"functional"}, {"gates", "regularizer", "state"}, {"drivers"}, {"trainer", "acceleration"}, {"baselines"}]
+LAYERS = [{"functional"}, {"gates", "regularizer", "state"}, {"drivers"}, {"acceleration"}, {"trainer"}, {"baselines"}]
 LIBRARY_MODULES = {"snntorch", "spikingjelly"}
 LONGEST_FILE = 310  # about 300 lines: a longer file holds two ideas
 

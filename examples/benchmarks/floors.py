@@ -14,6 +14,7 @@ from networks import Net
 from torch import Tensor, nn
 
 from fptt_plugin import DynamicRegularizer
+from fptt_plugin.acceleration import CompiledUpdate
 from fptt_plugin.gates import ConvGate
 from fptt_plugin.state import ModelState
 
@@ -36,17 +37,19 @@ def forward_backward(net: Net, device: torch.device) -> Training:
     return Training(model, train)
 
 
-def update_alone(net: Net, device: torch.device) -> Training:
+def update_alone(net: Net, device: torch.device, *, compiled: bool) -> Training:
     """Regulariser, clipping, Adam, dual and average of an eager network whose gradients are there already."""
     model = net.fresh(device)
     optimizer = fused_adam(model)
-    DynamicRegularizer(optimizer, ALPHA, BETA, RHO, max_grad_norm=MAX_NORM)
+    regularizer = DynamicRegularizer(optimizer, ALPHA, BETA, RHO, max_grad_norm=MAX_NORM)
     for weight in model.parameters():
         weight.grad = 1e-3 * torch.randn_like(weight)
+    optimizer.step()  # makes the state that the compiled update works on
+    update = CompiledUpdate(regularizer).step if compiled else optimizer.step
 
     def train(x: Tensor, y: Tensor) -> None:
         for _ in x:
-            optimizer.step()
+            update()
 
     return Training(model, train)
 
@@ -119,6 +122,12 @@ def _convolution(weight: Tensor, x: Tensor, padding: Any, needs_input_gradient: 
     return [forward, partial(torch.ops.aten.convolution_backward, torch.rand_like(forward()), x, weight, *rest)]
 
 
-BARE, PRODUCTS, UPDATE = "floor: forward + backward", "floor: matrix products", "part: clip + Adam + regulariser"
+BARE, PRODUCTS = "floor: forward + backward", "floor: matrix products"
+UPDATE, COMPILED_UPDATE = "part: clip + Adam + regulariser, eager", "part: clip + Adam + regulariser, compiled"
 
-FLOORS: dict[str, Row] = {BARE: Row(forward_backward), PRODUCTS: Row(matrix_products), UPDATE: Row(update_alone)}
+FLOORS: dict[str, Row] = {
+    BARE: Row(forward_backward),
+    PRODUCTS: Row(matrix_products),
+    UPDATE: Row(partial(update_alone, compiled=False)),
+    COMPILED_UPDATE: Row(partial(update_alone, compiled=True)),
+}

@@ -109,12 +109,12 @@ def networks(mode: str) -> list[Net]:
 
 def _paper() -> list[Net]:
     srnn = Net("LTC-SRNN 128", "snntorch", partial(ltc_srnn, 128), sample=(10,), batch=128, steps=50)
-    image = Net("LTC-SCNN", "snntorch", partial(ltc_scnn, (32, 128, 256), 512), (1, 28, 28), batch=16, steps=5)
+    image = Net("LTC-SCNN", "snntorch", partial(ltc_scnn, (32, 128, 256), 512), (1, 28, 28), batch=16, steps=10)
     dense = replace(srnn, lengths=(10, 100, 784), saved=(10, 100, 784))
     return [
         replace(srnn, lengths=(10, 100, 784, 1000, 10000), saved=(10, 100, 1000), resident=(10, 1000, 10000)),
         replace(dense, name="LTC-SRNN 512", build=partial(ltc_srnn, 512), steps=20, seconds=40),
-        replace(srnn, name="LTC-SRNN 2048", build=partial(ltc_srnn, 2048), steps=3, saved=(10, 20), seconds=40),
+        replace(srnn, name="LTC-SRNN 2048", build=partial(ltc_srnn, 2048), steps=10, saved=(10, 20), seconds=40),
         replace(image, saved=(5, 20), seconds=40),
         replace(dense, name="Leaky 512", build=partial(leaky, 512)),
         replace(dense, name="LIFNode 512", library="spikingjelly", build=partial(lif, 512), resident=(10, 1000)),

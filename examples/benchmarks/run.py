@@ -26,7 +26,7 @@ import plots
 import report
 import torch
 from contenders import COMPILE, CONTENDERS, GRAPH, Row
-from floors import FLOORS
+from floors import COMPILED_UPDATE, FLOORS
 from memory import expected_bytes, peak_in_fresh_process, saved_bytes
 from networks import Net, networks
 from timing import forget, milliseconds_per_step
@@ -46,11 +46,11 @@ class Run:
         self.most_bytes = int(options.max_gib * 2**30)
         self.nets = [net for net in networks(self.mode) if not options.nets or net.name in options.nets]
         self.parts = (options.only,) if options.only else PARTS
-        self.absent = {}
+        self.absent: dict[str, str] = {}
         if self.device.type != "cuda":
             self.absent[GRAPH] = "no GPU"
         if self.mode == "smoke":
-            self.absent[COMPILE] = "left out by --smoke"
+            self.absent |= dict.fromkeys((COMPILE, COMPILED_UPDATE), "left out by --smoke")
 
     def records(self) -> Iterator[Record]:
         """Everything that is measured, network by network."""

@@ -95,14 +95,18 @@ class ClassDistribution:
         Returns:
             A scalar.
         """
-        self._make_room(t, logits)
+        return self.loss_of_row(self.row(t, logits), logits, label, update=update)
+
+    def loss_of_row(self, row: Tensor, logits: Tensor, label: Tensor, *, update: bool = True) -> Tensor:
+        """Like :meth:`loss`, given the estimate ``[C, C]`` of the step itself; an update writes into it."""
         # The estimate is read before it is written, as in the authors' code.
-        value = divergence(logits, self.table[t, label], mean_over_classes=self.mean_over_classes)
+        value = divergence(logits, row[label], mean_over_classes=self.mean_over_classes)
         if update:
-            self._update(t, logits.detach(), label)
+            _update_(row, logits.detach(), label)
         return value
 
-    def _make_room(self, t: int, logits: Tensor) -> None:
+    def row(self, t: int, logits: Tensor) -> Tensor:
+        """The estimate at step ``t``, ``[C, C]``, a view of the table; the table grows to hold it."""
         classes = logits.shape[1]
         if self.table.shape[1:] != (classes, classes):
             self.table = logits.new_empty(0, classes, classes)
@@ -112,17 +116,7 @@ class ClassDistribution:
             fresh = torch.full((rows, classes, classes), 1.0 / classes)
             self.table = torch.cat([self.table, fresh.to(self.table)])
         self.table = self.table.to(logits)
-
-    @torch.no_grad()
-    def _update(self, t: int, logits: Tensor, label: Tensor) -> None:
-        batch, classes = logits.shape
-        position = torch.arange(batch, device=label.device)
-        # An answer that is not finite would stay in the table, whatever becomes of this update.
-        wrong = torch.where((logits.argmax(dim=1) != label) & logits.isfinite().all(dim=1), position, batch)
-        first = torch.full((classes,), batch, device=label.device)
-        first = first.scatter_reduce(0, label, wrong, "amin")
-        answer = torch.softmax(logits, dim=1)[first.clamp(max=batch - 1)]
-        self.table[t] = torch.where((first < batch).unsqueeze(1), answer, self.table[t])
+        return self.table[t]
 
     def state_dict(self) -> dict[str, Any]:
         """The table, for a checkpoint."""
@@ -131,3 +125,15 @@ class ClassDistribution:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self.table = state["table"].clone()
+
+
+@torch.no_grad()
+def _update_(row: Tensor, logits: Tensor, label: Tensor) -> None:
+    batch, classes = logits.shape
+    position = torch.arange(batch, device=label.device)
+    # An answer that is not finite would stay in the table, whatever becomes of this update.
+    wrong = torch.where((logits.argmax(dim=1) != label) & logits.isfinite().all(dim=1), position, batch)
+    first = torch.full((classes,), batch, device=label.device)
+    first = first.scatter_reduce(0, label, wrong, "amin")
+    answer = torch.softmax(logits, dim=1)[first.clamp(max=batch - 1)]
+    row.copy_(torch.where((first < batch).unsqueeze(1), answer, row))
