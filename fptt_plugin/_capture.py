@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -123,7 +124,9 @@ def trace(function: Function, inputs: list[Tensor]) -> GraphModule:
     Raises:
         CannotCompile: If it writes into a tensor that is not among the inputs: the graph would hold a stale copy.
     """
-    traced = make_fx(lambda *flat: function(list(flat)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    # The dispatcher in Python has batch normalisation say that it writes its running statistics.
+    with enable_python_dispatcher():
+        traced = make_fx(lambda *flat: function(list(flat)), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     for node in traced.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable:

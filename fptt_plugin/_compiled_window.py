@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from ._capture import CannotCompile, Function, Graphs, layout, refill
 from ._compiled_update import CompiledUpdate, UpdateTensors, learning_rates, note_updates, settings
 from ._position import Chunk
-from ._window_graph import Carried, Held, Inputs, Plan, WindowFunction, monitors, net_settings, refuse_hooks
+from ._window_graph import (
+    Carried,
+    Held,
+    Inputs,
+    Plan,
+    WindowFunction,
+    monitors,
+    net_settings,
+    refuse_hooks,
+    restore_net_settings,
+)
 from .state import tensors_in
 
 if TYPE_CHECKING:
@@ -105,6 +115,8 @@ class CompiledWindow:
         objective = engine.objective
         weighted = not objective.is_constant(targets[0], chunk.per_sequence)
         mixed = weighted and objective.is_mixed(targets[0], chunk.per_sequence)
+        if mixed and not len(objective.distribution.table):
+            return None  # its first row tells the number of classes
         return Plan(len(x), due, weighted, mixed)
 
     def _update_tensors(self) -> UpdateTensors | None:
@@ -145,11 +157,14 @@ class CompiledWindow:
         weights = [objective.weight(targets[0], t + k, chunk.steps, chunk.per_sequence) for k in plan.due]
         rows: list[Tensor] = []
         if plan.mixed:
-            like = objective.distribution.table[:0, 0]  # logits of no sample
-            objective.distribution.row(t + plan.due[-1], like)  # grows the table, of which the rows are views
-            found = [objective.distribution.row(t + k, like) for k in plan.due]
-            # The eager loss of weight 1 does not touch its row, either.
-            rows = [row.clone() if weight == 1.0 else row for row, weight in zip(found, weights, strict=True)]
+            estimate = objective.distribution
+            like = estimate.table[:0, 0]  # logits of no sample
+            # The eager loss of weight 1 does not touch its row, either, so any will do.
+            steps = [None if weight == 1.0 else t + k for k, weight in zip(plan.due, weights, strict=True)]
+            estimate.row(
+                max((step for step in steps if step is not None), default=0), like
+            )  # rows are views: grow first
+            rows = [estimate.row(0, like).clone() if step is None else estimate.row(step, like) for step in steps]
         return Inputs(x, targets, list(torch.tensor(weights, device=x.device, dtype=x.dtype).unbind()), rows)
 
     def _hand_back(self, carried: Carried, steps: int) -> None:
@@ -179,14 +194,20 @@ class CompiledWindow:
             refuse_hooks(engine.net)
             return tensors_in(tree)
 
-        kept = engine.snapshot()
+        kept, refused = engine.snapshot(), None
         try:
             moving = len(tensors_in(tree[:-1]))
             graph = self._graphs.find((key, before, autocast), function, example, moving)
+        except CannotCompile as reason:
+            refused = reason
         finally:
             engine.restore(kept)
             for monitor, sums in zip(monitors(engine.net), carried.rates, strict=True):
                 monitor.sums = sums
-        if net_settings(engine.net) != before:
+            changed = net_settings(engine.net) != before
+            restore_net_settings(engine.net, before)
+        if changed:
             raise CannotCompile("a layer counts its steps in a Python number, which a graph would hold fixed")
+        if refused is not None:
+            raise refused
         return graph

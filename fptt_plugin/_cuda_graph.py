@@ -23,7 +23,7 @@ class Replay:
     """
 
     def __init__(self, function: Function, inputs: list[Tensor], moving: int) -> None:
-        if not all(tensor.is_cuda for tensor in inputs):
+        if not all(map(on_gpu, inputs)):
             raise ValueError(
                 "a CUDA graph needs every tensor on the GPU: the network, its inputs, and the optimizer's step counts, "
                 "torch.optim.Adam(..., capturable=True)"
@@ -41,6 +41,10 @@ class Replay:
         torch._foreach_copy_(self._inputs[: self._moving], inputs[: self._moving])
         self._replay()
         return [output.clone() for output in self._outputs]
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def record(function: Function, inputs: list[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:

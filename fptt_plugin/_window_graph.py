@@ -118,13 +118,14 @@ class WindowFunction:
                 (lambda: self._forward(plan, inputs._replace(rows=rows), carried),),
             )
             grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        if any(grad is None for grad in grads):
-            raise CannotCompile("which weights have a gradient changes from step to step")
         if layout(after) != layout(carried):
             raise CannotCompile("the network's state changes its form from step to step")
+        if any(grad is None for grad in grads):
+            raise CannotCompile("which weights have a gradient changes from step to step")
         norm, valid = update_(self.engine.updater.regularizer, held.update, rates, list(grads), loss.detach())
         for old, new in zip([*held.others.values(), *inputs.rows], [*copies.values(), *rows], strict=True):
-            if new._version:
+            # Batch normalisation writes its statistics without a new version, so buffers are always handed back.
+            if new._version or not isinstance(old, nn.Parameter):
                 old.copy_(torch.where(valid, new, old))
         return [valid, loss.detach(), norm, output.detach(), *tensors_in(after)]
 
@@ -187,13 +188,20 @@ def refuse_hooks(net: nn.Module) -> None:
             )
 
 
-def net_settings(net: nn.Module) -> Any:
+def net_settings(net: nn.Module) -> list[Any]:
     """Numbers, switches and hooks of a network's modules, which a graph holds as constants."""
     return [
-        (
-            len(module._forward_hooks),
-            len(module._forward_pre_hooks),
-            [(name, value) for name, value in vars(module).items() if type(value) in (bool, int, float, str)],
-        )
-        for module in net.modules()
+        (len(module._forward_hooks), len(module._forward_pre_hooks), _constants(module)) for module in net.modules()
     ]
+
+
+def restore_net_settings(net: nn.Module, settings: list[Any]) -> None:
+    """Puts numbers and switches back to what :func:`net_settings` found."""
+    for module, (*_, kept) in zip(net.modules(), settings, strict=True):
+        for name in _constants(module).keys() - kept.keys():
+            del vars(module)[name]
+        vars(module).update(kept)
+
+
+def _constants(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if type(value) in (bool, int, float, str, type(None))}

@@ -49,7 +49,7 @@ class Accelerator:
         self._update: CompiledUpdate | None = None
         self._window: CompiledWindow | None = None
         self.reasons: list[str] = []
-        replay = mode == "cudagraph" or (mode == "auto" and _on_gpu(engine))
+        replay = mode in ("cudagraph", "auto") and _on_gpu(engine)
         try:
             if engine.updater.grad_scaler is not None:
                 raise CannotCompile("a GradScaler steps the optimizer")
@@ -60,6 +60,9 @@ class Accelerator:
         why = _refusal(engine)
         if why is None:
             self._window = CompiledWindow(engine, self._update, replay=replay)
+            if mode == "cudagraph" and not replay:
+                needed = "a CUDA graph takes a network on a GPU and an optimizer built with capturable=True"
+                self._give_up("kernels are launched one by one, compiled but not recorded", CannotCompile(needed), "")
         else:
             self._give_up("forward and backward pass run", CannotCompile(why))
 
@@ -91,8 +94,8 @@ class Accelerator:
         compiled = "the whole window" if self._window else "the update" if self._update else "nothing"
         return f"accelerate={self._mode!r}: compiled: {'; '.join([compiled, *self.reasons])}"
 
-    def _give_up(self, what_runs: str, reason: CannotCompile) -> None:
-        self.reasons.append(f"{what_runs} eagerly, because {reason}")
+    def _give_up(self, what: str, reason: CannotCompile, how: str = " eagerly") -> None:
+        self.reasons.append(f"{what}{how}, because {reason}")
         warnings.warn(f"accelerate={self._mode!r}: {self.reasons[-1]}", UserWarning, stacklevel=2)
 
 

@@ -70,9 +70,7 @@ class FiringRates:
     def rates(self) -> dict[str, float]:
         """Mean firing rate per layer since the last :meth:`reset`, in spikes per neuron and time step."""
         return {
-            name: (mean / count).item()
-            for name, (mean, deviation, count) in self.sums.items()
-            if deviation.item() == 0
+            name: (mean / count).item() for name, (mean, deviation, count) in self.sums.items() if deviation.item() == 0
         }
 
 

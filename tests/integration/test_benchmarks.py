@@ -33,7 +33,11 @@ T = 12
 
 def rows(net):
     """Names of the rows of a network that run anywhere, and in no time."""
-    return [name for name, row in ROWS.items() if row.library in ("", net.library) and name not in (COMPILE, GRAPH, COMPILED_UPDATE)]
+    return [
+        name
+        for name, row in ROWS.items()
+        if row.library in ("", net.library) and name not in (COMPILE, GRAPH, COMPILED_UPDATE)
+    ]
 
 
 PAIRS = [(net, name) for net in NETS.values() for name in rows(net)]

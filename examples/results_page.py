@@ -1,0 +1,167 @@
+"""Tables and pictures of the paper's experiments, made from their JSON files and nothing else.
+
+    python examples/results_page.py --collect runs      # first copy what was run to docs/results, made small
+    python examples/results_page.py                     # fill in docs/results.md, draw docs/images/results_*.png
+
+The page is written by hand but for what stands between ``<!-- table NAME -->`` or ``<!-- commands NAME -->`` and
+``<!-- end -->``, which is replaced; running the script again changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from _result_files import Row, Run, collect, load, rows
+from _result_plots import draw
+
+MIB = 2**20
+
+
+class Table(NamedTuple):
+    """One table of the page.
+
+    Attributes:
+        where: Settings of its runs; a tuple: any of these.
+        columns: Settings that tell rows apart beside the arm.
+        paper: The paper's figure, for the rows that it is about (FPTT with liquid neurons).
+        last: The score is the mean of that many evaluations at the end of a run.
+        equal_time: Show the score at equal CPU time, too: that of the quickest row's whole run.
+    """
+
+    where: dict[str, Any]
+    columns: tuple[str, ...] = ()
+    paper: str = "none"
+    last: int = 1
+    equal_time: bool = False
+
+
+ADDING: dict[str, Any] = {"task": "adding", "readout": "membrane"}
+LTC = {**ADDING, "neuron": "ltc", "library": "snntorch"}
+DIGITS: dict[str, Any] = {"task": "sequential_mnist", "dataset": "digits"}
+TABLES = {
+    "adding-0.1": Table({**LTC, "length": 100, "threshold": 0.1}, last=4, paper="Fig. 3: solved"),
+    "adding-0.5": Table({**LTC, "length": 100, "threshold": 0.5}, last=4, paper="Fig. 3: solved"),
+    "adding-neurons": Table(
+        {**ADDING, "length": 100, "threshold": 0.1, "method": "fptt", "alpha": 0.5, "seed": 0}, ("neuron",), last=4
+    ),
+    "adding-long": Table({**LTC, "length": (200, 500, 1000)}, ("length", "threshold"), last=4, paper="Fig. 3: solved"),
+    "ecg": Table({"task": "ecg_stream"}, ("window", "lr", "epochs"), equal_time=True),
+    "nmnist": Table({"task": ("dvs_gesture", "event_counts"), "dataset": "nmnist"}, ("lr",)),
+    "window-sweep": Table({**DIGITS, "seed": 0}, ("window", "lr")),
+    "window": Table({**DIGITS, "seed": (1, 2)}, ("window", "lr", "epochs")),
+    "rmnist": Table({"task": "rate_mnist", "dataset": "mnist"}, ("library", "lr", "epochs"), paper="98.63 %"),
+    "smnist": Table({"task": "sequential_mnist", "dataset": "mnist"}, ("variant", "lr", "epochs"), paper="97.37 %"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    docs = Path(__file__).parents[1] / "docs"
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="copy result.json files from below that folder")
+    parser.add_argument("--results", type=Path, default=docs / "results")
+    parser.add_argument("--page", type=Path, default=docs / "results.md")
+    parser.add_argument("--images", type=Path, default=docs / "images")
+    options = parser.parse_args()
+    if options.collect:
+        print(f"{collect(options.collect, options.results)} runs copied to {options.results}")
+    try:
+        runs = load(options.results)
+        options.page.write_text(fill(options.page.read_text(), runs))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+    draw({name: table_rows(table, runs) for name, table in TABLES.items()}, options.images)
+
+
+def fill(page: str, runs: list[Run]) -> str:
+    """The page with every table and list of commands made anew.
+
+    Raises:
+        ValueError: If the page asks for a table that there is not.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        kind, name = found["kind"], found["name"]
+        if name not in TABLES:
+            raise ValueError(f"the page asks for a table {name!r}: there are {', '.join(TABLES)}")
+        make = markdown_table if kind == "table" else commands
+        return f"<!-- {kind} {name} -->\n{make(TABLES[name], runs)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (?P<kind>table|commands) (?P<name>\S+) -->\n.*?<!-- end -->", replace, page, flags=re.DOTALL)
+
+
+def table_rows(table: Table, runs: list[Run]) -> list[Row]:
+    """The rows of a table."""
+    return rows(runs, table.where, table.columns)
+
+
+def markdown_table(table: Table, runs: list[Run]) -> str:
+    """The table in Markdown; says so if none of its runs was made."""
+    found = table_rows(table, runs)
+    if not found:
+        return "Not run."
+    budget = min(row.cpu_seconds() for row in found)
+    heads = ["", "paper", "ours", "best epoch", "n", "CPU time", "updates", "firing rate", "parameters", "saved bytes"]
+    if table.equal_time:
+        heads.insert(4, f"at {budget:.0f} s")
+    lines = [heads, ["---"] * len(heads), *(_cells(row, table, budget) for row in found)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _cells(row: Row, table: Table, budget: float) -> list[str]:
+    run = row.runs[0]
+    show = percent if run["higher_is_better"] else decimal
+    ours = "FPTT" in row.arm and run["settings"].get("neuron") == "ltc"
+    updates, firing = row.mean("updates"), row.mean("firing_rate")
+    cells = [row.label, table.paper if ours else "none", spread(row.scores(table.last), show)]
+    cells += [spread(row.best(), show)]
+    if table.equal_time:
+        cells += [spread(row.scores_at(budget), show)]
+    cells += [str(len(row.runs)), f"{row.cpu_seconds():.0f} s"]
+    cells += ["none" if updates is None else f"{updates:.0f}", "none" if firing is None else f"{100 * firing:.1f} %"]
+    saved = run.get("saved_for_backward_bytes")
+    return [*cells, str(run["parameters"]), "none" if saved is None else f"{saved / MIB:.2g} MiB"]
+
+
+def spread(values: list[float], show: Callable[[float], str]) -> str:
+    """Mean, and smallest and largest if there are several."""
+    if not values:
+        return "none"
+    if len(values) == 1:
+        return show(values[0])
+    return f"{show(mean(values))} ({show(min(values))} to {show(max(values))})"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def decimal(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def commands(table: Table, runs: list[Run]) -> str:
+    """The command of each row's first run, with commits, dates and device, folded away."""
+    found = table_rows(table, runs)
+    if not found:
+        return "None."
+    members = [run for row in found for run in row.runs]
+    days = sorted({run["date"][:10] for run in members})
+    commits = sorted({run["versions"].get("commit", "unknown") for run in members})
+    devices = sorted({f"{run['machine']['name']}, {run['machine']['threads']} thread" for run in members})
+    lines = ["<details><summary>Commands, date, commit, device</summary>", "", "```bash"]
+    for row in found:
+        seeds = ", ".join(str(run["settings"]["seed"]) for run in row.runs)
+        lines.append(f"{row.runs[0]['commands'][-1]}  # seeds {seeds}")
+    return "\n".join(
+        [*lines, "```", "", f"{' to '.join(days)}; {', '.join(commits)}; {'; '.join(devices)}", "", "</details>"]
+    )
+
+
+if __name__ == "__main__":
+    main()

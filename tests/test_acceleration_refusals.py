@@ -1,0 +1,194 @@
+"""What cannot be compiled runs eagerly, with one warning; and the compiler itself."""
+
+import copy
+import re
+import warnings
+
+import pytest
+import snntorch as snn
+import torch
+from accelerated import CE, assert_same, double_net, graph_steps, liquid, pair, sequences, traced, train, train_both  # noqa: F401
+from nets import adam, batch, sgd, spiking_net
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin._capture import Graphs
+from fptt_plugin.functional import MultiGaussian
+from fptt_plugin.state import AttributeHandler, register_state_handler
+
+pytestmark = pytest.mark.usefixtures("traced")
+
+
+class Reads(nn.Module):
+    """Decides by a value."""
+
+    def forward(self, x):
+        return x if x.sum() > -1e9 else 2 * x
+
+
+class Counts(nn.Module):
+    """Counts its steps in Python."""
+
+    steps = 0
+
+    def forward(self, x):
+        self.steps += 1
+        return x * self.steps
+
+
+class Delay(nn.Module):
+    """Hands its input on three steps later."""
+
+    queue = None
+
+    def forward(self, x):
+        self.queue = [*(self.queue or []), x][-3:]
+        return self.queue[0]
+
+
+register_state_handler(Delay, AttributeHandler(queue=None))
+
+
+class Loops(nn.Module):
+    """Loops over time itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.fires = snn.Leaky(beta=0.8, threshold=0.3, spike_grad=MultiGaussian())
+
+    def forward(self, x):
+        mem, outputs = self.fires.init_leaky(), []
+        for x_t in x:
+            spk, mem = self.fires(self.into(x_t), mem)
+            outputs.append(self.out(spk))
+        return torch.stack(outputs)
+
+
+def hooked():
+    net = double_net()
+    net[1].register_forward_hook(lambda module, args, output: None)
+    return net
+
+
+class Subclass(torch.optim.SGD):
+    """Anyone's."""
+
+
+@pytest.mark.parametrize(
+    ("build", "optimizer", "options", "reason"),
+    [
+        (lambda: double_net(extra=[Reads()]), adam, {}, "data-dependent|DataDependent"),
+        (lambda: double_net(extra=[Counts()]), adam, {}, "counts its steps"),
+        (lambda: double_net(extra=[Delay()]), adam, {}, "state changes its form"),
+        (hooked, adam, {}, "has hooks"),
+        (lambda: Loops().double(), adam, {}, "own loop over time"),
+        (double_net, lambda net: Subclass(net.parameters(), lr=0.1), {}, "Subclass is none of"),
+        (double_net, adam, {"variant": "gradient"}, "second gradient"),
+        (double_net, adam, {"update_every": 2}, "update_every"),
+        (double_net, adam, {"window": None}, "whole sequence"),
+    ],
+)
+def test_eager_where_it_must_be_with_one_warning(build, optimizer, options, reason):
+    trainers = pair(build, optimizer, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        train_both(trainers, train)
+    told = [str(entry.message) for entry in caught if "accelerate" in str(entry.message)]
+    assert len(told) == 1
+    assert re.search(reason, told[0])
+    assert told[0].split(": ", 1)[1] in trainers[1].explain()
+
+
+def test_a_compiler_that_fails(monkeypatch):
+    def fail(graph, inputs, options):
+        raise RuntimeError("no compiler here\nat all")
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    with pytest.warns(UserWarning, match="RuntimeError: no compiler here$"):
+        train_both(pair(), train)
+
+
+def test_a_compiler_that_errs(monkeypatch):
+    monkeypatch.setattr(
+        torch._inductor,
+        "compile",
+        lambda graph, inputs, options: (
+            lambda *tensors: [2 * found if found.is_floating_point() else found for found in graph(*tensors)]
+        ),
+    )
+    with pytest.warns(UserWarning, match="gives other results"):
+        train_both(pair(), train)
+
+
+def test_too_many_shapes(monkeypatch):
+    monkeypatch.setattr(Graphs, "most", 1)
+    trainers = pair()
+    with pytest.warns(UserWarning, match="compiled for 1 different shapes or settings already"):
+        train_both(
+            trainers,
+            lambda trainer: [trainer.train_sequence(*batch(5, samples, dtype=torch.float64)) for samples in (4, 6)],
+        )
+
+
+def test_explain_says_what_is_compiled():
+    trainer = pair()[1]
+    trainer.train_sequence(*sequences(1)[0])
+    assert "accelerate='compile': compiled: the whole window" in trainer.explain()
+    assert "accelerate" not in pair()[0].explain()
+
+
+def test_an_unknown_mode():
+    net = spiking_net()
+    with pytest.raises(ValueError, match="accelerate='fast' is unknown; choose one of 'none', 'compile'"):
+        FPTTTrainer(net, sgd(net), CE, accelerate="fast")
+
+
+def test_a_cuda_graph_without_a_gpu_is_a_compiled_step(graph_steps):  # noqa: F811
+    net = double_net()
+    trainers = pair(lambda: net)
+    trainers[1]._engine.accelerate = "cudagraph"
+    with pytest.warns(UserWarning, match="CUDA graph takes"):
+        train_both(trainers, train)
+    assert graph_steps
+
+
+# ------------------------------------------------------------------ the compiler itself
+
+
+@pytest.mark.slow
+def test_the_compiled_window(monkeypatch):
+    monkeypatch.undo()
+    net = liquid().float()
+    nets = net, copy.deepcopy(net)
+    trainers = [
+        FPTTTrainer(n, torch.optim.Adam(n.parameters(), fused=True), CE, accelerate=accelerate)
+        for n, accelerate in zip(nets, ("none", "auto"), strict=True)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for trainer in trainers:
+            torch.manual_seed(1)
+            for _ in range(3):
+                trainer.train_sequence(*batch(10))
+    assert_same(trainers, same=1e-4)
+    assert "whole window" in trainers[1].explain()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_cuda_graph(monkeypatch):
+    monkeypatch.undo()
+    net = liquid().float().cuda()
+    nets = net, copy.deepcopy(net)
+    trainers = [
+        FPTTTrainer(n, torch.optim.Adam(n.parameters(), capturable=True), CE, accelerate=accelerate)
+        for n, accelerate in zip(nets, ("none", "cudagraph"), strict=True)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for trainer in trainers:
+            torch.manual_seed(1)
+            for _ in range(3):
+                x, y = batch(10)
+                trainer.train_sequence(x.cuda(), y.cuda())
+    assert_same(trainers, same=1e-4)

@@ -1,0 +1,183 @@
+"""The compiled update against optimizer and regulariser as they are."""
+
+import copy
+
+import pytest
+import torch
+from accelerated import traced  # noqa: F401
+from nets import distance
+from torch import nn
+
+from fptt_plugin import DynamicRegularizer
+from fptt_plugin._capture import CannotCompile
+from fptt_plugin._compiled_update import COMPILABLE
+from fptt_plugin._cuda_graph import Replay
+from fptt_plugin.acceleration import CompiledUpdate
+
+pytestmark = pytest.mark.usefixtures("traced")
+
+SETTINGS = [(kind, {}) for kind in COMPILABLE] + [
+    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    (torch.optim.Adam, {"amsgrad": True, "maximize": True, "fused": False}),
+    (torch.optim.AdamW, {"weight_decay": 0.1, "fused": True}),
+    (torch.optim.RMSprop, {"momentum": 0.5, "centered": True}),
+]
+
+
+# These keep some of their scalars in single precision.
+ROUGH = (torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam)
+
+
+def twins(kind, options, **settings):
+    """Two copies of a network of two groups, each with optimizer and regulariser; the second has a compiled update."""
+    net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).double()
+    found = []
+    for own in (net, copy.deepcopy(net)):
+        groups = [{"params": own[0].parameters(), "lr": 0.02}, {"params": own[1].parameters()}]
+        optimizer = kind(groups, lr=0.01, **options)
+        found.append((own, optimizer, DynamicRegularizer(optimizer, **settings)))
+    return found
+
+
+def gradients(nets, scale=1.0, used=(0, 1)):
+    x = torch.randn(4, 5).double()
+    for net in nets:
+        net.zero_grad()
+        (scale * net(x)).square().sum().backward()
+        for i in {0, 1} - set(used):
+            net[i].zero_grad()
+
+
+@pytest.mark.parametrize("settings", [{"max_grad_norm": 1.0}, {"alpha": 0.0}, {"alpha": 0.5, "rho": 0.3, "beta": 0.2}])
+@pytest.mark.parametrize(("kind", "options"), SETTINGS, ids=lambda value: getattr(value, "__name__", None))
+def test_it_does_what_the_optimizer_does(kind, options, settings):
+    (net, optimizer, regularizer), (own, other, shadowed) = twins(kind, options, **settings)
+    update = CompiledUpdate(shadowed)
+    compiled = 0
+    for i in range(9):
+        if i == 4:
+            for group in [*optimizer.param_groups, *other.param_groups]:
+                group["lr"] /= 2
+        if i == 6:
+            other.load_state_dict(copy.deepcopy(other.state_dict()))
+            shadowed.load_state_dict(copy.deepcopy(shadowed.state_dict()))
+        gradients((net, own), used=(0, 1) if i != 3 else (1,))
+        optimizer.step()
+        if update.step():
+            compiled += 1
+        else:
+            other.step()
+    assert compiled >= 7
+    same = 1e-8 if kind in ROUGH else 1e-12
+    assert distance(net.parameters(), own.parameters()) < same
+    for one, two in zip(net.parameters(), own.parameters(), strict=True):
+        assert torch.allclose(regularizer.average_of(one), shadowed.average_of(two), atol=same)
+        assert torch.allclose(regularizer.dual_of(one), shadowed.dual_of(two), atol=same)
+        for key, value in optimizer.state[one].items():
+            if isinstance(value, torch.Tensor):
+                assert torch.allclose(value.double(), other.state[two][key].double(), atol=same), key
+    assert regularizer.updates == shadowed.updates == 9
+    if "max_grad_norm" in settings:
+        assert torch.allclose(regularizer.grad_norm, shadowed.grad_norm)
+
+
+def test_windows_are_averaged():
+    (net, optimizer, _), (own, other, shadowed) = twins(torch.optim.SGD, {})
+    update = CompiledUpdate(shadowed)
+    gradients((net, own))
+    optimizer.step()
+    other.step()
+    gradients((net, own))
+    for parameter in net.parameters():
+        parameter.grad /= 3
+    optimizer.step()
+    assert update.step(windows=3)
+    assert distance(net.parameters(), own.parameters()) < 1e-12
+
+
+def test_nothing_changes_where_a_gradient_is_not_finite():
+    _, (own, other, shadowed) = twins(torch.optim.Adam, {}, max_grad_norm=1.0)
+    update = CompiledUpdate(shadowed)
+    gradients([own])
+    other.step()
+    before = copy.deepcopy([own.state_dict(), other.state_dict(), shadowed.state_dict()])
+    gradients([own], scale=float("nan"))
+    assert not update.step()
+    after = [own.state_dict(), other.state_dict(), shadowed.state_dict()]
+    assert str(before) == str(after)
+    assert shadowed.updates == 1
+
+
+def test_a_scheduler_sees_that_the_optimizer_stepped(recwarn):
+    _, (own, other, shadowed) = twins(torch.optim.Adam, {})
+    gradients([own])
+    other.step()
+    schedule = torch.optim.lr_scheduler.StepLR(other, 1)
+    assert CompiledUpdate(shadowed).step()
+    schedule.step()
+    assert not recwarn
+
+
+def test_other_hooks_would_be_passed_over():
+    _, (_, other, shadowed) = twins(torch.optim.Adam, {})
+    other.register_step_post_hook(lambda *args: None)
+    with pytest.raises(CannotCompile, match="step hooks besides"):
+        CompiledUpdate(shadowed)
+
+
+@pytest.mark.slow
+def test_the_compiled_kernel(monkeypatch):
+    monkeypatch.undo()
+    (net, optimizer, _), (own, other, shadowed) = twins(torch.optim.Adam, {}, max_grad_norm=1.0)
+    update = CompiledUpdate(shadowed)
+    done = []
+    for _ in range(5):
+        gradients((net, own))
+        optimizer.step()
+        done.append(update.step() or other.step())
+    assert done == [None, True, True, True, True]
+    assert distance(net.parameters(), own.parameters()) < 1e-12
+
+
+# ------------------------------------------------------------------ the replay of a CUDA graph, on the CPU
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Stands for the recording: replays by calling the function on the same tensors, into the same outputs."""
+
+    def record(function, inputs):
+        outputs = function([tensor.clone() for tensor in inputs])
+
+        def replay():
+            for output, value in zip(outputs, function(inputs), strict=True):
+                output.copy_(value)
+
+        return outputs, replay
+
+    monkeypatch.setattr("fptt_plugin._cuda_graph.record", record)
+    monkeypatch.setattr("fptt_plugin._cuda_graph.on_gpu", lambda tensor: True)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_replay_reads_what_moves_and_writes_what_stays():
+    weight = torch.ones(2)
+
+    def function(tensors):
+        x, weight = tensors
+        weight += x
+        return [2 * weight]
+
+    replay = Replay(function, [torch.ones(2), weight], moving=1)
+    assert weight.tolist() == [1, 1]
+    (first,) = replay([torch.tensor([1.0, 2.0]), weight])
+    (second,) = replay([torch.tensor([1.0, 0.0]), weight])
+    assert (first.tolist(), second.tolist()) == ([4, 6], [6, 6])  # the first is not overwritten
+    assert weight.tolist() == [3, 3]
+    assert replay.fits([torch.zeros(2), weight])
+    assert not replay.fits([torch.zeros(2), weight.clone()])
+
+
+def test_no_replay_on_a_cpu():
+    with pytest.raises(ValueError, match="every tensor on the GPU"):
+        Replay(lambda tensors: tensors, [torch.ones(2)], moving=1)
