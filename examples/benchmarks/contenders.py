@@ -39,14 +39,20 @@ class Row(NamedTuple):
     Attributes:
         prepare: Builds network and optimizer, on a device.
         library: For networks of that library alone.
+        images: For networks on images alone.
         over_time: Measured over the length of the sequence, too.
         unseen: Why the bytes that autograd saves cannot be counted; empty if they can.
     """
 
     prepare: Callable[[Net, torch.device], Training]
     library: str = ""
+    images: bool = False
     over_time: bool = False
     unseen: str = ""
+
+    def suits(self, net: Net) -> bool:
+        """Whether it is for that network."""
+        return self.library in ("", net.library) and (not self.images or len(net.sample) == 3)
 
 
 def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -55,9 +61,11 @@ def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=LR, fused=True, capturable=on_gpu)
 
 
-def ours(net: Net, device: torch.device, *, accelerate: str) -> Training:
+def ours(
+    net: Net, device: torch.device, *, accelerate: str, layout: torch.memory_format = torch.preserve_format
+) -> Training:
     """``FPTTTrainer``, checks and all."""
-    model = net.fresh(device)
+    model = net.fresh(device).to(memory_format=layout)  # type: ignore[call-overload]
     trainer = FPTTTrainer(
         model,
         fused_adam(model),
@@ -174,11 +182,13 @@ def _sj(prepare: Callable[..., Training], **options: Any) -> Row:
 
 COMPILED = "its backward pass lies inside compiled code"
 EAGER, COMPILE, GRAPH = "ours, eager", "ours, compiled", "ours, CUDA graph"
+CHANNELS_LAST = "ours, compiled, channels_last"
 STRAIGHTFORWARD = "straightforward FPTT"
 
 CONTENDERS: dict[str, Row] = {
     EAGER: Row(partial(ours, accelerate="none"), over_time=True),
     COMPILE: Row(partial(ours, accelerate="compile"), over_time=True, unseen=COMPILED),
+    CHANNELS_LAST: Row(partial(ours, accelerate="compile", layout=torch.channels_last), images=True, unseen=COMPILED),
     GRAPH: Row(partial(ours, accelerate="cudagraph"), over_time=True, unseen=COMPILED),
     STRAIGHTFORWARD: Row(straightforward),
     "SpikingJelly FPTT": _sj(spikingjelly_fptt),

@@ -54,6 +54,19 @@ def update_alone(net: Net, device: torch.device, *, compiled: bool) -> Training:
     return Training(model, train)
 
 
+def copies(net: Net, device: torch.device) -> Training:
+    """Reads and writes five numbers per weight: all that an update moves, weight, average, dual and Adam's moments."""
+    model = net.fresh(device)
+    now = [torch.rand_like(weight) for weight in model.parameters() for _ in range(5)]
+    after = [torch.empty_like(tensor) for tensor in now]
+
+    def train(x: Tensor, y: Tensor) -> None:
+        for _ in x:
+            torch._foreach_copy_(after, now)
+
+    return Training(model, train)
+
+
 def matrix_products(net: Net, device: torch.device) -> Training:
     """The matrix products and convolutions that one FPTT step needs, on tensors of their sizes.
 
@@ -124,10 +137,12 @@ def _convolution(weight: Tensor, x: Tensor, padding: Any, needs_input_gradient: 
 
 BARE, PRODUCTS = "floor: forward + backward", "floor: matrix products"
 UPDATE, COMPILED_UPDATE = "part: clip + Adam + regulariser, eager", "part: clip + Adam + regulariser, compiled"
+COPIES = "floor: copying what an update writes"
 
 FLOORS: dict[str, Row] = {
     BARE: Row(forward_backward),
     PRODUCTS: Row(matrix_products),
     UPDATE: Row(partial(update_alone, compiled=False)),
     COMPILED_UPDATE: Row(partial(update_alone, compiled=True)),
+    COPIES: Row(copies),
 }

@@ -14,7 +14,8 @@ from contenders import CONTENDERS
 from floors import FLOORS
 from report import MIB, ROWS, Figures, Record, select
 
-COLOURS = {name: f"C{index}" for index, name in enumerate(CONTENDERS)} | dict.fromkeys(FLOORS, "0.6")
+PALETTE = matplotlib.colormaps["tab20"]
+COLOURS: dict[str, Any] = {name: PALETTE(index) for index, name in enumerate(CONTENDERS)} | dict.fromkeys(FLOORS, "0.6")
 
 
 def draw(figures: Figures, out: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from typing import Any
 import plots
 import report
 import torch
-from contenders import COMPILE, CONTENDERS, GRAPH, Row
+from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, GRAPH, Row
 from floors import COMPILED_UPDATE, FLOORS
 from memory import expected_bytes, peak_in_fresh_process, saved_bytes
 from networks import Net, networks
@@ -50,7 +50,7 @@ class Run:
         if self.device.type != "cuda":
             self.absent[GRAPH] = "no GPU"
         if self.mode == "smoke":
-            self.absent |= dict.fromkeys((COMPILE, COMPILED_UPDATE), "left out by --smoke")
+            self.absent |= dict.fromkeys((COMPILE, CHANNELS_LAST, COMPILED_UPDATE), "left out by --smoke")
 
     def records(self) -> Iterator[Record]:
         """Everything that is measured, network by network."""
@@ -66,7 +66,7 @@ class Run:
         return {name: row for name, row in self._all_rows(net, rows).items() if name not in self.absent}
 
     def _all_rows(self, net: Net, rows: dict[str, Row]) -> dict[str, Row]:
-        return {name: row for name, row in rows.items() if row.library in ("", net.library)}
+        return {name: row for name, row in rows.items() if row.suits(net)}
 
     def _absent(self, part: str, net: Net, rows: dict[str, Row]) -> Iterator[Record]:
         for name in self._all_rows(net, rows):
