@@ -1,4 +1,4 @@
-"""Logistic regression on the number of events per pixel: what the event recordings tell without their timing.
+"""Logistic regression on the logarithm of event counts per pixel: what recordings tell without their timing.
 
     python examples/event_counts.py --dataset nmnist
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from _event_files import write_recordings
 from _event_task import add_event_options, recordings
 from _experiment import Experiment
-from _options import make_parser, parse, run_folder
+from _options import make_parser, parse
 from _results import Results
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
@@ -33,17 +34,16 @@ def main() -> None:
     add_event_options(parser, "dvs_gesture", frames=1)
     options = parse(parser, write_recordings)
     options.downsample = options.downsample or 1
-    # Nothing is trained step by step: the settings say so.
+    # No network, nothing trained step by step.
     options.method, options.neuron, options.library, options.epochs = "logistic regression", None, None, 1
     begin = time.process_time()
     (x, y), (x_test, y_test) = event_counts(True, options), event_counts(False, options)
-    scale = x.max()
-    model = LogisticRegression(max_iter=1000).fit(x / scale, y)
+    model = LogisticRegression(max_iter=1000).fit(x.log1p(), y)  # a few pixels fire ten times as often as the rest
     seconds = time.process_time() - begin
-    net = nn.Linear(x.shape[1], len(model.classes_))  # as many parameters
+    net = nn.Linear(x.shape[1], len(model.classes_))  # stands for the model, which has as many parameters
     task = Experiment("event_counts", options.dataset, net, nn.CrossEntropyLoss(), lambda generator: [], lambda: [])
-    results = Results(run_folder("event_counts", "", options.__class__(**vars(options))), task, options)
-    score, train_score = (float(model.score(part / scale, labels)) for part, labels in ((x_test, y_test), (x, y)))
+    results = Results(options.out or Path("runs", "event_counts", options.dataset), task, options)
+    score, train_score = (float(model.score(part.log1p(), labels)) for part, labels in ((x_test, y_test), (x, y)))
     nothing = {"loss": None, "firing_rate": None, "updates": 0, "lr": None}
     record = {"epoch": 1, "train": train_score, "test": score, "seconds": seconds, "cpu_seconds": seconds, **nothing}
     results.records.append(record)
