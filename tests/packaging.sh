@@ -21,13 +21,22 @@ check() {
   case $1 in
     core) echo 'import torch
 from fptt_plugin import FPTTTrainer
-net = torch.nn.LSTMCell(4, 2)
-trainer = FPTTTrainer(net, torch.optim.Adam(net.parameters()), torch.nn.CrossEntropyLoss(), output=0, driver="explicit")
+from fptt_plugin.state import AttributeHandler, register_state_handler
+class Leaky(torch.nn.Linear):
+    mem = None
+    def forward(self, x):
+        self.mem = super().forward(x) + (0 if self.mem is None else 0.9 * self.mem)
+        return self.mem
+register_state_handler(Leaky, AttributeHandler(mem=None))
+net = torch.nn.Sequential(Leaky(4, 2))
+trainer = FPTTTrainer(net, torch.optim.Adam(net.parameters()), torch.nn.CrossEntropyLoss())
 assert trainer.train_sequence(torch.rand(5, 3, 4), torch.tensor([0, 1, 1])).updates == 5
 try:
     import fptt_plugin.snntorch
 except ImportError as error:
-    assert "fptt_plugin[snntorch]" in str(error)' ;;
+    assert "fptt_plugin[snntorch]" in str(error)
+else:
+    raise AssertionError("snnTorch is there, in an empty environment")' ;;
     snntorch | spikingjelly) echo "import torch
 from torch import nn
 from fptt_plugin import FPTTTrainer

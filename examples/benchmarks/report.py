@@ -43,7 +43,7 @@ def p10(values: list[float]) -> float:
 
 
 def _sections(figures: Figures) -> list[str]:
-    sections = ["# Benchmarks", _machine(figures["machine"])]
+    sections = ["# Benchmarks", *map(_machine, figures["machines"])]
     for title, part, lines in (
         ("Time per update", "nets", _updates),
         ("Time per step over the length of the sequence", "time", _lengths),
@@ -106,7 +106,10 @@ def _lengths(records: list[Record]) -> list[str]:
 
 
 def _saved(records: list[Record]) -> list[str]:
-    return ["MiB.", _by_length(records, "bytes", lambda record: f"{record['bytes'] / MIB:.3g}")]
+    return [
+        "MiB; what lies inside compiled code, or is computed anew, cannot be counted.",
+        _by_length(records, "bytes", lambda record: f"{record['bytes'] / MIB:.3g}"),
+    ]
 
 
 def _resident(records: list[Record]) -> list[str]:

@@ -3,6 +3,7 @@
     python examples/benchmarks/run.py
     python examples/benchmarks/run.py --quick                    # shorter, without the widest network
     python examples/benchmarks/run.py --only nets --nets "LTC-SRNN 512"
+    python examples/benchmarks/run.py --only nets --nets "LTC-SRNN 512" --again  # replaces these in the results
     python examples/benchmarks/run.py --from-json results/benchmarks/benchmarks.json   # table and plots anew
 
 Times mean something on an otherwise idle machine only. Within a network the rows take turns in one process, a short
@@ -35,6 +36,7 @@ import fptt_plugin
 
 Record = dict[str, Any]
 PARTS = ("nets", "time", "memory")
+COVERS = {"nets": "nets", "time": "time", "saved": "memory", "resident": "memory"}
 
 
 class Run:
@@ -101,13 +103,11 @@ class Run:
     def _memory(self, net: Net) -> Iterator[Record]:
         """Bytes saved for backward, and the peak of a fresh process, over the length of the sequence."""
         for name, row in self._rows(net, CONTENDERS).items():
-            for part, lengths in (("saved", net.saved), ("resident", net.resident)):
+            for part, lengths in (("saved", () if row.unseen else net.saved), ("resident", net.resident)):
                 for steps in lengths:
                     needed = expected_bytes(net, row, steps, self.device)
                     record: Record = {"part": part, "net": net.name, "row": name, "T": steps}
-                    if part == "saved" and row.unseen:
-                        yield {**record, "not_run": row.unseen}
-                    elif needed > self.most_bytes:
+                    if needed > self.most_bytes:
                         yield {**record, "not_run": _too_much(needed)}
                     elif part == "saved":
                         yield {**record, "bytes": saved_bytes(net, row, steps, self.device)}
@@ -128,7 +128,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         cpu = names[0] if names else cpu
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_without_out(sys.argv)]),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -136,6 +136,12 @@ def machine(device: torch.device) -> dict[str, Any]:
         "fptt_plugin": fptt_plugin.__version__,
         **{name: version(name) for name in ("torch", "snntorch", "spikingjelly")},
     }
+
+
+def _without_out(words: list[str]) -> list[str]:
+    """Where the files went is nobody's business."""
+    place = words.index("--out") if "--out" in words else len(words)
+    return words[:place] + words[place + 2 :]
 
 
 def networks_used(nets: list[Net]) -> dict[str, dict[str, int]]:
@@ -158,6 +164,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--max-gib", type=float, default=6, help="leave out what saves more for backward; default 6")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder to write")
+    parser.add_argument(
+        "--again", action="store_true", help="measure anew what is asked for, keep the rest of the results"
+    )
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="write table and plots from an earlier run")
     options = parser.parse_args()
     known = [net.name for net in networks("smoke" if options.smoke else "full")]
@@ -168,6 +177,8 @@ def parse() -> argparse.Namespace:
         parser.error("--device cuda: PyTorch sees no GPU here")
     if options.from_json and not options.from_json.is_file():
         parser.error(f"--from-json {options.from_json}: no such file")
+    if options.again and not (options.out / "benchmarks.json").is_file():
+        parser.error(f"--again: there are no results in {options.out} yet")
     return options
 
 
@@ -180,10 +191,22 @@ def main() -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
         run = Run(options)
-        figures = {"machine": machine(run.device), "networks": networks_used(run.nets), "records": []}
+        file = options.out / "benchmarks.json"
+        figures = {"machines": [], "networks": {}, "records": []}
+        if options.again:
+            figures = json.loads(file.read_text())
+            names = [net.name for net in run.nets]
+            old = [
+                record
+                for record in figures["records"]
+                if record["net"] in names and COVERS[record["part"]] in run.parts
+            ]
+            figures["records"] = [record for record in figures["records"] if record not in old]
+        figures["machines"].append(machine(run.device))
+        figures["networks"] |= networks_used(run.nets)
         for record in run.records():
             figures["records"].append(record)
-            (options.out / "benchmarks.json").write_text(json.dumps(figures, indent=1) + "\n")  # nothing is lost
+            file.write_text(json.dumps(figures, indent=1) + "\n")  # nothing is lost
     for path in (report.write(figures, options.out), *plots.draw(figures, options.out)):
         print(path)
 

@@ -201,7 +201,7 @@ def command(*arguments, out):
 def test_one_command_writes_everything(tmp_path):
     command("--smoke", out=tmp_path / "one")
     figures = json.loads((tmp_path / "one" / "benchmarks.json").read_text())
-    assert {"date", "command", "device", "threads", "torch", "snntorch", "spikingjelly"} <= set(figures["machine"])
+    assert {"date", "command", "device", "threads", "torch", "snntorch", "spikingjelly"} <= set(figures["machines"][0])
     assert list(figures["networks"]) == list(NETS)
 
     found = {(record["part"], record["net"], record["row"]): record for record in figures["records"]}
