@@ -76,6 +76,8 @@ def parse(
         options.data_dir = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, options.data_dir)
         synthetic(options.data_dir)
+    # What decays without input (adaptation, moments of unused weights) ends in numbers below 1e-38, which slow a CPU down.
+    torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     return options

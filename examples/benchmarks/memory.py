@@ -86,6 +86,7 @@ def main() -> None:
     for name in ("steps", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     options: Any = parser.parse_args()
+    torch.set_flush_denormal(True)  # states that decay would slow down every row
     torch.set_num_threads(options.threads)
     net = next(net for net in networks(options.mode) if net.name == options.net)
     device = torch.device(options.device)

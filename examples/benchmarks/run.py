@@ -132,6 +132,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "flush_denormal": True,
         "python": platform.python_version(),
         "fptt_plugin": fptt_plugin.__version__,
         **{name: version(name) for name in ("torch", "snntorch", "spikingjelly")},
@@ -188,6 +189,7 @@ def main() -> None:
     if options.from_json:
         figures = json.loads(options.from_json.read_text())
     else:
+        torch.set_flush_denormal(True)  # states that decay would slow down every row
         if options.threads:
             torch.set_num_threads(options.threads)
         run = Run(options)
