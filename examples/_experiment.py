@@ -143,7 +143,8 @@ def saved_bytes(experiment: Experiment, options: argparse.Namespace) -> int:
     generator = torch.Generator().manual_seed(options.seed)
     x, y, *mask = (part.to(options.device) for part in next(iter(experiment.train(generator))))
     net = copy.deepcopy(experiment.net).to(options.device)
-    trainer = open_trainer(net, experiment.loss_fn, options, experiment.trainer)
+    eager = argparse.Namespace(**{**vars(options), "accelerate": "none"})  # what a graph holds cannot be seen
+    trainer = open_trainer(net, experiment.loss_fn, eager, experiment.trainer)
     trainer.predict(x[:2])  # what is found out at the first batch is not counted
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0

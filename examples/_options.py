@@ -76,7 +76,7 @@ def parse(
         options.data_dir = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, options.data_dir)
         synthetic(options.data_dir)
-    # What decays without input (adaptation, moments of unused weights) ends in numbers below 1e-38, which slow a CPU down.
+    # What decays without input (adaptation, moments of unused weights) ends below 1e-38, where a CPU is slow.
     torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
