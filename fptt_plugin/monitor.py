@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.graph import saved_tensors_hooks
 
 from .state import ModelState
@@ -92,7 +93,8 @@ class SavedForBackward:
 
     This is the memory that grows with the length of the sequence in BPTT and not in FPTT. A tensor saved several times
     counts once, a slice of the input only with its own size, and the network's parameters not at all. Counts what
-    PyTorch saves; temporary buffers within an operation are not seen.
+    PyTorch saves; temporary buffers within an operation are not seen, nor what a compiled window keeps
+    within its graph.
 
     Args:
         net: Its parameters are left out.
@@ -124,6 +126,8 @@ class SavedForBackward:
 
     def _pack(self, tensor: Tensor) -> _Box:
         box = _Box(tensor)
+        if is_fake(tensor):  # without data: the step is traced to be compiled
+            return box
         size = tensor.nbytes
         key = tensor.data_ptr(), size
         if tensor.untyped_storage().data_ptr() not in self._parameters:

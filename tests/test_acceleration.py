@@ -10,7 +10,7 @@ from nets import LIF, batch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from fptt_plugin import FiringRates, spikingjelly
+from fptt_plugin import FiringRates, SavedForBackward, spikingjelly
 from fptt_plugin.functional import MultiGaussian
 from fptt_plugin.snntorch import LTCLeaky
 
@@ -194,6 +194,15 @@ class Exp(nn.Module):
 
     def forward(self, x):
         return x.exp()
+
+
+def test_counting_saved_bytes_hinders_no_graph(graph_steps):  # noqa: F811
+    trainer = pair()[1]
+    with warnings.catch_warnings(), SavedForBackward(trainer.net) as saved:
+        warnings.simplefilter("error")
+        train(trainer)
+    assert graph_steps
+    assert saved.peak > 0  # of the eager first steps
 
 
 @pytest.mark.parametrize("where", ["x", "y"])
