@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 Run = dict[str, Any]
 RECORD = ("epoch", "lr", "loss", "train", "test", "test_w", "firing_rate", "seconds", "cpu_seconds", "updates")
-LOCAL = ("out", "data_dir", "resume", "smoke", "milestones", "max_minutes", "threads")
+LOCAL = ("out", "data_dir", "cache_dir", "resume", "smoke", "milestones", "max_minutes", "threads")
 
 
 def collect(runs: Path, results: Path) -> int:
@@ -33,17 +33,21 @@ def slim(run: Run) -> Run:
     """What a table or picture needs, and what says where it came from; without paths of the machine."""
     small = {name: run[name] for name in run if name not in ("network", "final", "best", "seconds", "cpu_seconds")}
     small["settings"] = {name: value for name, value in run["settings"].items() if name not in LOCAL}
-    small["commands"] = [_without_out(command) for command in run["commands"]]
+    small["commands"] = [_without_places(command) for command in run["commands"]]
     small["records"] = [{name: _short(record[name]) for name in RECORD if name in record} for record in run["records"]]
     return small
 
 
-def _without_out(command: str) -> str:
-    words = shlex.split(command)
-    if "--out" in words:
-        place = words.index("--out")
-        del words[place : place + 2]
-    return shlex.join(words)
+def _without_places(command: str) -> str:
+    """The command without where its files lie."""
+    words = iter(shlex.split(command))
+    kept: list[str] = []
+    for word in words:
+        if word in ("--out", "--cache-dir", "--data-dir"):
+            next(words)
+        elif word != "--resume":
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _short(value: Any) -> Any:
