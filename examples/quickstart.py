@@ -99,6 +99,7 @@ def plot(results: list[dict[str, Any]], memory: dict[str, list[int]], lengths: l
         epochs = range(1, len(result["curve"]) + 1)
         left.plot(epochs, [100 * value for value in result["curve"]], color=color, ls=line, label=result["arm"])
     left.set(xlabel="epoch", ylabel="test accuracy (%)", title="Handwritten digits, 20 steps of spikes", ylim=(60, 100))
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     for arm, sizes in memory.items():
         color, line = styles[arm]

@@ -40,6 +40,8 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
         >>> [line.get_label() for line in axes.lines]
         ['FPTT validation', 'FPTT training']
     """
+    from matplotlib.ticker import MaxNLocator
+
     records = list(history)
     if not records:
         raise ValueError("the history holds no epoch: pass the list that trainer.fit(...) returned")
@@ -54,6 +56,7 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
             line.set_label(f"{label} {kind}".strip())
             color = line.get_color()
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return axes
 

@@ -157,38 +157,28 @@ def test_a_cuda_graph_without_a_gpu_is_a_compiled_step(graph_steps):  # noqa: F8
 
 
 @pytest.mark.slow
-def test_the_compiled_window(monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "mode"),
+    [
+        ("cpu", "auto"),
+        pytest.param(
+            "cuda", "cudagraph", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        ),
+    ],
+)
+def test_the_compiled_window(monkeypatch, device, mode):
     monkeypatch.undo()
-    net = liquid().float()
+    net = liquid().float().to(device)
     nets = net, copy.deepcopy(net)
     trainers = [
-        FPTTTrainer(n, torch.optim.Adam(n.parameters(), fused=True), CE, accelerate=accelerate)
-        for n, accelerate in zip(nets, ("none", "auto"), strict=True)
+        FPTTTrainer(n, torch.optim.Adam(n.parameters(), capturable=device == "cuda"), CE, accelerate=accelerate)
+        for n, accelerate in zip(nets, ("none", mode), strict=True)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for trainer in trainers:
             torch.manual_seed(1)
             for _ in range(3):
-                trainer.train_sequence(*batch(10))
+                trainer.train_sequence(*(part.to(device) for part in batch(10)))
     assert_same(trainers, same=1e-4)
     assert "whole window" in trainers[1].explain()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_cuda_graph(monkeypatch):
-    monkeypatch.undo()
-    net = liquid().float().cuda()
-    nets = net, copy.deepcopy(net)
-    trainers = [
-        FPTTTrainer(n, torch.optim.Adam(n.parameters(), capturable=True), CE, accelerate=accelerate)
-        for n, accelerate in zip(nets, ("none", "cudagraph"), strict=True)
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        for trainer in trainers:
-            torch.manual_seed(1)
-            for _ in range(3):
-                x, y = batch(10)
-                trainer.train_sequence(x.cuda(), y.cuda())
-    assert_same(trainers, same=1e-4)
