@@ -18,7 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, EAGER, GRAPH, STRAIGHTFORWARD  # noqa: E402
 from floors import BARE, COMPILED_UPDATE, FLOORS, PRODUCTS, UPDATE  # noqa: E402
-from memory import expected_bytes, measure_here, saved_bytes  # noqa: E402
+from memory import expected_bytes, peak_in_fresh_process, saved_bytes  # noqa: E402
 from networks import networks  # noqa: E402
 from timing import alternate  # noqa: E402
 
@@ -169,8 +169,7 @@ def test_saved_bytes_grow_for_bptt_alone():
 
 def test_the_process_memory_sees_bptt_grow():
     net = NETS["LTC-SRNN 16"]
-    training = CONTENDERS["snnTorch BPTT"].prepare(net, CPU)
-    result = measure_here(net, training, 2000, CPU)
+    result = peak_in_fresh_process(net, "snnTorch BPTT", 2000, CPU, "smoke")
     assert result["peak"] - result["base"] > 0.8 * expected_bytes(net, CONTENDERS["snnTorch BPTT"], 2000, CPU)
 
 
