@@ -153,8 +153,17 @@ def rows(runs: list[Run], where: dict[str, Any], columns: tuple[str, ...]) -> li
         if all(_fits(setting(run, name), value) for name, value in where.items()):
             values = tuple(_value(run, name) for name in columns)
             groups.setdefault((arm(run), values), []).append(run)
-    ordered = sorted(groups.items(), key=lambda item: (item[0][1], _place(item[1][0])))
+    ordered = sorted(groups.items(), key=lambda item: (list(map(_in_order, item[0][1])), _place(item[1][0])))
     return [Row(arm, values, members) for (arm, values), members in ordered]
+
+
+def _in_order(value: str) -> tuple[str, float]:
+    """Sorts window 8 before window 16."""
+    name, _, number = value.rpartition(" ")
+    try:
+        return name, float(number)
+    except ValueError:
+        return value, 0.0
 
 
 def _fits(found: Any, wanted: Any) -> bool:

@@ -26,14 +26,12 @@ class Panel(NamedTuple):
 PICTURES = {
     "adding": [
         Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1"),
-        Panel("adding-0.5", "iterations", "Adding, T = 100, threshold 0.5"),
-        Panel("adding-neurons", "iterations", "Adding, T = 100, FPTT, other neurons"),
     ],
     "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
     "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],
     "window": [
-        Panel("window", "cpu_seconds", "Sequential digits, T = 64"),
-        Panel("window", "memory", "accuracy and memory"),
+        Panel("window-sweep", "cpu_seconds", "Sequential digits, T = 64"),
+        Panel("window-sweep", "memory", "accuracy and memory"),
     ],
     "rmnist": [Panel("rmnist", "epoch", "R-MNIST"), Panel("rmnist", "cpu_seconds", "the same against time")],
 }
