@@ -69,6 +69,9 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
         shared = min(len(run["records"]) for run in row.runs)
         positions = [_positions(run, x)[:shared] for run in row.runs]
         scores = [[record["test"] for record in run["records"]][:shared] for run in row.runs]
+        if shared == 1:  # not trained in epochs: a floor
+            axes.axhline(mean(values[0] for values in scores), color="grey", linestyle="--", label=row.arm)
+            continue
         across = [mean(values) for values in zip(*positions, strict=True)]
         (line,) = axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=row.label)
         for values in scores if len(scores) > 1 else []:
@@ -76,6 +79,8 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
     if not run["higher_is_better"]:
         axes.axhline(run["chance"], color="grey", linestyle=":", label="always 1")
         axes.set_yscale("log")
+    if x == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=AXES[x], ylabel="mean squared error" if run["metric"] == "mse" else "test accuracy")
     axes.legend(fontsize=8)
 
