@@ -1,0 +1,90 @@
+"""docs/results.md is made from files of runs: rows by arm, no paths of a machine, nothing by hand."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = "before\n<!-- table rmnist -->\nold\n<!-- end -->\nbetween\n<!-- commands rmnist -->\n<!-- end -->\nafter\n"
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("results_page")
+
+
+def run_file(folder, method, seed, scores, status="finished", **settings):
+    """A result.json as an experiment writes it, as far as the page reads it."""
+    options = {"method": method, "seed": seed, "alpha": 0.1, "lr": 0.001, "eps": "1e-8", "neuron": "ltc", "epochs": 2}
+    options |= {"library": "snntorch", "dataset": "mnist", "smoke": False, "data_dir": "/home/me", **settings}
+    record = {"updates": 9, "firing_rate": 0.1, "cpu_seconds": 1.0, "seconds": 1.0, "loss": 1.0}
+    run = {
+        "task": "rate_mnist",
+        "settings": options,
+        "commands": [f"python examples/rate_mnist.py --method {method} --data-dir /home/me --out /home/me/x --resume"],
+        "date": "2026-01-02T03:04:05",
+        "versions": {"commit": "abc"},
+        "machine": {"name": "CPU", "threads": 1},
+        "parameters": 7,
+        "higher_is_better": True,
+        "metric": "accuracy",
+        "status": status,
+        "saved_for_backward_bytes": 2**20,
+        "records": [{"epoch": i + 1, "test": score, **record} for i, score in enumerate(scores)],
+    }
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(run))
+
+
+@pytest.fixture
+def filled(page, tmp_path, monkeypatch):
+    """The page filled by the command, twice."""
+    run_file(tmp_path / "runs" / "a", "fptt", 0, [0.5, 0.8])
+    run_file(tmp_path / "runs" / "b", "fptt", 1, [0.5, 0.6])
+    run_file(tmp_path / "runs" / "c", "tbptt", 0, [0.9, 0.4])
+    run_file(tmp_path / "runs" / "d", "tbptt", 1, [0.1], smoke=True)
+    run_file(tmp_path / "runs" / "e", "bptt", 0, [0.1], status="running")
+    (tmp_path / "page.md").write_text(PAGE)
+    places = {"--results": "results", "--page": "page.md", "--images": "images"}
+    options = [word for name, place in places.items() for word in (name, str(tmp_path / place))]
+    pages = []
+    for extra in (["--collect", str(tmp_path / "runs")], []):
+        monkeypatch.setattr(sys, "argv", ["results_page.py", *options, *extra])
+        page.main()
+        pages.append((tmp_path / "page.md").read_text())
+    assert pages[0] == pages[1]
+    assert (tmp_path / "images" / "results_rmnist.png").read_bytes().startswith(b"\x89PNG")
+    return pages[0]
+
+
+def test_seeds_share_a_row_and_arms_do_not(filled):
+    rows = [line.split(" | ") for line in filled.splitlines() if line.startswith(("| FPTT", "| alpha = 0"))]
+    assert [row[2] for row in rows] == ["70.0 % (60.0 % to 80.0 %)", "40.0 %"]
+    assert [row[3] for row in rows] == ["70.0 % (60.0 % to 80.0 %)", "90.0 %"]
+    assert [row[4] for row in rows] == ["2", "1"]
+
+
+def test_only_finished_runs_and_no_places(filled):
+    assert filled.startswith("before\n")
+    assert filled.endswith("after\n")
+    assert "old" not in filled
+    assert "BPTT," not in filled
+    assert "10.0 %" not in filled.split("firing rate")[0]
+    assert "/home/me" not in filled
+    assert "--resume" not in filled
+    assert "python examples/rate_mnist.py --method fptt  # seeds 0, 1" in filled
+
+
+def test_a_table_that_there_is_not(page):
+    with pytest.raises(ValueError, match="asks for a table 'nothing': there are adding-"):
+        page.fill("<!-- table nothing -->\n<!-- end -->", [])
+
+
+def test_the_page_in_the_repository_is_what_its_files_give(page):
+    text = (ROOT / "docs" / "results.md").read_text()
+    runs = importlib.import_module("_result_files").load(ROOT / "docs" / "results")
+    assert page.fill(text, runs) == text
