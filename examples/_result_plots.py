@@ -14,7 +14,7 @@ class Panel(NamedTuple):
 
     Attributes:
         table: Whose rows.
-        x: ``"epoch"``, ``"updates"`` or ``"cpu_seconds"``.
+        x: ``"epoch"``, ``"iterations"``, ``"cpu_seconds"`` or ``"memory"``.
         title: Of the panel.
     """
 
@@ -24,9 +24,7 @@ class Panel(NamedTuple):
 
 
 PICTURES = {
-    "adding": [
-        Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1"),
-    ],
+    "adding": [Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1")],
     "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
     "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],
     "window": [

@@ -161,9 +161,8 @@ class CompiledWindow:
             like = estimate.table[:0, 0]  # logits of no sample
             # The eager loss of weight 1 does not touch its row, either, so any will do.
             steps = [None if weight == 1.0 else t + k for k, weight in zip(plan.due, weights, strict=True)]
-            estimate.row(
-                max((step for step in steps if step is not None), default=0), like
-            )  # rows are views: grow first
+            last = max((step for step in steps if step is not None), default=0)
+            estimate.row(last, like)  # grows the table, of which the rows are views
             rows = [estimate.row(0, like).clone() if step is None else estimate.row(step, like) for step in steps]
         return Inputs(x, targets, list(torch.tensor(weights, device=x.device, dtype=x.dtype).unbind()), rows)
 
