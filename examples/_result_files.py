@@ -157,6 +157,17 @@ def rows(runs: list[Run], where: dict[str, Any], columns: tuple[str, ...]) -> li
     return [Row(arm, values, members) for (arm, values), members in ordered]
 
 
+def at_best_rate(found: list[Row]) -> list[Row]:
+    """Of rows that differ in the learning rate alone, the one with the best mean score."""
+    best: dict[tuple[str, tuple[str, ...]], Row] = {}
+    for row in found:
+        key = row.arm, tuple(value for value in row.values if not value.startswith("lr "))
+        sign = 1 if row.runs[0]["higher_is_better"] else -1
+        if key not in best or sign * mean(row.scores()) > sign * mean(best[key].scores()):
+            best[key] = row
+    return list(best.values())
+
+
 def _in_order(value: str) -> tuple[str, float]:
     """Sorts window 8 before window 16."""
     name, _, number = value.rpartition(" ")

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from _result_files import Row, curve
+from _result_files import Row, at_best_rate, curve
 
 
 class Panel(NamedTuple):
@@ -14,24 +14,40 @@ class Panel(NamedTuple):
 
     Attributes:
         table: Whose rows.
-        x: ``"epoch"``, ``"iterations"``, ``"cpu_seconds"`` or ``"memory"``.
+        x: ``"epoch"``, ``"iterations"``, ``"cpu_seconds"``, ``"memory"`` or ``"steps"``.
         title: Of the panel.
+        only: The rows with this value.
+        best_rate: Of each arm the best learning rate only.
     """
 
     table: str
     x: str
     title: str
+    only: str | None = None
+    best_rate: bool = False
 
 
 PICTURES = {
-    "adding": [Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1")],
-    "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
-    "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],
+    "adding": [
+        Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1"),
+        Panel("adding-0.5", "iterations", "the same, threshold 0.5"),
+        Panel("adding-neurons", "iterations", "other neurons, FPTT, threshold 0.1"),
+    ],
+    "adding_long": [
+        Panel("adding-long", "iterations", f"Adding, T = {length}, threshold 0.1", f"length {length}")
+        for length in (200, 500, 1000)
+    ],
     "window": [
-        Panel("window-sweep", "cpu_seconds", "Sequential digits, T = 64"),
-        Panel("window-sweep", "memory", "accuracy and memory"),
+        Panel("window", "cpu_seconds", "Sequential digits, T = 64", best_rate=True),
+        Panel("window", "memory", "accuracy and memory", best_rate=True),
+        Panel("window-long", "cpu_seconds", "S-MNIST at half resolution, T = 196", best_rate=True),
+        Panel("window-long", "memory", "accuracy and memory", best_rate=True),
     ],
     "rmnist": [Panel("rmnist", "epoch", "R-MNIST"), Panel("rmnist", "cpu_seconds", "the same against time")],
+    "smnist": [Panel("smnist", "epoch", "S-MNIST, T = 784")],
+    "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
+    "lengths": [Panel("lengths", "steps", "QT-database ECG in pieces", best_rate=True)],
+    "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],
 }
 AXES = {"epoch": "epoch", "iterations": "iterations", "cpu_seconds": "CPU seconds of training"}
 
@@ -45,19 +61,25 @@ def draw(tables: dict[str, list[Row]], images: Path) -> None:
 
     images.mkdir(parents=True, exist_ok=True)
     for name, planned in PICTURES.items():
-        panels = [panel for panel in planned if tables[panel.table]]
+        panels = {panel: found for panel in planned if (found := _shown(tables[panel.table], panel))}
         if not panels:
             continue
         figure, places = plt.subplots(
             1, len(panels), figsize=(5.2 * len(panels), 4), layout="constrained", squeeze=False
         )
-        for axes, panel in zip(places[0], panels, strict=True):
-            found = [row for row in tables[panel.table] if "cpu_seconds" in row.runs[0]["records"][0]]
-            (_memory if panel.x == "memory" else _curves)(axes, found, panel.x)
+        for axes, (panel, found) in zip(places[0], panels.items(), strict=True):
+            {"memory": _memory, "steps": _lengths}.get(panel.x, _curves)(axes, found, panel.x)
             axes.set_title(panel.title)
             axes.grid(alpha=0.3)
         figure.savefig(images / f"results_{name}.png", dpi=100, metadata={"Software": None})
         plt.close(figure)
+
+
+def _shown(found: list[Row], panel: Panel) -> list[Row]:
+    """The rows of a panel."""
+    if panel.best_rate:
+        found = at_best_rate(found)
+    return [row for row in found if panel.only is None or panel.only in row.values]
 
 
 def _curves(axes: Any, found: list[Row], x: str) -> None:
@@ -92,13 +114,24 @@ def _positions(run: dict[str, Any], x: str) -> list[float]:
 def _memory(axes: Any, found: list[Row], x: str) -> None:
     for row in found:
         megabytes = row.runs[0]["saved_for_backward_bytes"] / 2**20
-        axes.errorbar(
-            megabytes,
-            mean(row.scores()),
-            [[mean(row.scores()) - min(row.scores())], [max(row.scores()) - mean(row.scores())]],
-            fmt="o",
-            capsize=3,
-            label=row.label,
-        )
+        axes.errorbar(megabytes, mean(row.scores()), _spread([row]), fmt="o", capsize=3, label=row.label)
     axes.set(xscale="log", xlabel="saved for backward, MiB", ylabel="test accuracy")
     axes.legend(fontsize=8)
+
+
+def _lengths(axes: Any, found: list[Row], x: str) -> None:
+    """Score over the length of the sequence, a line for each arm."""
+    arms: dict[str, list[Row]] = {}
+    for row in sorted(found, key=lambda row: row.runs[0][x]):
+        arms.setdefault(row.arm, []).append(row)
+    for arm, members in arms.items():
+        lengths, scores = [row.runs[0][x] for row in members], [mean(row.scores()) for row in members]
+        axes.errorbar(lengths, scores, _spread(members), fmt="o-", capsize=3, label=arm)
+    axes.set(xscale="log", xlabel="time steps of a sequence", ylabel="test accuracy")
+    axes.legend(fontsize=8)
+
+
+def _spread(found: list[Row]) -> list[list[float]]:
+    """Distance from the mean to the smallest and to the largest score of each row."""
+    scores = [row.scores() for row in found]
+    return [[mean(values) - min(values) for values in scores], [max(values) - mean(values) for values in scores]]

@@ -3,13 +3,15 @@
     python examples/results_page.py --collect runs      # first copy what was run to docs/results, made small
     python examples/results_page.py                     # fill in docs/results.md, draw docs/images/results_*.png
 
-The page is written by hand but for what stands between ``<!-- table NAME -->`` or ``<!-- commands NAME -->`` and
-``<!-- end -->``, which is replaced; running the script again changes nothing.
+The page is written by hand but for what stands between ``<!-- table NAME -->``, ``<!-- commands NAME -->`` or
+``<!-- costs NETWORK -->`` and ``<!-- end -->``, which is replaced; running the script again changes nothing. Costs come
+from the benchmark's file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from _result_costs import costs
 from _result_files import Row, Run, collect, load, rows
 from _result_plots import draw
 
@@ -44,7 +47,7 @@ class Table(NamedTuple):
 ADDING: dict[str, Any] = {"task": "adding", "readout": "membrane"}
 LTC = {**ADDING, "neuron": "ltc", "library": "snntorch"}
 NMNIST: dict[str, Any] = {"task": ("dvs_gesture", "event_counts"), "dataset": "nmnist"}
-DIGITS: dict[str, Any] = {"task": "sequential_mnist", "dataset": "digits"}
+PIXELS: dict[str, Any] = {"task": "sequential_mnist"}
 SOLVED = "Fig. 3: solved"
 TABLES = {
     "adding-0.1": Table({**LTC, "length": 100, "threshold": 0.1}, last=4, paper=SOLVED),
@@ -55,15 +58,30 @@ TABLES = {
         ("neuron", "length"),
         last=4,
     ),
+    "window": Table({**PIXELS, "dataset": "digits"}, ("window", "lr", "epochs"), equal_time=True),
+    "window-long": Table(
+        {**PIXELS, "dataset": "mnist", "steps": 196}, ("permuted", "window", "lr", "train_samples"), equal_time=True
+    ),
+    "rmnist": Table(
+        {"task": "rate_mnist", "dataset": "mnist"},
+        ("library", "epochs", "window", "batch_size", "lr"),
+        paper="98.63 %",
+    ),
+    "smnist": Table(
+        {**PIXELS, "dataset": "mnist", "steps": 784},
+        ("permuted", "window", "lr", "epochs"),
+        paper="97.37 %; permuted 94.77 %",
+    ),
     "ecg": Table({"task": "ecg_stream", "steps": 1301}, ("window", "lr", "epochs"), equal_time=True),
+    "lengths": Table(
+        {"task": "ecg_stream", "epochs": 6, "method": ("fptt", "bptt")},
+        ("steps", "window", "lr"),
+        paper="Table 2: flat for FPTT",
+    ),
     "nmnist": Table({**NMNIST, "frames": (1, 20)}, ("lr",)),
     "frames": Table(
         {"task": "dvs_gesture", "dataset": "nmnist", "lr": 1e-3}, ("frames",), paper="Table 2: flat for FPTT"
     ),
-    "window-sweep": Table({**DIGITS, "seed": 0}, ("window", "lr")),
-    "window": Table({**DIGITS, "seed": (1, 2)}, ("window", "lr", "epochs")),
-    "rmnist": Table({"task": "rate_mnist", "dataset": "mnist"}, ("library", "lr", "epochs"), paper="98.63 %"),
-    "smnist": Table({"task": "sequential_mnist", "dataset": "mnist"}, ("variant", "lr", "epochs"), paper="97.37 %"),
 }
 
 
@@ -72,6 +90,7 @@ def main() -> None:
     docs = Path(__file__).parents[1] / "docs"
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="copy result.json files from below that folder")
     parser.add_argument("--results", type=Path, default=docs / "results")
+    parser.add_argument("--benchmarks", type=Path, default=docs / "performance" / "benchmarks.json")
     parser.add_argument("--page", type=Path, default=docs / "results.md")
     parser.add_argument("--images", type=Path, default=docs / "images")
     options = parser.parse_args()
@@ -79,27 +98,31 @@ def main() -> None:
         print(f"{collect(options.collect, options.results)} runs copied to {options.results}")
     try:
         runs = load(options.results)
-        options.page.write_text(fill(options.page.read_text(), runs))
+        options.page.write_text(fill(options.page.read_text(), runs, json.loads(options.benchmarks.read_text())))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     draw({name: table_rows(table, runs) for name, table in TABLES.items()}, options.images)
 
 
-def fill(page: str, runs: list[Run]) -> str:
+def fill(page: str, runs: list[Run], benchmarks: dict[str, Any]) -> str:
     """The page with every table and list of commands made anew.
 
     Raises:
-        ValueError: If the page asks for a table that there is not.
+        ValueError: If the page asks for a table, or for the costs of a network, that there is not.
     """
 
     def replace(found: re.Match[str]) -> str:
         kind, name = found["kind"], found["name"]
-        if name not in TABLES:
+        if kind == "costs":
+            made = costs(benchmarks, name)
+        elif name not in TABLES:
             raise ValueError(f"the page asks for a table {name!r}: there are {', '.join(TABLES)}")
-        make = markdown_table if kind == "table" else commands
-        return f"<!-- {kind} {name} -->\n{make(TABLES[name], runs)}\n<!-- end -->"
+        else:
+            made = (markdown_table if kind == "table" else commands)(TABLES[name], runs)
+        return f"<!-- {kind} {name} -->\n{made}\n<!-- end -->"
 
-    return re.sub(r"<!-- (?P<kind>table|commands) (?P<name>\S+) -->\n.*?<!-- end -->", replace, page, flags=re.DOTALL)
+    pattern = r"<!-- (?P<kind>table|commands|costs) (?P<name>[^\n]+) -->\n.*?<!-- end -->"
+    return re.sub(pattern, replace, page, flags=re.DOTALL)
 
 
 def table_rows(table: Table, runs: list[Run]) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._capture import CannotCompile, Function, Graphs, layout, refill
+from ._capture import CannotCompile, Function, Graphs, dense, layout, refill
 from ._compiled_update import CompiledUpdate, UpdateTensors, learning_rates, note_updates, settings
 from ._position import Chunk
 from ._window_graph import (
@@ -151,7 +151,8 @@ class CompiledWindow:
 
     def _inputs(self, x: Tensor, t: int, plan: Plan, chunk: Chunk) -> Inputs:
         objective = self.engine.objective
-        targets = [target for target in (chunk.target(t + k) for k in plan.due) if target is not None]
+        x = dense(x)
+        targets = [dense(target) for target in (chunk.target(t + k) for k in plan.due) if target is not None]
         if not plan.weighted:
             return Inputs(x, targets, [], [])
         weights = [objective.weight(targets[0], t + k, chunk.steps, chunk.per_sequence) for k in plan.due]

@@ -90,6 +90,32 @@ def test_one_target_per_step(graph_steps):  # noqa: F811
     assert graph_steps
 
 
+def test_batches_whose_first_dimension_is_not_time_in_memory(monkeypatch, graph_steps):  # noqa: F811
+    """A compiled function reads memory by the layout of its example, so every call must have that layout."""
+
+    def compiled(graph, inputs, options):
+        strides = [tensor.stride() for tensor in inputs]
+
+        def run(*tensors):
+            assert [tensor.stride() for tensor in tensors] == strides
+            return graph(*tensors)
+
+        return run
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+
+    def train_transposed(trainer):
+        for x, _ in sequences():
+            by_sample = x.transpose(0, 1).contiguous()  # as a DataLoader gives it
+            labels = torch.randint(2, by_sample.shape[:2])
+            trainer.train_sequence(by_sample.transpose(0, 1), labels.t())
+        constant = x[0].expand(7, -1, -1)  # one image at every step
+        trainer.train_sequence(constant, labels.t())
+
+    train_both(pair(window=2, loss_every=1), train_transposed)
+    assert len(graph_steps) >= 4
+
+
 class Normalized(nn.Module):
     """Feature maps with batch normalisation and dropout."""
 

@@ -81,10 +81,37 @@ def test_only_finished_runs_and_no_places(filled):
 
 def test_a_table_that_there_is_not(page):
     with pytest.raises(ValueError, match="asks for a table 'nothing': there are adding-"):
-        page.fill("<!-- table nothing -->\n<!-- end -->", [])
+        page.fill("<!-- table nothing -->\n<!-- end -->", [], {})
 
 
 def test_the_page_in_the_repository_is_what_its_files_give(page):
     text = (ROOT / "docs" / "results.md").read_text()
     runs = importlib.import_module("_result_files").load(ROOT / "docs" / "results")
-    assert page.fill(text, runs) == text
+    benchmarks = json.loads((ROOT / "docs" / "performance" / "benchmarks.json").read_text())
+    assert page.fill(text, runs, benchmarks) == text
+
+
+def test_costs_over_the_length_of_the_sequence(page):
+    records = [
+        {"part": "time", "net": "A", "row": "ours, eager", "T": 10, "ms": [3.0, 1.0, 2.0]},
+        {"part": "time", "net": "A", "row": "snnTorch BPTT", "T": 10, "ms": [4.0]},
+        {"part": "saved", "net": "A", "row": "ours, eager", "T": 10, "bytes": 2**20},
+        {"part": "time", "net": "A", "row": "snnTorch BPTT", "T": 500, "not_run": "needs 8 GiB"},
+    ]
+    benchmarks = {"networks": {"A": {}}, "records": records}
+    filled = page.fill("<!-- costs A -->\n<!-- end -->", [], benchmarks).splitlines()
+    assert filled[3] == "| 10 | 2.00 ms | not run | 4.00 ms | 1 MiB | not run |"
+    assert filled[4] == "| 500 | not run | not run | needs 8 GiB | not run | not run |"
+    with pytest.raises(ValueError, match="costs of 'B': there are A"):
+        page.fill("<!-- costs B -->\n<!-- end -->", [], benchmarks)
+
+
+def test_the_best_learning_rate_of_each_arm(page, tmp_path):
+    files = importlib.import_module("_result_files")
+    for rate, scores in ((0.1, [0.9, 0.2]), (0.01, [0.5, 0.6])):
+        for method in ("fptt", "bptt"):
+            run_file(tmp_path / "runs" / f"{method}{rate}", method, 0, scores, lr=rate)
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    found = files.rows(files.load(tmp_path / "results"), {"task": "rate_mnist"}, ("lr",))
+    assert len(found) == 4
+    assert [row.label for row in files.at_best_rate(found)] == ["FPTT, alpha = 0.1, lr 0.01", "BPTT, lr 0.01"]
