@@ -71,7 +71,7 @@ def main() -> None:
         net,
         nn.CrossEntropyLoss(),
         train=lambda chance: batches(x_train, data.y_train, shuffled(len(x_train), options.batch_size, chance)),
-        test=lambda: batches(x_test, data.y_test, in_order(len(x_test), options.batch_size)),
+        test=lambda: batches(x_test, data.y_test, in_order(len(x_test), 500)),
         notes={"steps": x_train.shape[1], "train_samples": len(x_train), "test_samples": len(x_test), "chance": 0.1},
     )
     run(experiment, options)
