@@ -21,7 +21,7 @@ from ._window_graph import (
     refuse_hooks,
     restore_net_settings,
 )
-from .state import tensors_in
+from .state import map_tensors, tensors_in
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -147,7 +147,8 @@ class CompiledWindow:
         engine = self.engine
         total, count = engine.readout.get()
         outputs = None if total is None else torch.as_tensor(count, device=total.device)
-        return Carried(engine.state.get(), total, outputs, [monitor.sums for monitor in monitors(engine.net)])
+        rates = [monitor.sums for monitor in monitors(engine.net)]
+        return Carried(map_tensors(dense, engine.state.get()), total, outputs, rates)
 
     def _inputs(self, x: Tensor, t: int, plan: Plan, chunk: Chunk) -> Inputs:
         objective = self.engine.objective

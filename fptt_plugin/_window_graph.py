@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._capture import CannotCompile, layout
+from ._capture import CannotCompile, dense, layout
 from ._compiled_update import UpdateTensors, update_
 from .monitor import FiringRates, SpikeHook
 from .state import map_tensors, tensors_in
@@ -149,7 +149,7 @@ class WindowFunction:
                     losses.append(objective.plain_loss(output, target))
         total, outputs = engine.readout.get()
         after = Carried(
-            engine.state.get(),
+            map_tensors(dense, engine.state.get()),
             total,
             outputs if isinstance(outputs, Tensor) else None,
             [monitor.sums for monitor in observers],

@@ -47,7 +47,24 @@ class Explicit(nn.Module):
         return self.out(state[0]), state
 
 
-@pytest.mark.parametrize("build", [double_net, liquid, leaky, single_step, multi_step, lambda: Explicit().double()])
+class Halves(nn.Module):
+    """Its state is a slice of a larger tensor, with gaps in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.fires, self.out = nn.Linear(11, 16), LIF(), nn.Linear(8, 2)
+
+    def forward(self, x, state=None):
+        if state is None:
+            state = x.new_zeros(len(x), 8)
+        now, state = self.mix(torch.cat([x, state], 1)).chunk(2, 1)
+        return self.out(self.fires(now)), state
+
+
+BUILDERS = [double_net, liquid, leaky, single_step, multi_step, lambda: Explicit().double(), lambda: Halves().double()]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("window", [1, 3])
 def test_every_driver(build, window, graph_steps):  # noqa: F811
     trainers = pair(build, window=window)
