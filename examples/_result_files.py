@@ -120,6 +120,10 @@ class Row(NamedTuple):
         values = [run["records"][-1].get(name) for run in self.runs]
         return None if None in values else mean(values)
 
+    def diverged(self) -> int:
+        """How many of the runs broke off because something was not finite."""
+        return sum(run["status"].startswith("diverged") for run in self.runs)
+
     def cpu_seconds(self) -> float:
         """Mean time of a run."""
         return mean(curve(run, "cpu_seconds")[-1] for run in self.runs)

@@ -64,13 +64,14 @@ def draw(tables: dict[str, list[Row]], images: Path) -> None:
         panels = {panel: found for panel in planned if (found := _shown(tables[panel.table], panel))}
         if not panels:
             continue
-        figure, places = plt.subplots(
-            1, len(panels), figsize=(5.2 * len(panels), 4), layout="constrained", squeeze=False
-        )
-        for axes, (panel, found) in zip(places[0], panels.items(), strict=True):
+        wide = 2 if len(panels) == 4 else len(panels)
+        high = len(panels) // wide
+        figure, places = plt.subplots(high, wide, figsize=(5.2 * wide, 5 * high), layout="constrained", squeeze=False)
+        for axes, (panel, found) in zip(places.flat, panels.items(), strict=True):
             {"memory": _memory, "steps": _lengths}.get(panel.x, _curves)(axes, found, panel.x)
             axes.set_title(panel.title)
             axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.15))  # below, where no curve is
         figure.savefig(images / f"results_{name}.png", dpi=100, metadata={"Software": None})
         plt.close(figure)
 
@@ -82,18 +83,24 @@ def _shown(found: list[Row], panel: Panel) -> list[Row]:
     return [row for row in found if panel.only is None or panel.only in row.values]
 
 
+def _labels(found: list[Row]) -> list[str]:
+    """What tells the rows of a panel apart."""
+    shared = set.intersection(*(set(row.values) for row in found))
+    return [", ".join((row.arm, *(value for value in row.values if value not in shared))) for row in found]
+
+
 def _curves(axes: Any, found: list[Row], x: str) -> None:
     """Mean score over the seeds, each seed in a thin line; errors on a logarithmic scale."""
     run = found[0].runs[0]
-    for row in found:
+    for row, label in zip(found, _labels(found), strict=True):
         shared = min(len(run["records"]) for run in row.runs)
         positions = [_positions(run, x)[:shared] for run in row.runs]
         scores = [[record["test"] for record in run["records"]][:shared] for run in row.runs]
         if shared == 1:  # not trained in epochs: a floor
-            axes.axhline(mean(values[0] for values in scores), color="grey", linestyle="--", label=row.arm)
+            axes.axhline(mean(values[0] for values in scores), color="grey", linestyle="--", label=label)
             continue
         across = [mean(values) for values in zip(*positions, strict=True)]
-        (line,) = axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=row.label)
+        (line,) = axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=label)
         for values in scores if len(scores) > 1 else []:
             axes.plot(across, values, color=line.get_color(), alpha=0.3, linewidth=0.7)
     if not run["higher_is_better"]:
@@ -102,7 +109,6 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
     if x == "epoch":
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=AXES[x], ylabel="mean squared error" if run["metric"] == "mse" else "test accuracy")
-    axes.legend(fontsize=8)
 
 
 def _positions(run: dict[str, Any], x: str) -> list[float]:
@@ -112,11 +118,10 @@ def _positions(run: dict[str, Any], x: str) -> list[float]:
 
 
 def _memory(axes: Any, found: list[Row], x: str) -> None:
-    for row in found:
+    for row, label in zip(found, _labels(found), strict=True):
         megabytes = row.runs[0]["saved_for_backward_bytes"] / 2**20
-        axes.errorbar(megabytes, mean(row.scores()), _spread([row]), fmt="o", capsize=3, label=row.label)
+        axes.errorbar(megabytes, mean(row.scores()), _spread([row]), fmt="o", capsize=3, label=label)
     axes.set(xscale="log", xlabel="saved for backward, MiB", ylabel="test accuracy")
-    axes.legend(fontsize=8)
 
 
 def _lengths(axes: Any, found: list[Row], x: str) -> None:
@@ -128,7 +133,6 @@ def _lengths(axes: Any, found: list[Row], x: str) -> None:
         lengths, scores = [row.runs[0][x] for row in members], [mean(row.scores()) for row in members]
         axes.errorbar(lengths, scores, _spread(members), fmt="o-", capsize=3, label=arm)
     axes.set(xscale="log", xlabel="time steps of a sequence", ylabel="test accuracy")
-    axes.legend(fontsize=8)
 
 
 def _spread(found: list[Row]) -> list[list[float]]:

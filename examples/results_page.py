@@ -3,15 +3,13 @@
     python examples/results_page.py --collect runs      # first copy what was run to docs/results, made small
     python examples/results_page.py                     # fill in docs/results.md, draw docs/images/results_*.png
 
-The page is written by hand but for what stands between ``<!-- table NAME -->``, ``<!-- commands NAME -->`` or
-``<!-- costs NETWORK -->`` and ``<!-- end -->``, which is replaced; running the script again changes nothing. Costs come
-from the benchmark's file.
+The page is written by hand but for what stands between ``<!-- table NAME -->`` or ``<!-- commands NAME -->`` and
+``<!-- end -->``, which is replaced; running the script again changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -19,7 +17,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from _result_costs import costs
 from _result_files import Row, Run, collect, load, rows
 from _result_plots import draw
 
@@ -44,34 +41,28 @@ class Table(NamedTuple):
     equal_time: bool = False
 
 
-ADDING: dict[str, Any] = {"task": "adding", "readout": "membrane"}
-LTC = {**ADDING, "neuron": "ltc", "library": "snntorch"}
+ADDING: dict[str, Any] = {"task": "adding", "readout": "membrane", "library": "snntorch"}
+LTC = {**ADDING, "neuron": "ltc"}
+PIXELS: dict[str, Any] = {"task": "sequential_mnist", "permuted": False}
 NMNIST: dict[str, Any] = {"task": ("dvs_gesture", "event_counts"), "dataset": "nmnist"}
-PIXELS: dict[str, Any] = {"task": "sequential_mnist"}
 SOLVED = "Fig. 3: solved"
 TABLES = {
     "adding-0.1": Table({**LTC, "length": 100, "threshold": 0.1}, last=4, paper=SOLVED),
     "adding-0.5": Table({**LTC, "length": 100, "threshold": 0.5}, last=4, paper=SOLVED),
-    "adding-long": Table({**LTC, "length": (200, 500, 1000)}, ("length", "threshold"), last=4, paper=SOLVED),
+    "adding-long": Table({**LTC, "length": (200, 500, 1000), "threshold": 0.1}, ("length",), last=4, paper=SOLVED),
     "adding-neurons": Table(
-        {**ADDING, "threshold": 0.1, "method": "fptt", "alpha": 0.5, "library": "snntorch"},
-        ("neuron", "length"),
-        last=4,
+        {**ADDING, "length": 100, "threshold": 0.1, "method": "fptt", "alpha": 0.5}, ("neuron",), last=4
     ),
-    "window": Table({**PIXELS, "dataset": "digits"}, ("window", "lr", "epochs"), equal_time=True),
+    "window": Table({**PIXELS, "dataset": "digits", "epochs": 30}, ("window", "lr"), equal_time=True),
     "window-long": Table(
-        {**PIXELS, "dataset": "mnist", "steps": 196}, ("permuted", "window", "lr", "train_samples"), equal_time=True
+        {**PIXELS, "dataset": "mnist", "steps": 196, "subset": 10_000, "epochs": 8}, ("window", "lr"), equal_time=True
     ),
     "rmnist": Table(
         {"task": "rate_mnist", "dataset": "mnist"},
         ("library", "epochs", "window", "batch_size", "lr"),
         paper="98.63 %",
     ),
-    "smnist": Table(
-        {**PIXELS, "dataset": "mnist", "steps": 784},
-        ("permuted", "window", "lr", "epochs"),
-        paper="97.37 %; permuted 94.77 %",
-    ),
+    "smnist": Table({**PIXELS, "dataset": "mnist", "steps": 784}, ("window", "lr", "epochs"), paper="97.37 %"),
     "ecg": Table({"task": "ecg_stream", "steps": 1301}, ("window", "lr", "epochs"), equal_time=True),
     "lengths": Table(
         {"task": "ecg_stream", "epochs": 6, "method": ("fptt", "bptt")},
@@ -90,7 +81,6 @@ def main() -> None:
     docs = Path(__file__).parents[1] / "docs"
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="copy result.json files from below that folder")
     parser.add_argument("--results", type=Path, default=docs / "results")
-    parser.add_argument("--benchmarks", type=Path, default=docs / "performance" / "benchmarks.json")
     parser.add_argument("--page", type=Path, default=docs / "results.md")
     parser.add_argument("--images", type=Path, default=docs / "images")
     options = parser.parse_args()
@@ -98,31 +88,27 @@ def main() -> None:
         print(f"{collect(options.collect, options.results)} runs copied to {options.results}")
     try:
         runs = load(options.results)
-        options.page.write_text(fill(options.page.read_text(), runs, json.loads(options.benchmarks.read_text())))
+        options.page.write_text(fill(options.page.read_text(), runs))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     draw({name: table_rows(table, runs) for name, table in TABLES.items()}, options.images)
 
 
-def fill(page: str, runs: list[Run], benchmarks: dict[str, Any]) -> str:
+def fill(page: str, runs: list[Run]) -> str:
     """The page with every table and list of commands made anew.
 
     Raises:
-        ValueError: If the page asks for a table, or for the costs of a network, that there is not.
+        ValueError: If the page asks for a table that there is not.
     """
 
     def replace(found: re.Match[str]) -> str:
         kind, name = found["kind"], found["name"]
-        if kind == "costs":
-            made = costs(benchmarks, name)
-        elif name not in TABLES:
+        if name not in TABLES:
             raise ValueError(f"the page asks for a table {name!r}: there are {', '.join(TABLES)}")
-        else:
-            made = (markdown_table if kind == "table" else commands)(TABLES[name], runs)
-        return f"<!-- {kind} {name} -->\n{made}\n<!-- end -->"
+        make = markdown_table if kind == "table" else commands
+        return f"<!-- {kind} {name} -->\n{make(TABLES[name], runs)}\n<!-- end -->"
 
-    pattern = r"<!-- (?P<kind>table|commands|costs) (?P<name>[^\n]+) -->\n.*?<!-- end -->"
-    return re.sub(pattern, replace, page, flags=re.DOTALL)
+    return re.sub(r"<!-- (?P<kind>table|commands) (?P<name>\S+) -->\n.*?<!-- end -->", replace, page, flags=re.DOTALL)
 
 
 def table_rows(table: Table, runs: list[Run]) -> list[Row]:
@@ -152,10 +138,11 @@ def _cells(row: Row, table: Table, budget: float) -> list[str]:
     cells += [spread(row.best(), show)]
     if table.equal_time:
         cells += [spread(row.scores_at(budget), show)]
-    cells += [str(len(row.runs)), f"{row.cpu_seconds():.0f} s"]
+    runs = f"{len(row.runs)}, {row.diverged()} diverged" if row.diverged() else str(len(row.runs))
+    cells += [runs, f"{row.cpu_seconds():.0f} s"]
     cells += ["none" if updates is None else f"{updates:.0f}", "none" if firing is None else f"{100 * firing:.1f} %"]
     saved = run.get("saved_for_backward_bytes")
-    return [*cells, str(run["parameters"]), "none" if saved is None else f"{saved / MIB:.2g} MiB"]
+    return [*cells, str(run["parameters"]), "none" if saved is None else f"{saved / MIB:.3g} MiB"]
 
 
 def spread(values: list[float], show: Callable[[float], str]) -> str:

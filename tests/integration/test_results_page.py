@@ -81,29 +81,29 @@ def test_only_finished_runs_and_no_places(filled):
 
 def test_a_table_that_there_is_not(page):
     with pytest.raises(ValueError, match="asks for a table 'nothing': there are adding-"):
-        page.fill("<!-- table nothing -->\n<!-- end -->", [], {})
+        page.fill("<!-- table nothing -->\n<!-- end -->", [])
 
 
 def test_the_page_in_the_repository_is_what_its_files_give(page):
     text = (ROOT / "docs" / "results.md").read_text()
     runs = importlib.import_module("_result_files").load(ROOT / "docs" / "results")
-    benchmarks = json.loads((ROOT / "docs" / "performance" / "benchmarks.json").read_text())
-    assert page.fill(text, runs, benchmarks) == text
+    assert page.fill(text, runs) == text
 
 
-def test_costs_over_the_length_of_the_sequence(page):
-    records = [
-        {"part": "time", "net": "A", "row": "ours, eager", "T": 10, "ms": [3.0, 1.0, 2.0]},
-        {"part": "time", "net": "A", "row": "snnTorch BPTT", "T": 10, "ms": [4.0]},
-        {"part": "saved", "net": "A", "row": "ours, eager", "T": 10, "bytes": 2**20},
-        {"part": "time", "net": "A", "row": "snnTorch BPTT", "T": 500, "not_run": "needs 8 GiB"},
-    ]
-    benchmarks = {"networks": {"A": {}}, "records": records}
-    filled = page.fill("<!-- costs A -->\n<!-- end -->", [], benchmarks).splitlines()
-    assert filled[3] == "| 10 | 2.00 ms | not run | 4.00 ms | 1 MiB | not run |"
-    assert filled[4] == "| 500 | not run | not run | needs 8 GiB | not run | not run |"
-    with pytest.raises(ValueError, match="costs of 'B': there are A"):
-        page.fill("<!-- costs B -->\n<!-- end -->", [], benchmarks)
+def test_a_run_that_diverged_is_counted_and_said(page, tmp_path):
+    run_file(tmp_path / "runs" / "a", "bptt", 0, [0.5, 0.6])
+    run_file(tmp_path / "runs" / "b", "bptt", 1, [0.5], status="diverged: step 3")
+    files = importlib.import_module("_result_files")
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    (line,) = page.markdown_table(page.TABLES["rmnist"], files.load(tmp_path / "results")).splitlines()[2:]
+    assert line.split(" | ")[4] == "2, 1 diverged"
+
+
+def test_a_legend_says_what_tells_its_rows_apart(page):
+    files, plots = importlib.import_module("_result_files"), importlib.import_module("_result_plots")
+    found = [files.Row("FPTT", ("window 8", f"lr {rate}"), []) for rate in (0.1, 0.01)]
+    assert plots._labels(found) == ["FPTT, lr 0.1", "FPTT, lr 0.01"]
+    assert plots._labels(found[:1]) == ["FPTT"]
 
 
 def test_the_best_learning_rate_of_each_arm(page, tmp_path):
