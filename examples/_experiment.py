@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Experiment:
             one epoch; all that is random comes from the generator.
         test: Likewise ``(x, y)``, the same at every call.
         metric: ``metric(output, target) -> scalar tensor``.
+        score: ``score(trainer, averaged) -> float`` instead, on the test data, for what is no mean over samples.
         higher_is_better: Direction of the metric.
         trainer: Further options of ``FPTTTrainer``.
         notes: Further figures for the JSON, such as chance level.
@@ -55,8 +57,9 @@ class Experiment:
     net: nn.Module
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     train: Callable[[torch.Generator], Iterable[Any]]
-    test: Callable[[], Iterable[Any]]
+    test: Callable[[], Iterable[Any]] = tuple
     metric: Metric = accuracy
+    score: Callable[[FPTTTrainer, bool], float] | None = None
     higher_is_better: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -101,17 +104,26 @@ def one_epoch(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Na
     wall, cpu = time.perf_counter(), time.process_time()
     batches = _bar(experiment.train(generator), f"epoch {epoch}/{options.epochs}")
     record: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(options, epoch)}
-    record |= train_epoch(trainer, batches, experiment.metric)
+    record |= train_epoch(trainer, batches, experiment.metric if experiment.score is None else _no_metric)
     trained = time.perf_counter()
     record |= {"seconds": trained - wall, "cpu_seconds": time.process_time() - cpu}
-    record["test"] = trainer.evaluate(experiment.test(), metric=experiment.metric)
+    score = experiment.score or partial(_mean_score, experiment)
+    record["test"] = score(trainer, True)
     record["test_w"] = record["test"]
     if options.method == "fptt" and options.alpha > 0:
-        record["test_w"] = trainer.evaluate(experiment.test(), metric=experiment.metric, averaged=False)
+        record["test_w"] = score(trainer, False)
         if options.average_weights == "epoch":
             trainer.regularizer.load_averages()
     record |= {"evaluation_seconds": time.perf_counter() - trained, "updates": trainer.updates}
     return record
+
+
+def _mean_score(experiment: Experiment, trainer: FPTTTrainer, averaged: bool) -> float:
+    return trainer.evaluate(experiment.test(), metric=experiment.metric, averaged=averaged)
+
+
+def _no_metric(output: Tensor, target: Tensor) -> Tensor:
+    return output.new_tensor(math.nan)
 
 
 def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> dict[str, Any]:

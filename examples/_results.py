@@ -43,7 +43,7 @@ class Results:
     def __init__(self, folder: Path, experiment: Experiment, options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.metric = getattr(experiment.metric, "__name__", "metric")
+        self.metric = getattr(experiment.score or experiment.metric, "__name__", "metric")
         self.higher_is_better = experiment.higher_is_better
         self.settings = {name: _plain(value) for name, value in vars(options).items()}
         self._check_folder()

@@ -56,11 +56,11 @@ def conv_net(
     stages: list[nn.Module] = []
     for maps, kernel, pool in re.findall(_STAGE, layers):
         features, kernel_size = scaled(maps, width), int(kernel or 3)
-        stages += [_convolution(channels, features, kernel_size), nn.BatchNorm2d(features)]
+        stages += [convolution(channels, features, kernel_size), nn.BatchNorm2d(features)]
         if pool:
             stages.append(nn.MaxPool2d(2))
             height, length = height // 2, length // 2
-        stages.append(_map_neuron(library, features, kernel_size, {**dynamics, "gate_norm": gate_norm}))
+        stages.append(map_neuron(library, features, kernel_size, {**dynamics, "gate_norm": gate_norm}))
         channels = features
     if not height * length:
         raise ValueError(f"layers={layers!r} pools a map of {shape[1]} x {shape[2]} away: take one MP out")
@@ -70,7 +70,7 @@ def conv_net(
     tail = recurrent_net("ltc", library, channels * height * length, hidden, classes, **dynamics)
     net = nn.Sequential(*stages, nn.Flatten(), *tail.children())
     if neuron != "ltc":
-        _make_static(net)
+        make_static(net)
     return net
 
 
@@ -109,13 +109,15 @@ def scaled(size: str | int, width: float) -> int:
     return max(round(int(size) * width), 1)
 
 
-def _convolution(channels: int, features: int, kernel_size: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, features, kernel_size, padding=kernel_size // 2, bias=False)  # the norm has a shift
+def convolution(channels: int, features: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size of a map, or divides it by the stride; batch normalisation is to follow."""
+    conv = nn.Conv2d(channels, features, kernel_size, stride, kernel_size // 2, bias=False)  # the norm has a shift
     nn.init.xavier_uniform_(conv.weight)
     return conv
 
 
-def _map_neuron(library: str, features: int, kernel_size: int, options: dict[str, Any]) -> nn.Module:
+def map_neuron(library: str, features: int, kernel_size: int, options: dict[str, Any]) -> nn.Module:
+    """Liquid neurons of maps, with a convolution as their gates."""
     if library == "snntorch":
         from fptt_plugin.snntorch import LTCLeaky
 
@@ -126,7 +128,18 @@ def _map_neuron(library: str, features: int, kernel_size: int, options: dict[str
     return sj.LTCLeaky(conv2d_channels=features, kernel_size=kernel_size, **options)
 
 
-def _make_static(net: nn.Module) -> None:
+def map_integrator(library: str, features: int) -> nn.Module:
+    """A liquid leaky integrator of maps, which reads each place by itself."""
+    if library == "snntorch":
+        from fptt_plugin.snntorch import LTCIntegrator
+
+        return LTCIntegrator(conv2d_channels=features, kernel_size=1, init_hidden=True)
+    from fptt_plugin import spikingjelly as sj
+
+    return sj.LTCIntegrator(conv2d_channels=features, kernel_size=1)
+
+
+def make_static(net: nn.Module) -> None:
     """Puts one learned time constant per channel or neuron in place of each gate of the spiking layers.
 
     They start at one half per step, as the gates do: several layers of the long time constants that suit one recurrent

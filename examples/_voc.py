@@ -1,0 +1,123 @@
+"""Pictures with boxes, in the folders of the Pascal VOC challenge."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from _data import require
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+# Folders of a data set below VOCdevkit/: those to train on (the list trainval) and the one to test on (the list test).
+VOC_SETS = {"bccd": (("VOC2007",), "VOC2007"), "voc": (("VOC2007", "VOC2012"), "VOC2007")}
+SYNTHETIC = {"dot": (220, 60, 60), "field": (60, 90, 220)}
+
+
+class Boxes(NamedTuple):
+    """The objects of one picture.
+
+    Attributes:
+        places: ``[n, 4]``, left, upper, right and lower edge as fractions of the picture's width and height.
+        labels: ``[n]``, classes.
+        difficult: ``[n]``, objects that an evaluation passes over, found or not.
+    """
+
+    places: Tensor
+    labels: Tensor
+    difficult: Tensor
+
+
+class Pictures(NamedTuple):
+    """A data set in memory.
+
+    Attributes:
+        x: ``[N, 3, height, width]`` bytes.
+        boxes: Their objects.
+    """
+
+    x: Tensor
+    boxes: list[Boxes]
+
+
+def voc(dataset: str, data_dir: Path, size: tuple[int, int]) -> tuple[Pictures, Pictures, list[str]]:
+    """Pictures to train on, pictures to test on, and the names of the classes.
+
+    ``"bccd"`` is the blood-cell data set in VOC's layout, ``"voc"`` Pascal VOC 2007 and 2012, tested on 2007.
+
+    Args:
+        dataset: One of ``VOC_SETS``, the name of its folder in ``data_dir`` as well.
+        data_dir: Holds ``DATASET/VOCdevkit/VOC2007/`` with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        size: Width and height that pictures are scaled to.
+
+    Raises:
+        FileNotFoundError: If a file is missing; says where it should be.
+    """
+    train, test = VOC_SETS[dataset]
+    root = data_dir / dataset / "VOCdevkit"
+    wanted = [*((folder, "trainval") for folder in train), (test, "test")]
+    require(data_dir / dataset, [f"VOCdevkit/{folder}/ImageSets/Main/{part}.txt" for folder, part in wanted])
+    files = [_files(root / folder, part) for folder, part in wanted]
+    names = sorted({entry.findtext("name", "") for part in files for path in part for entry in _objects(path)})
+    *train_files, test_files = files
+    return _pictures([*chain(*train_files)], names, size), _pictures(test_files, names, size), names
+
+
+def _files(folder: Path, part: str) -> list[Path]:
+    """Annotations of one part, after a look that all its files are there."""
+    stems = (folder / "ImageSets" / "Main" / f"{part}.txt").read_text().split()
+    require(folder, [name for stem in stems for name in (f"Annotations/{stem}.xml", f"JPEGImages/{stem}.jpg")])
+    return [folder / "Annotations" / f"{stem}.xml" for stem in stems]
+
+
+def _objects(path: Path) -> list[ET.Element]:
+    return ET.parse(path).getroot().findall("object")
+
+
+def _pictures(files: list[Path], names: list[str], size: tuple[int, int]) -> Pictures:
+    x, boxes = torch.empty(len(files), 3, size[1], size[0], dtype=torch.uint8), []
+    for index, path in enumerate(files):
+        with Image.open(path.parents[1] / "JPEGImages" / f"{path.stem}.jpg") as picture:
+            scale = torch.tensor(picture.size * 2, dtype=torch.float32)
+            pixels = np.array(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+        x[index] = torch.from_numpy(pixels).permute(2, 0, 1)
+        found = _objects(path)
+        corners = [
+            [float(entry.findtext(f"bndbox/{edge}", "nan")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            for entry in found
+        ]
+        labels = [names.index(entry.findtext("name", "")) for entry in found]
+        difficult = [entry.findtext("difficult", "0").strip() == "1" for entry in found]
+        places = torch.tensor(corners).view(-1, 4) / scale
+        boxes.append(Boxes(places, torch.tensor(labels, dtype=torch.long), torch.tensor(difficult, dtype=torch.bool)))
+    return Pictures(x, boxes)
+
+
+def write_synthetic_voc(data_dir: Path, train: int = 24, test: int = 8) -> None:
+    """Pictures of small red and large blue rectangles, in the files of the blood-cell data set."""
+    chance = np.random.default_rng(0)
+    folder = data_dir / "bccd" / "VOCdevkit" / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    stems = [f"{index:06}" for index in range(train + test)]
+    for part, chosen in (("trainval", stems[:train]), ("test", stems[train:])):
+        (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(chosen) + "\n")
+    for stem in stems:
+        picture = Image.new("RGB", (96, 96), (235, 225, 215))
+        root = ET.Element("annotation")
+        for name, typical in (("dot", 16), ("field", 40), ("dot", 16)):
+            side = typical + int(chance.integers(6))
+            left, upper = chance.integers(0, 96 - side, 2).tolist()
+            edges = {"xmin": left, "ymin": upper, "xmax": left + side, "ymax": upper + side}
+            ImageDraw.Draw(picture).rectangle(list(edges.values()), fill=SYNTHETIC[name])
+            entry = ET.SubElement(root, "object")
+            ET.SubElement(entry, "name").text = name
+            box = ET.SubElement(entry, "bndbox")
+            for edge, value in edges.items():
+                ET.SubElement(box, edge).text = str(value)
+        picture.save(folder / "JPEGImages" / f"{stem}.jpg", quality=95)
+        ET.ElementTree(root).write(folder / "Annotations" / f"{stem}.xml")

@@ -1,0 +1,98 @@
+"""Tiny YOLO v4 (Bochkovskiy et al. 2020, the file yolov4-tiny.cfg of their Darknet) with spiking neurons."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from models_conv import convolution, make_static, map_integrator, map_neuron, scaled
+from torch import Tensor, nn
+
+STRIDES = (16, 32)  # of the two maps that objects are found on
+RARE = 0.01  # probability of an object that every anchor starts with
+
+
+class SpikingTinyYOLO(nn.Module):
+    """Takes one step ``[B, 3, height, width]``, returns ``[B, N, 5 + classes]`` for all N anchors of both maps.
+
+    Every convolution is batch-normalised and drives spiking neurons where Darknet has leaky rectifiers; two liquid
+    leaky integrators are read out. Height and width are multiples of 32.
+
+    Args:
+        neuron: ``"ltc"``, ``"alif"`` or ``"lif"``, see :func:`models_conv.conv_net`.
+        library: ``"snntorch"`` or ``"spikingjelly"``.
+        classes: Classes of objects.
+        anchors: Sizes of boxes on each map.
+        width: Factor on the number of maps in each layer.
+        **dynamics: ``gate_norm`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
+
+    Raises:
+        ValueError: If the neuron has no maps.
+    """
+
+    def __init__(
+        self, neuron: str, library: str, classes: int, *, anchors: int = 3, width: float = 1.0, **dynamics: Any
+    ) -> None:
+        super().__init__()
+        if neuron == "lstm":
+            raise ValueError("neuron='lstm' has no maps: choose ltc, alif or lif")
+        dynamics["adaptation"] = 0.0 if neuron == "lif" else 1.8
+        w32, w64, w128, w256, w512 = (2 * scaled(size // 2, width) for size in (32, 64, 128, 256, 512))
+
+        def block(channels: int, features: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
+            conv = convolution(channels, features, kernel_size, stride)
+            return nn.Sequential(conv, nn.BatchNorm2d(features), map_neuron(library, features, kernel_size, dynamics))
+
+        def head(channels: int, features: int) -> nn.Module:
+            conv = nn.Conv2d(features, anchors * (5 + classes), 1)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            with torch.no_grad():
+                conv.bias.view(anchors, -1)[:, 4] = -math.log(1 / RARE - 1)  # type: ignore[union-attr]
+            return nn.Sequential(block(channels, features), conv, map_integrator(library, conv.out_channels))
+
+        self.outputs = 5 + classes
+        self.stem = nn.Sequential(block(3, w32, stride=2), block(w32, w64, stride=2))
+        self.stages = nn.ModuleList(
+            CrossStage(
+                block(size, size), block(size // 2, size // 2), block(size // 2, size // 2), block(size, size, 1)
+            )
+            for size in (w64, 2 * w64, 4 * w64)
+        )
+        self.top = nn.Sequential(block(8 * w64, w512), block(w512, w256, 1))
+        self.coarse = head(w256, w512)
+        self.up = nn.Sequential(block(w256, w128, 1), nn.Upsample(scale_factor=2))
+        self.fine = head(w128 + 4 * w64, w256)
+        if neuron != "ltc":
+            make_static(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            within, x = stage(x)
+        x = self.top(x)
+        fine = self.fine(torch.cat([self.up(x), within], dim=1))
+        return torch.cat([self._rows(fine), self._rows(self.coarse(x))], dim=1)
+
+    def _rows(self, maps: Tensor) -> Tensor:
+        """``[B, anchors * outputs, h, w]`` as ``[B, anchors * h * w, outputs]``."""
+        rows: Tensor = maps.unflatten(1, (-1, self.outputs)).movedim(2, -1).flatten(1, 3)
+        return rows
+
+
+class CrossStage(nn.Module):
+    """Half of the maps goes through two more layers, and nothing that was seen on the way is lost; then the maps halve.
+
+    Returns the last layer's spikes, and all that is handed on, pooled.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, third: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.last = first, second, third, last
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x)
+        once = self.second(x[:, x.shape[1] // 2 :])
+        within = self.last(torch.cat([self.third(once), once], dim=1))
+        return within, nn.functional.max_pool2d(torch.cat([x, within], dim=1), 2)
