@@ -44,11 +44,19 @@ PICTURES = {
         Panel("window-long", "memory", "accuracy and memory", best_rate=True),
     ],
     "rmnist": [Panel("rmnist", "epoch", "R-MNIST"), Panel("rmnist", "cpu_seconds", "the same against time")],
-    "smnist": [Panel("smnist", "epoch", "S-MNIST, T = 784")],
+    "smnist": [
+        Panel("smnist", "epoch", "S-MNIST, T = 784"),
+        Panel("psmnist", "epoch", "PS-MNIST, T = 784"),
+    ],
     "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
     "lengths": [Panel("lengths", "steps", "QT-database ECG in pieces", best_rate=True)],
     "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],
+    "detection": [
+        Panel("detection", "epoch", "Blood cells"),
+        Panel("detection", "cpu_seconds", "the same against time"),
+    ],
 }
+METRICS = {"accuracy": "test accuracy", "mse": "mean squared error", "mAP50": "mean average precision at 0.5"}
 AXES = {"epoch": "epoch", "iterations": "iterations", "cpu_seconds": "CPU seconds of training"}
 
 
@@ -108,7 +116,7 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
         axes.set_yscale("log")
     if x == "epoch":
         axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel=AXES[x], ylabel="mean squared error" if run["metric"] == "mse" else "test accuracy")
+    axes.set(xlabel=AXES[x], ylabel=METRICS[run["metric"]])
 
 
 def _positions(run: dict[str, Any], x: str) -> list[float]:

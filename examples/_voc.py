@@ -109,7 +109,7 @@ def write_synthetic_voc(data_dir: Path, train: int = 24, test: int = 8) -> None:
     for stem in stems:
         picture = Image.new("RGB", (96, 96), (235, 225, 215))
         root = ET.Element("annotation")
-        for name, typical in (("dot", 16), ("field", 40), ("dot", 16)):
+        for name, typical in (("field", 40), ("dot", 16), ("dot", 16)):
             side = typical + int(chance.integers(6))
             left, upper = chance.integers(0, 96 - side, 2).tolist()
             edges = {"xmin": left, "ymin": upper, "xmax": left + side, "ymax": upper + side}
