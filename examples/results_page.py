@@ -73,9 +73,6 @@ TABLES = {
     ),
     "nmnist": Table({**NMNIST, "frames": (1, 20)}, ("lr",)),
     "detection": Table({"task": "detection", "dataset": "bccd"}, ("lr", "epochs")),
-    "frames": Table(
-        {"task": "dvs_gesture", "dataset": "nmnist", "lr": 1e-3}, ("frames",), paper="Table 2: flat for FPTT"
-    ),
 }
 
 
