@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-POSITIVE, NEGATIVE = 0.5, 0.4  # an anchor stands for an object that it overlaps so far; below that for none
+POSITIVE, NEGATIVE = 0.4, 0.3  # an anchor stands for an object that it overlaps so far; below that for none
 MAX_GROWTH = 4.0  # of a box over its anchor, as a logarithm: keeps exp finite
 
 
@@ -70,7 +70,7 @@ def anchor_boxes(sizes: Tensor, maps: Sequence[tuple[int, int]]) -> Tensor:
 def encode(boxes: Sequence[Boxes], anchors: Tensor) -> Tensor:
     """Targets ``[B, N, 6]``: box, class, and 1 where an anchor stands for an object, 0 where for none, -1 for neither.
 
-    An anchor stands for the object that it overlaps most, if that is half or more, and each object has at least the
+    An anchor stands for the object that it overlaps most, if it does so far enough, and each object has at least the
     anchor that overlaps it most (the matching of SSD and RetinaNet). Difficult objects are not learned.
     """
     target = torch.zeros(len(boxes), len(anchors), 6)

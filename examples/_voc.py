@@ -22,7 +22,8 @@ class Boxes(NamedTuple):
     """The objects of one picture.
 
     Attributes:
-        places: ``[n, 4]``, left, upper, right and lower edge as fractions of the picture's width and height.
+        places: ``[n, 4]``, left, upper, right and lower edge as fractions of the picture's width and height. Boxes
+            without an area, which the blood-cell data set has, are left out.
         labels: ``[n]``, classes.
         difficult: ``[n]``, objects that an evaluation passes over, found or not.
     """
@@ -93,7 +94,9 @@ def _pictures(files: list[Path], names: list[str], size: tuple[int, int]) -> Pic
         labels = [names.index(entry.findtext("name", "")) for entry in found]
         difficult = [entry.findtext("difficult", "0").strip() == "1" for entry in found]
         places = torch.tensor(corners).view(-1, 4) / scale
-        boxes.append(Boxes(places, torch.tensor(labels, dtype=torch.long), torch.tensor(difficult, dtype=torch.bool)))
+        real = (places[:, 2:] > places[:, :2]).all(dim=1)
+        marks = torch.tensor(labels, dtype=torch.long), torch.tensor(difficult, dtype=torch.bool)
+        boxes.append(Boxes(places[real], marks[0][real], marks[1][real]))
     return Pictures(x, boxes)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_anchor_sizes_are_typical():
 
 
 def test_targets():
-    from _boxes import encode, overlap
+    from _boxes import NEGATIVE, POSITIVE, encode, overlap
 
     found = anchors()
     objects = boxes((0.3, 0.05, 0.5, 0.25, 2, 0), (0.46, 0.46, 0.5, 0.5, 1, 0), (0.1, 0.5, 0.6, 1, 0, 1))
@@ -79,10 +80,10 @@ def test_targets():
     matched = first[:, 5] == 1
     assert {2.0, 1.0} == set(first[matched, 4].tolist())  # also the small one; not the difficult one
     overlaps = overlap(found, objects.places[:2])
-    assert (overlaps[matched & (first[:, 4] == 2), 0] >= 0.5).all()
-    assert (overlaps[first[:, 5] == 0] < 0.4).all()
-    between = first[:, 5] == -1
-    assert ((overlaps[between].max(dim=1).values >= 0.4) & (overlaps[between].max(dim=1).values < 0.5)).all()
+    assert (overlaps[matched & (first[:, 4] == 2), 0] >= POSITIVE).all()
+    assert (overlaps[first[:, 5] == 0] < NEGATIVE).all()
+    between = overlaps[first[:, 5] == -1].max(dim=1).values
+    assert ((between >= NEGATIVE) & (between < POSITIVE)).all()
 
 
 def ideal_output(target, anchors, classes, sure=12.0):
@@ -192,6 +193,17 @@ def test_pictures_in_vocs_layout(tmp_path):
     picture.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks JPEGImages/000003.jpg"):
         voc("bccd", tmp_path, (96, 64))
+
+
+def test_boxes_without_area_are_left_out(tmp_path):
+    from _voc import voc, write_synthetic_voc
+
+    write_synthetic_voc(tmp_path)
+    file = tmp_path / "bccd" / "VOCdevkit" / "VOC2007" / "Annotations" / "000001.xml"
+    file.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>0</xmax>", file.read_text(), count=1))
+    train, _, _ = voc("bccd", tmp_path, (32, 32))
+    assert [len(there.labels) for there in train.boxes[:3]] == [3, 2, 3]
+    assert train.boxes[1].labels.tolist() == [0, 0]
 
 
 def test_voc_trains_on_both_years(tmp_path):
