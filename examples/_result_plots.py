@@ -46,7 +46,7 @@ PICTURES = {
     "rmnist": [Panel("rmnist", "epoch", "R-MNIST"), Panel("rmnist", "cpu_seconds", "the same against time")],
     "smnist": [
         Panel("smnist", "epoch", "S-MNIST, T = 784"),
-        Panel("psmnist", "epoch", "PS-MNIST, T = 784"),
+        Panel("psmnist-half", "epoch", "PS-MNIST at half resolution, T = 196"),
     ],
     "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
     "lengths": [Panel("lengths", "steps", "QT-database ECG in pieces", best_rate=True)],
