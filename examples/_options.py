@@ -44,6 +44,7 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--window", type=int, default=1, help="steps that a gradient reaches back; bptt: all")
     add("--update-every", type=int, help="steps between updates; default: the window")
     add("--loss-every", type=int, help="steps between losses; default: the window")
+    add("--no-auxiliary", action="store_true", help="leave out the class-distribution term of the loss")
     add("--accelerate", choices=("none", "compile", "cudagraph", "auto"), default="none")
     add("--device", default="cpu")
     add("--threads", type=int, default=1, help="of torch on the CPU")
@@ -110,6 +111,7 @@ def run_folder(task: str, variant: str, options: argparse.Namespace) -> Path:
     if options.method != "bptt":
         parts.append(f"w{options.window}")
     parts += [f"{name}{value}" for name, value in (("u", options.update_every), ("l", options.loss_every)) if value]
+    parts += ["no-auxiliary"] * options.no_auxiliary
     parts += [f"lr{options.lr:g}", f"b{options.batch_size}", f"s{options.seed}", "smoke" if options.smoke else ""]
     return Path("runs") / task / "-".join(filter(None, parts))
 
@@ -123,6 +125,8 @@ def open_trainer(
         chosen["fused"] = True
     optimizer = OPTIMIZERS[options.optimizer](net.parameters(), **chosen)
     settings = {"loss_every": options.loss_every, "max_grad_norm": options.max_grad_norm, **extra}
+    if options.no_auxiliary:
+        settings["auxiliary"] = False
     if options.accelerate != "none":
         settings["accelerate"] = options.accelerate
     if options.method == "bptt":

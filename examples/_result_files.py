@@ -79,6 +79,10 @@ def setting(run: Run, name: str) -> Any:
 
 def arm(run: Run) -> str:
     """How a run trains, in words."""
+    return _method(run) + ", no auxiliary term" * bool(setting(run, "no_auxiliary"))
+
+
+def _method(run: Run) -> str:
     if setting(run, "method") == "bptt":
         return "BPTT"
     if setting(run, "method") == "fptt":

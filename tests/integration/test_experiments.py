@@ -215,6 +215,11 @@ def test_ecg_labels(tmp_path):
     assert sum(metric(always_zero, labels[:, t]) for t in range(4)) / 4 == 0.5  # right at one labelled step of two
 
 
+def test_auxiliary_term_changes_the_training(run):
+    with_term, without = run("rate_mnist", "with"), run("rate_mnist", "without", "--no-auxiliary")
+    assert with_term["final"]["loss"] != without["final"]["loss"]
+
+
 def test_hidden_labels_change_the_training(run):
     all_labels, few = run("ecg_stream", "all"), run("ecg_stream", "few", "--label-fraction", 0.1)
     assert few["labels_seen"] < 0.2 < all_labels["labels_seen"]

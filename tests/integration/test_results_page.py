@@ -99,6 +99,17 @@ def test_a_run_that_diverged_is_counted_and_said(page, tmp_path):
     assert line.split(" | ")[4] == "2, 1 diverged"
 
 
+def test_a_run_without_the_auxiliary_term_has_its_own_row(page, tmp_path):
+    run_file(tmp_path / "runs" / "a", "fptt", 0, [0.5])
+    run_file(tmp_path / "runs" / "b", "fptt", 0, [0.6], no_auxiliary=True)
+    files = importlib.import_module("_result_files")
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    assert {files.arm(run) for run in files.load(tmp_path / "results")} == {
+        "FPTT, alpha = 0.1",
+        "FPTT, alpha = 0.1, no auxiliary term",
+    }
+
+
 def test_a_legend_says_what_tells_its_rows_apart(page):
     files, plots = importlib.import_module("_result_files"), importlib.import_module("_result_plots")
     found = [files.Row("FPTT", ("window 8", f"lr {rate}"), []) for rate in (0.1, 0.01)]
