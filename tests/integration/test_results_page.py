@@ -19,7 +19,7 @@ def page(monkeypatch):
 
 def run_file(folder, method, seed, scores, status="finished", **settings):
     """A result.json as an experiment writes it, as far as the page reads it."""
-    options = {"method": method, "seed": seed, "alpha": 0.1, "lr": 0.001, "eps": "1e-8", "neuron": "ltc", "epochs": 2}
+    options = {"method": method, "seed": seed, "alpha": 0.1, "lr": 0.001, "eps": "1e-8", "neuron": "ltc", "epochs": 4}
     options |= {"library": "snntorch", "dataset": "mnist", "smoke": False, "data_dir": "/home/me", **settings}
     record = {"updates": 9, "firing_rate": 0.1, "cpu_seconds": 1.0, "seconds": 1.0, "loss": 1.0}
     run = {
