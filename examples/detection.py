@@ -168,6 +168,8 @@ def main() -> None:
     )
     results = run(experiment, options)
     if score.found:
+        by_class = zip(names, score.by_class(score.found), strict=True)
+        print("average precision:", ", ".join(f"{name} {100 * value:.1f} %" for name, value in by_class))
         draw(test, score.found, names, results.folder / "detections.png")
 
 

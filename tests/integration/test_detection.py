@@ -276,4 +276,5 @@ def test_smoke(command, tmp_path):
     assert result["final"]["loss"] < result["records"][0]["loss"]
     assert all(0.005 < rate < 0.95 for rate in result["final"]["firing_rates"].values()), result["final"]
     assert result["final"]["test"] > 0
+    assert re.search(r"average precision: dot [\d.]+ %, field [\d.]+ %", done.stdout)
     assert (tmp_path / "run" / "detections.png").read_bytes().startswith(b"\x89PNG")
