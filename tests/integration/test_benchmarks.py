@@ -1,7 +1,6 @@
 """The benchmarks compare like with like, and one command writes JSON, table and plots."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -183,22 +182,9 @@ def test_rows_take_turns():
 # ------------------------------------------------------------------ the command
 
 
-def command(*arguments, out):
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "run.py", *arguments, "--out", out],
-        cwd=out.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 @pytest.mark.slow
-def test_one_command_writes_everything(tmp_path):
-    command("--smoke", out=tmp_path / "one")
+def test_one_command_writes_everything(run_example, tmp_path):
+    run_example("benchmarks/run.py", "--smoke", "--out", "one")
     figures = json.loads((tmp_path / "one" / "benchmarks.json").read_text())
     assert {"date", "command", "device", "threads", "torch", "snntorch", "spikingjelly"} <= set(figures["machines"][0])
     assert list(figures["networks"]) == list(NETS)
@@ -225,7 +211,7 @@ def test_one_command_writes_everything(tmp_path):
     for name in pictures:
         assert (tmp_path / "one" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
-    command("--from-json", tmp_path / "one" / "benchmarks.json", out=tmp_path / "two")
+    run_example("benchmarks/run.py", "--from-json", "one/benchmarks.json", "--out", "two")
     assert (tmp_path / "two" / "table.md").read_text() == table
     assert all((tmp_path / "two" / f"{name}.png").is_file() for name in pictures)
 

@@ -1,21 +1,13 @@
 """Object detection: pictures and boxes are read, matched and scored right; the network learns and spikes."""
 
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(autouse=True)
-def _examples_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("examples_importable")
 
 
 def boxes(*rows):
@@ -260,21 +252,13 @@ def test_networks_that_cannot_be(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["", "--library spikingjelly --gate-norm", "--method bptt --neuron alif"])
-def test_smoke(command, tmp_path):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "detection.py", "--smoke", "--out", "run", "--epochs", "4", *command.split()],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_smoke(command, run_example, tmp_path):
+    printed = run_example("detection.py", "--smoke", "--out", "run", "--epochs", "4", *command.split())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "finished"
     assert result["metric"] == "mAP50"
     assert result["final"]["loss"] < result["records"][0]["loss"]
     assert all(0.005 < rate < 0.95 for rate in result["final"]["firing_rates"].values()), result["final"]
     assert result["final"]["test"] > 0
-    assert re.search(r"average precision: dot [\d.]+ %, field [\d.]+ %", done.stdout)
+    assert re.search(r"average precision: dot [\d.]+ %, field [\d.]+ %", printed)
     assert (tmp_path / "run" / "detections.png").read_bytes().startswith(b"\x89PNG")

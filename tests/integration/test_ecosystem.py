@@ -281,12 +281,8 @@ def test_spikingjelly_monitors_while_training(mode):
 @pytest.mark.parametrize(
     ("package", "script"), [("lightning_fabric", "fabric_loop"), ("accelerate", "accelerate_loop")]
 )
-def test_examples_of_other_loops(package, script):
+def test_examples_of_other_loops(package, script, run_example):
     pytest.importorskip(package)
-    path = Path(__file__).parents[2] / "examples" / f"{script}.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, path, "--smoke"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    losses = [float(line.split("loss ")[1].split(",")[0]) for line in done.stdout.splitlines() if "loss " in line]
+    printed = run_example(f"{script}.py", "--smoke", timeout=300)
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in printed.splitlines() if "loss " in line]
     assert losses[-1] < losses[0] < 1

@@ -1,21 +1,13 @@
 """Event recordings become the right frames, by tonic's readers; the experiments on them and on images run and spike."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("tonic")
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(autouse=True)
-def _examples_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("examples_importable")
 
 
 def events(*rows):
@@ -180,17 +172,9 @@ def test_both_libraries_give_the_same_network(neuron):
         "static_images.py --dataset fashion_mnist --neuron lif --library spikingjelly",
     ],
 )
-def test_smoke(command, tmp_path):
+def test_smoke(command, run_example, tmp_path):
     script, *arguments = command.split()
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / script, "--smoke", "--out", "run", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_example(script, "--smoke", "--out", "run", *arguments)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "finished"
     if "lstm" not in command and "counts" not in command:

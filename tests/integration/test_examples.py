@@ -1,30 +1,15 @@
 """The examples run, from another folder, and write what they promise."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
-def test_quickstart(library, tmp_path):
+def test_quickstart(library, run_example, tmp_path):
     def run(name):
-        command = [sys.executable, EXAMPLES / "quickstart.py", "--smoke", "--library", library, "--json", name]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, json.loads((tmp_path / name).read_text())
+        printed = run_example("quickstart.py", "--smoke", "--library", library, "--json", name)
+        return printed, json.loads((tmp_path / name).read_text())
 
     printed, figures = run("first.json")
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")

@@ -5,22 +5,14 @@ import csv
 import importlib
 import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = pytest.mark.usefixtures("examples_importable")
 SCRIPTS = ("adding", "sequential_mnist", "rate_mnist", "ecg_stream")
 TIMES = ("seconds", "cpu_seconds", "evaluation_seconds", "ms_per_update", "peak_rss_mib")
-
-
-@pytest.fixture(autouse=True)
-def _examples_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
 @pytest.fixture
@@ -41,16 +33,8 @@ def records(result):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_run_from_another_folder_without_data(script, tmp_path):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{script}.py", "--smoke"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FPTT_DATA": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_scripts_run_from_another_folder_without_data(script, run_example, tmp_path):
+    run_example(f"{script}.py", "--smoke")
     (folder,) = (tmp_path / "runs" / script).iterdir()
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((folder / "result.json").read_text())
