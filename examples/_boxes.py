@@ -35,9 +35,14 @@ class Detections(NamedTuple):
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of each of ``a [n, 4]`` with each of ``b [m, 4]``: ``[n, m]``."""
-    corner, end = torch.maximum(a[:, None, :2], b[:, :2]), torch.minimum(a[:, None, 2:], b[:, 2:])
-    common = (end - corner).clamp(min=0).prod(dim=2)
-    return common / (_area(a)[:, None] + _area(b) - common).clamp(min=1e-12)
+    common, union = _common_and_union(a[:, None], b)
+    return common / union
+
+
+def _common_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    corner, end = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    common = (end - corner).clamp(min=0).prod(dim=-1)
+    return common, (_area(a) + _area(b) - common).clamp(min=1e-12)
 
 
 def _area(boxes: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ class DetectionLoss(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         matched = target[..., 5] == 1
         count = matched.sum().clamp(min=1)
-        boxes = decode(output, self.anchors.to(output.device))[matched]
+        boxes = decode(output, self.anchors)[matched]
         place = (1 - generalized_overlap(boxes, target[..., :4][matched])).sum()
         kind = F.cross_entropy(output[..., 5:][matched], target[..., 4][matched].long(), reduction="sum")
         there = F.binary_cross_entropy_with_logits(output[..., 4], matched.float(), reduction="none")
@@ -121,9 +126,8 @@ class DetectionLoss(nn.Module):
 
 def generalized_overlap(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union less the empty share of the hull, box by box (Rezatofighi et al. 2019)."""
-    common = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    common, union = _common_and_union(a, b)
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(dim=1).clamp(min=1e-12)
-    union = (_area(a) + _area(b) - common).clamp(min=1e-12)
     return common / union - (hull - union) / hull
 
 

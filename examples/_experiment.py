@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,9 +43,9 @@ class Experiment:
         loss_fn: Loss of one time step.
         train: ``train(generator) -> loader`` of ``(x, y)`` or ``(x, y, mask)``, as ``train_sequence`` takes them, for
             one epoch; all that is random comes from the generator.
-        test: Likewise ``(x, y)``, the same at every call.
+        test: Likewise ``(x, y)``, the same at every call; none with a ``score``.
         metric: ``metric(output, target) -> scalar tensor``.
-        score: ``score(trainer, averaged) -> float`` instead, on the test data, for what is no mean over samples.
+        score: ``score(trainer, averaged) -> float`` in place of both, for what is no mean over samples.
         higher_is_better: Direction of the metric.
         trainer: Further options of ``FPTTTrainer``.
         notes: Further figures for the JSON, such as chance level.
@@ -63,6 +62,12 @@ class Experiment:
     higher_is_better: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def evaluate(self, trainer: FPTTTrainer, *, averaged: bool) -> float:
+        """Score on the test data, with ``W_bar`` or with ``W``."""
+        if self.score is not None:
+            return self.score(trainer, averaged)
+        return trainer.evaluate(self.test(), metric=self.metric, averaged=averaged)
 
 
 def run(experiment: Experiment, options: argparse.Namespace) -> Results:
@@ -104,32 +109,24 @@ def one_epoch(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Na
     wall, cpu = time.perf_counter(), time.process_time()
     batches = _bar(experiment.train(generator), f"epoch {epoch}/{options.epochs}")
     record: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(options, epoch)}
-    record |= train_epoch(trainer, batches, experiment.metric if experiment.score is None else _no_metric)
+    record |= train_epoch(trainer, batches, None if experiment.score else experiment.metric)
     trained = time.perf_counter()
     record |= {"seconds": trained - wall, "cpu_seconds": time.process_time() - cpu}
-    score = experiment.score or partial(_mean_score, experiment)
-    record["test"] = score(trainer, True)
+    record["test"] = experiment.evaluate(trainer, averaged=True)
     record["test_w"] = record["test"]
     if options.method == "fptt" and options.alpha > 0:
-        record["test_w"] = score(trainer, False)
+        record["test_w"] = experiment.evaluate(trainer, averaged=False)
         if options.average_weights == "epoch":
             trainer.regularizer.load_averages()
     record |= {"evaluation_seconds": time.perf_counter() - trained, "updates": trainer.updates}
     return record
 
 
-def _mean_score(experiment: Experiment, trainer: FPTTTrainer, averaged: bool) -> float:
-    return trainer.evaluate(experiment.test(), metric=experiment.metric, averaged=averaged)
-
-
-def _no_metric(output: Tensor, target: Tensor) -> Tensor:
-    return output.new_tensor(math.nan)
-
-
-def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> dict[str, Any]:
+def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric | None) -> dict[str, Any]:
     """One pass over the data: mean loss, mean score of the decisions made while training, firing rates.
 
-    The score is nan for tasks with a target at every step: the trainer returns the last step's output alone.
+    The score is nan without a metric, and for tasks with a target at every step: the trainer returns the last step's
+    output alone.
     """
     trainer.net.train()
     device = next(trainer.net.parameters()).device
@@ -141,7 +138,7 @@ def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> dict[str,
             size = len(result.output)
             per_step = y.shape[:2] == x.shape[:2]
             loss += size * result.loss
-            score += math.nan if per_step else size * metric(result.output, y)
+            score += math.nan if metric is None or per_step else size * metric(result.output, y)
             seen += size
     if seen == 0:
         raise ValueError("no batch to train on: the data set is empty, or smaller than --batch-size")

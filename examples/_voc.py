@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,31 +61,28 @@ def voc(dataset: str, data_dir: Path, size: tuple[int, int]) -> tuple[Pictures, 
     root = data_dir / dataset / "VOCdevkit"
     wanted = [*((folder, "trainval") for folder in train), (test, "test")]
     require(data_dir / dataset, [f"VOCdevkit/{folder}/ImageSets/Main/{part}.txt" for folder, part in wanted])
-    files = [_files(root / folder, part) for folder, part in wanted]
-    names = sorted({entry.findtext("name", "") for part in files for path in part for entry in _objects(path)})
-    *train_files, test_files = files
-    return _pictures([*chain(*train_files)], names, size), _pictures(test_files, names, size), names
+    *train_parts, test_objects = [_objects(root / folder, part) for folder, part in wanted]
+    train_objects = {path: found for part in train_parts for path, found in part.items()}
+    everything = [*train_objects.values(), *test_objects.values()]
+    names = sorted({entry.findtext("name", "") for found in everything for entry in found})
+    return _pictures(train_objects, names, size), _pictures(test_objects, names, size), names
 
 
-def _files(folder: Path, part: str) -> list[Path]:
-    """Annotations of one part, after a look that all its files are there."""
+def _objects(folder: Path, part: str) -> dict[Path, list[ET.Element]]:
+    """The objects of each picture of one part, after a look that all its files are there."""
     stems = (folder / "ImageSets" / "Main" / f"{part}.txt").read_text().split()
     require(folder, [name for stem in stems for name in (f"Annotations/{stem}.xml", f"JPEGImages/{stem}.jpg")])
-    return [folder / "Annotations" / f"{stem}.xml" for stem in stems]
+    annotations = ((stem, ET.parse(folder / "Annotations" / f"{stem}.xml")) for stem in stems)
+    return {folder / "JPEGImages" / f"{stem}.jpg": tree.getroot().findall("object") for stem, tree in annotations}
 
 
-def _objects(path: Path) -> list[ET.Element]:
-    return ET.parse(path).getroot().findall("object")
-
-
-def _pictures(files: list[Path], names: list[str], size: tuple[int, int]) -> Pictures:
-    x, boxes = torch.empty(len(files), 3, size[1], size[0], dtype=torch.uint8), []
-    for index, path in enumerate(files):
-        with Image.open(path.parents[1] / "JPEGImages" / f"{path.stem}.jpg") as picture:
+def _pictures(objects: dict[Path, list[ET.Element]], names: list[str], size: tuple[int, int]) -> Pictures:
+    x, boxes = torch.empty(len(objects), 3, size[1], size[0], dtype=torch.uint8), []
+    for index, (path, found) in enumerate(objects.items()):
+        with Image.open(path) as picture:
             scale = torch.tensor(picture.size * 2, dtype=torch.float32)
             pixels = np.array(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR))
         x[index] = torch.from_numpy(pixels).permute(2, 0, 1)
-        found = _objects(path)
         corners = [
             [float(entry.findtext(f"bndbox/{edge}", "nan")) for edge in ("xmin", "ymin", "xmax", "ymax")]
             for entry in found

@@ -22,12 +22,11 @@ from _data import in_order, shuffled
 from _experiment import Experiment, run
 from _options import make_parser, parse
 from _voc import VOC_SETS, Boxes, Pictures, voc, write_synthetic_voc
-from models_detection import STRIDES, SpikingTinyYOLO
+from models_conv import add_map_options, map_parts
+from models_detection import ANCHORS, STRIDES, SpikingTinyYOLO
 from torch import Tensor
 
 from fptt_plugin import FPTTTrainer
-
-ANCHORS = 3  # sizes of boxes on each of the two maps
 
 
 def presentations(x: Tensor, steps: int) -> Tensor:
@@ -118,9 +117,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=tuple(VOC_SETS), default="voc")
     parser.add_argument("--size", type=int, nargs=2, default=[416, 416], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--presentations", type=int, default=5, help="time steps")
-    parser.add_argument("--width", type=float, default=1.0, help="factor on the number of maps in each layer")
-    parser.add_argument("--gate-norm", action="store_true", help="batch-normalise the gates of the neurons")
-    parser.add_argument("--init-state", choices=("zeros", "random"), default="zeros")
+    add_map_options(parser)
     options = parse(
         parser,
         write_synthetic_voc,
@@ -149,18 +146,16 @@ def main() -> None:
         options.neuron,
         options.library,
         len(names),
-        anchors=ANCHORS,
         width=options.width,
         gate_norm=options.gate_norm,
         init_state=options.init_state,
     )
-    parts = [options.dataset, "x".join(map(str, options.size)), f"w{options.width:g}", f"t{options.presentations}"]
-    parts += ["gate-norm"] * options.gate_norm + ["random-init"] * (options.init_state == "random")
+    parts = [options.dataset, "x".join(map(str, options.size)), *map_parts(options), f"t{options.presentations}"]
     experiment = Experiment(
         "detection",
         "-".join(parts),
         net,
-        DetectionLoss(anchors),
+        DetectionLoss(anchors).to(options.device),
         train,
         score=score,
         trainer={"targets": "sequence"},

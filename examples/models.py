@@ -58,7 +58,7 @@ def recurrent_net(
     nn.init.zeros_(linear.bias)
     if readout == "membrane":
         return MembraneReadout(layers, linear)
-    return nn.Sequential(*layers, linear, _integrator(library, outputs))
+    return nn.Sequential(*layers, linear, integrator(library, linear_features=outputs))
 
 
 def _spiking_layer(neuron: str, library: str, features: int, recurrent: bool, options: dict[str, Any]) -> nn.Module:
@@ -89,14 +89,15 @@ def _decay(steps: Tensor) -> Tensor:
     return torch.exp(-1 / steps.clamp(min=2))
 
 
-def _integrator(library: str, features: int) -> nn.Module:
+def integrator(library: str, **size: Any) -> nn.Module:
+    """A liquid leaky integrator to read out, of that many features or maps."""
     if library == "snntorch":
         from fptt_plugin.snntorch import LTCIntegrator
 
-        return LTCIntegrator(linear_features=features, init_hidden=True)
+        return LTCIntegrator(init_hidden=True, **size)
     from fptt_plugin import spikingjelly as sj
 
-    return sj.LTCIntegrator(linear_features=features)
+    return sj.LTCIntegrator(**size)
 
 
 def _initialize(dense: nn.Linear, spiking: nn.Module, joint: bool) -> None:

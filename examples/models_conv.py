@@ -47,12 +47,10 @@ def conv_net(
     Raises:
         ValueError: If the line cannot be read, or there is no such network.
     """
-    if neuron == "lstm":
-        raise ValueError("neuron='lstm' has no maps: choose ltc, alif or lif")
+    dynamics = map_dynamics(neuron, init_state=init_state)
     if not _LINE.fullmatch(layers):
         raise ValueError(f"layers={layers!r}: expected C<channels>, with -MP or without, then sizes, as C32-MP-C64-512")
     channels, height, length = shape
-    dynamics: dict[str, Any] = {"init_state": init_state, "adaptation": 0.0 if neuron == "lif" else 1.8}
     stages: list[nn.Module] = []
     for maps, kernel, pool in re.findall(_STAGE, layers):
         features, kernel_size = scaled(maps, width), int(kernel or 3)
@@ -76,8 +74,13 @@ def conv_net(
 
 def add_conv_options(parser: argparse.ArgumentParser, layers: str | None) -> None:
     """Options of :func:`conv_net`."""
+    parser.add_argument("--layers", default=layers, help="the network without its readout, such as C32-MP-C64k5-MP-256")
+    add_map_options(parser)
+
+
+def add_map_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every network of maps."""
     add = parser.add_argument
-    add("--layers", default=layers, help="the network without its readout, such as C32-MP-C64k5-MP-256")
     add("--width", type=float, default=1.0, help="factor on the number of channels and neurons")
     add("--gate-norm", action="store_true", help="batch-normalise the gates of maps, as the authors' code")
     add("--init-state", choices=("zeros", "random"), default="zeros")
@@ -99,9 +102,13 @@ def conv_net_from(options: argparse.Namespace, shape: tuple[int, int, int], clas
 
 def conv_name(options: argparse.Namespace) -> str:
     """What tells networks of :func:`conv_net_from` apart, short enough for a folder."""
-    parts = [options.layers, f"x{options.width:g}" if options.width != 1 else ""]
-    parts += ["gate-norm" if options.gate_norm else "", "random-init" if options.init_state == "random" else ""]
-    return "-".join(filter(None, parts))
+    return "-".join([options.layers, *map_parts(options)])
+
+
+def map_parts(options: argparse.Namespace) -> list[str]:
+    """What the options of :func:`add_map_options` add to a name."""
+    parts = [f"x{options.width:g}"] * (options.width != 1)
+    return parts + ["gate-norm"] * options.gate_norm + ["random-init"] * (options.init_state == "random")
 
 
 def scaled(size: str | int, width: float) -> int:
@@ -116,6 +123,17 @@ def convolution(channels: int, features: int, kernel_size: int, stride: int = 1)
     return conv
 
 
+def map_dynamics(neuron: str, **options: Any) -> dict[str, Any]:
+    """Options of :func:`map_neuron` for one of ``models.NEURONS``.
+
+    Raises:
+        ValueError: If the neuron has no maps.
+    """
+    if neuron == "lstm":
+        raise ValueError("neuron='lstm' has no maps: choose ltc, alif or lif")
+    return {**options, "adaptation": 0.0 if neuron == "lif" else 1.8}
+
+
 def map_neuron(library: str, features: int, kernel_size: int, options: dict[str, Any]) -> nn.Module:
     """Liquid neurons of maps, with a convolution as their gates."""
     if library == "snntorch":
@@ -126,17 +144,6 @@ def map_neuron(library: str, features: int, kernel_size: int, options: dict[str,
     from fptt_plugin import spikingjelly as sj
 
     return sj.LTCLeaky(conv2d_channels=features, kernel_size=kernel_size, **options)
-
-
-def map_integrator(library: str, features: int) -> nn.Module:
-    """A liquid leaky integrator of maps, which reads each place by itself."""
-    if library == "snntorch":
-        from fptt_plugin.snntorch import LTCIntegrator
-
-        return LTCIntegrator(conv2d_channels=features, kernel_size=1, init_hidden=True)
-    from fptt_plugin import spikingjelly as sj
-
-    return sj.LTCIntegrator(conv2d_channels=features, kernel_size=1)
 
 
 def make_static(net: nn.Module) -> None:

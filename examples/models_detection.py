@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import torch
-from models_conv import convolution, make_static, map_integrator, map_neuron, scaled
+from models import integrator
+from models_conv import convolution, make_static, map_dynamics, map_neuron, scaled
 from torch import Tensor, nn
 
 STRIDES = (16, 32)  # of the two maps that objects are found on
+ANCHORS = 3  # sizes of boxes on each of them
 RARE = 0.01  # probability of an object that every anchor starts with
 
 
@@ -23,7 +25,6 @@ class SpikingTinyYOLO(nn.Module):
         neuron: ``"ltc"``, ``"alif"`` or ``"lif"``, see :func:`models_conv.conv_net`.
         library: ``"snntorch"`` or ``"spikingjelly"``.
         classes: Classes of objects.
-        anchors: Sizes of boxes on each map.
         width: Factor on the number of maps in each layer.
         **dynamics: ``gate_norm`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
 
@@ -31,13 +32,9 @@ class SpikingTinyYOLO(nn.Module):
         ValueError: If the neuron has no maps.
     """
 
-    def __init__(
-        self, neuron: str, library: str, classes: int, *, anchors: int = 3, width: float = 1.0, **dynamics: Any
-    ) -> None:
+    def __init__(self, neuron: str, library: str, classes: int, *, width: float = 1.0, **dynamics: Any) -> None:
         super().__init__()
-        if neuron == "lstm":
-            raise ValueError("neuron='lstm' has no maps: choose ltc, alif or lif")
-        dynamics["adaptation"] = 0.0 if neuron == "lif" else 1.8
+        dynamics = map_dynamics(neuron, **dynamics)
         w32, w64, w128, w256, w512 = (2 * scaled(size // 2, width) for size in (32, 64, 128, 256, 512))
 
         def block(channels: int, features: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
@@ -45,12 +42,13 @@ class SpikingTinyYOLO(nn.Module):
             return nn.Sequential(conv, nn.BatchNorm2d(features), map_neuron(library, features, kernel_size, dynamics))
 
         def head(channels: int, features: int) -> nn.Module:
-            conv = nn.Conv2d(features, anchors * (5 + classes), 1)
+            conv = nn.Conv2d(features, ANCHORS * (5 + classes), 1)
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             with torch.no_grad():
-                conv.bias.view(anchors, -1)[:, 4] = -math.log(1 / RARE - 1)  # type: ignore[union-attr]
-            return nn.Sequential(block(channels, features), conv, map_integrator(library, conv.out_channels))
+                conv.bias.view(ANCHORS, -1)[:, 4] = -math.log(1 / RARE - 1)  # type: ignore[union-attr]
+            spikes = block(channels, features)
+            return nn.Sequential(spikes, conv, integrator(library, conv2d_channels=conv.out_channels, kernel_size=1))
 
         self.outputs = 5 + classes
         self.stem = nn.Sequential(block(3, w32, stride=2), block(w32, w64, stride=2))
