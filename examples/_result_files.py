@@ -159,7 +159,7 @@ def rows(runs: list[Run], where: dict[str, Any], columns: tuple[str, ...]) -> li
     groups: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
     for run in runs:
         if all(_fits(setting(run, name), value) for name, value in where.items()):
-            values = tuple(_value(run, name) for name in columns)
+            values = tuple(_value(run, name) for name in columns if setting(run, name) is not None)
             groups.setdefault((arm(run), values), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: (list(map(_in_order, item[0][1])), _place(item[1][0])))
     return [Row(arm, values, members) for (arm, values), members in ordered]

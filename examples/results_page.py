@@ -59,7 +59,7 @@ TABLES = {
         {**PIXELS, "dataset": "mnist", "steps": 196, "subset": 10_000, "epochs": 8}, ("window", "lr"), equal_time=True
     ),
     "rmnist": Table(
-        {"task": "rate_mnist", "dataset": "mnist"},
+        {"task": ("rate_mnist", "rate_counts"), "dataset": "mnist"},
         ("library", "epochs", "window", "batch_size", "lr"),
         paper="98.63 %",
     ),

@@ -82,6 +82,15 @@ def test_lstm(run):
     assert result["final"]["loss"] < result["records"][0]["loss"]
 
 
+def test_spike_counts_in_a_relu_network(run):
+    result = run("rate_counts", "counts")
+    assert result["status"] == "finished"
+    assert result["final"]["test"] > 0.3  # chance: 0.1
+    assert result["final"]["loss"] < result["records"][0]["loss"]
+    assert run("rate_counts", "one", "--presentations", 1)["final"]["loss"] != result["final"]["loss"]
+    assert run("rate_counts", "wide", "--hidden", 64)["parameters"] != result["parameters"]
+
+
 @pytest.mark.parametrize("script", ["rate_mnist", "sequential_mnist"])
 def test_resumed_run_equals_one_without_a_break(run, script):
     options = ("--schedule", "steps", "--milestones", 1)

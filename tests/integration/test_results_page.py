@@ -110,6 +110,14 @@ def test_a_run_without_the_auxiliary_term_has_its_own_row(page, tmp_path):
     }
 
 
+def test_a_row_leaves_out_what_its_runs_have_not(page, tmp_path):
+    run_file(tmp_path / "runs" / "a", "logistic regression", 0, [0.5], library=None)
+    files = importlib.import_module("_result_files")
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    (row,) = files.rows(files.load(tmp_path / "results"), {"task": "rate_mnist"}, ("library", "lr"))
+    assert row.label == "logistic regression, lr 0.001"
+
+
 def test_a_legend_says_what_tells_its_rows_apart(page):
     files, plots = importlib.import_module("_result_files"), importlib.import_module("_result_plots")
     found = [files.Row("FPTT", ("window 8", f"lr {rate}"), []) for rate in (0.1, 0.01)]
