@@ -85,12 +85,12 @@ def arm(run: Run) -> str:
 def _method(run: Run) -> str:
     if setting(run, "method") == "bptt":
         return "BPTT"
-    if setting(run, "method") == "fptt":
-        return f"FPTT, alpha = {setting(run, 'alpha'):g}"
-    if setting(run, "method") == "tbptt" and setting(run, "eps") == "auto":
-        return f"alpha = 0, eps = {setting(run, 'alpha') * setting(run, 'lr'):g}"
+    names = {"fptt": f"FPTT, alpha = {setting(run, 'alpha'):g}", "tbptt": "alpha = 0"}
     method: str = run["settings"]["method"]
-    return "alpha = 0" if method == "tbptt" else method
+    if method not in names:
+        return method
+    eps = setting(run, "alpha") * setting(run, "lr") if setting(run, "eps") == "auto" else float(setting(run, "eps"))
+    return names[method] + (f", eps = {eps:g}" if eps != 1e-8 else "")
 
 
 class Row(NamedTuple):

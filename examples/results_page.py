@@ -60,7 +60,7 @@ TABLES = {
     ),
     "rmnist": Table(
         {"task": ("rate_mnist", "rate_counts"), "dataset": "mnist"},
-        ("library", "epochs", "window", "batch_size", "lr"),
+        ("library", "subset", "epochs", "window", "batch_size", "lr"),
         paper="98.63 %",
     ),
     "smnist": Table({**PIXELS, "dataset": "mnist", "steps": 784}, ("window", "lr", "epochs"), paper="97.37 %"),

@@ -110,6 +110,18 @@ def test_a_run_without_the_auxiliary_term_has_its_own_row(page, tmp_path):
     }
 
 
+def test_runs_with_another_eps_have_their_own_row(page, tmp_path):
+    for name, method, eps in (("a", "fptt", "1e-8"), ("b", "fptt", "3e-4"), ("c", "tbptt", "auto")):
+        run_file(tmp_path / "runs" / name, method, 0, [0.5], eps=eps)
+    files = importlib.import_module("_result_files")
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    assert {files.arm(run) for run in files.load(tmp_path / "results")} == {
+        "FPTT, alpha = 0.1",
+        "FPTT, alpha = 0.1, eps = 0.0003",
+        "alpha = 0, eps = 0.0001",
+    }
+
+
 def test_a_row_leaves_out_what_its_runs_have_not(page, tmp_path):
     run_file(tmp_path / "runs" / "a", "logistic regression", 0, [0.5], library=None)
     files = importlib.import_module("_result_files")
