@@ -48,6 +48,7 @@ PICTURES = {
     "rmnist": [
         Panel("rmnist", "epoch", "R-MNIST, four epochs", ("epochs 4",), above=0.9),
         Panel("rmnist", "epoch", "the same for longer", ("epochs 20", "epochs 50"), above=0.9),
+        Panel("rmnist", "epoch", "10 000 images, the learning rate ends at 0", ("epochs 40",), above=0.9),
     ],
     "smnist": [
         Panel("smnist", "epoch", "S-MNIST, T = 784"),
