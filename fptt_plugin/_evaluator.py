@@ -173,6 +173,9 @@ class Evaluator:
     def load(self, path: str | PathLike[str]) -> None:
         """Reads a file that :meth:`save` wrote.
 
+        ``alpha``, ``beta`` and ``rho`` come back with it, as the optimizer's learning rate does: to go on with others,
+        set them on ``trainer.regularizer`` after loading.
+
         Raises:
             ValueError: If the file is damaged or belongs to another network. Nothing is changed then.
         """

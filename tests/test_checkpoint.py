@@ -57,6 +57,22 @@ def test_training_goes_on_bit_for_bit(tmp_path, build, variant):
     assert identical(everything(other), everything(trainer))
 
 
+def test_alpha_comes_back_and_may_be_changed_then(tmp_path):
+    trainer = make()
+    stream(trainer, 5)
+    trainer.save(tmp_path / "a.pt")
+    same, stronger = make(alpha=0.7), make(alpha=0.7)
+    for one, alpha in ((same, 0.1), (stronger, 0.7)):
+        one.load(tmp_path / "a.pt")
+        assert one.regularizer.alpha == 0.1
+        one.regularizer.alpha = alpha
+    for one in (trainer, same, stronger):
+        torch.manual_seed(7)
+        stream(one, 5)
+    assert identical(everything(same), everything(trainer))
+    assert not identical(everything(stronger), everything(trainer))
+
+
 def test_the_file_holds_tensors_and_numbers_only(tmp_path):
     trainer = make()
     stream(trainer, 3)
