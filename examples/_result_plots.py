@@ -33,7 +33,7 @@ PICTURES = {
     "adding": [
         Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1"),
         Panel("adding-0.5", "iterations", "the same, threshold 0.5"),
-        Panel("adding-neurons", "iterations", "other neurons, FPTT, threshold 0.1"),
+        Panel("adding-neurons", "iterations", "other neurons, FPTT, T = 100, threshold 0.1", ("length 100",)),
     ],
     "adding_long": [
         Panel("adding-long", "iterations", f"Adding, T = {length}, threshold 0.1", (f"length {length}",))
