@@ -51,9 +51,7 @@ TABLES = {
     "adding-0.1": Table({**LTC, "length": 100, "threshold": 0.1}, last=4, paper=SOLVED),
     "adding-0.5": Table({**LTC, "length": 100, "threshold": 0.5}, last=4, paper=SOLVED),
     "adding-long": Table({**LTC, "length": (200, 500, 1000), "threshold": 0.1}, ("length",), last=4, paper=SOLVED),
-    "adding-neurons": Table(
-        {**ADDING, "threshold": 0.1, "method": "fptt", "alpha": 0.5}, ("neuron", "length"), last=4
-    ),
+    "adding-neurons": Table({**ADDING, "threshold": 0.1, "method": "fptt", "alpha": 0.5}, ("neuron", "length"), last=4),
     "window": Table({**PIXELS, "dataset": "digits", "epochs": 30}, ("window", "lr"), equal_time=True),
     "window-long": Table(
         {**PIXELS, "dataset": "mnist", "steps": 196, "subset": 10_000, "epochs": 8}, ("window", "lr"), equal_time=True
