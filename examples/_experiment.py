@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _options import learning_rate, open_trainer, run_folder
+from _options import epoch_seed, learning_rate, open_trainer, run_folder
 from _results import Results
 from torch import Tensor, nn
 
@@ -102,8 +102,8 @@ def run(experiment: Experiment, options: argparse.Namespace) -> Results:
 
 def one_epoch(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Namespace, epoch: int) -> dict[str, Any]:
     """Trains for one epoch, then evaluates with W_bar and with W."""
-    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
-    torch.manual_seed(options.seed * 1_000_003 + epoch)  # for what the network itself draws
+    generator = torch.Generator().manual_seed(epoch_seed(options, epoch))
+    torch.manual_seed(epoch_seed(options, epoch))  # for what the network itself draws
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate(options, epoch)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -99,6 +99,12 @@ def learning_rate(options: argparse.Namespace, epoch: int) -> float:
     return lr
 
 
+def epoch_seed(options: argparse.Namespace, epoch: int) -> int:
+    """Seed of all that is random in an epoch."""
+    seed: int = options.seed
+    return seed * 1_000_003 + epoch
+
+
 def run_folder(task: str, variant: str, options: argparse.Namespace) -> Path:
     """Folder of the run, named after what sets it apart."""
     if options.out is not None:

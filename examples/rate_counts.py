@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from _data import IMAGES, images, in_order, shuffled, write_synthetic_images
 from _experiment import Experiment, accuracy
-from _options import learning_rate, make_parser, parse
+from _options import epoch_seed, learning_rate, make_parser, parse
 from _results import Results
 from rate_mnist import TEST_SEED, spike_batches
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def fit(task: Experiment, results: Results, options: argparse.Namespace) -> None
         wall, cpu = time.perf_counter(), time.process_time()
         optimizer.param_groups[0]["lr"] = lr = learning_rate(options, epoch)
         losses, hits, size = 0.0, 0.0, 0
-        for x, y in task.train(torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)):
+        for x, y in task.train(torch.Generator().manual_seed(epoch_seed(options, epoch))):
             output = task.net(x)
             loss = task.loss_fn(output, y)
             optimizer.zero_grad()
