@@ -21,22 +21,42 @@ from fptt_plugin import BPTT, FPTTTrainer, TruncatedBPTT
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 
 
-def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """The options that every experiment has; ``defaults`` are those of the task."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def base_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of every script, also of those that train nothing through time."""
+    # No abbreviations: --window is not to be taken for --window-ms where only that exists.
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--method", choices=("fptt", "tbptt", "bptt"), default="fptt", help="tbptt: alpha = 0, the control")
-    add("--neuron", choices=NEURONS, default="ltc")
-    add("--library", choices=LIBRARIES, default="snntorch")
     add("--seed", type=int, default=0)
+    add("--threads", type=int, default=1, help="of torch on the CPU")
+    add("--data-dir", type=Path, default=Path(os.environ.get("FPTT_DATA", "data")), help="default: $FPTT_DATA or data")
+    add("--out", type=Path, help="folder for results and checkpoint; default: one of the run's own below runs")
+    add("--smoke", action="store_true", help="a few seconds on synthetic data: does it run?")
+    return parser
+
+
+def add_epoch_options(parser: argparse.ArgumentParser) -> None:
+    """Epochs, and the learning rate over them."""
+    add = parser.add_argument
     add("--epochs", type=int, default=20)
     add("--batch-size", type=int, default=128)
-    add("--optimizer", choices=tuple(OPTIMIZERS), default="adam")
     add("--lr", type=float, default=3e-3)
     add("--schedule", choices=("constant", "cosine", "steps"), default="constant", help="of the learning rate")
     add("--milestones", type=int, nargs="*", default=[10, 30, 50, 75, 90], help="epochs after which lr falls")
     add("--gamma", type=float, default=0.1, help="factor at the milestones")
-    add("--eps", default="1e-8", help="Adam's eps: a number, or 'auto' for alpha * lr")
+
+
+def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that every experiment has; ``defaults`` are those of the task."""
+    parser = base_parser(doc)
+    add_epoch_options(parser)
+    add = parser.add_argument
+    add("--method", choices=("fptt", "tbptt", "bptt"), default="fptt", help="tbptt: alpha = 0, the control")
+    add("--neuron", choices=NEURONS, default="ltc")
+    add("--library", choices=LIBRARIES, default="snntorch")
+    add("--optimizer", choices=tuple(OPTIMIZERS), default="adam")
+    add("--eps", type=_eps, default="1e-8", help="Adam's eps: a number, or 'auto' for alpha * lr")
     add("--alpha", type=float, default=0.1, help="strength of the regulariser")
     add("--beta", type=float, default=0.5, help="rate of the running average")
     add("--average-weights", choices=("epoch", "never"), default="epoch", help="when W_bar replaces W")
@@ -47,14 +67,20 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--no-auxiliary", action="store_true", help="leave out the class-distribution term of the loss")
     add("--accelerate", choices=("none", "compile", "cudagraph", "auto"), default="none")
     add("--device", default="cpu")
-    add("--threads", type=int, default=1, help="of torch on the CPU")
-    add("--data-dir", type=Path, default=Path(os.environ.get("FPTT_DATA", "data")), help="default: $FPTT_DATA or data")
-    add("--out", type=Path, help="folder for results and checkpoint; default: runs/TASK/ARM")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder, if there is one")
     add("--max-minutes", type=float, help="begin no epoch that would end later than that")
-    add("--smoke", action="store_true", help="a few seconds on synthetic data: does it run?")
     parser.set_defaults(**defaults)
     return parser
+
+
+def _eps(text: str) -> str:
+    """As it was given, which is how result files hold it."""
+    if text != "auto":
+        try:
+            float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'auto'") from None
+    return text
 
 
 def parse(
@@ -68,11 +94,6 @@ def parse(
     if parser.parse_known_args()[0].smoke:
         parser.set_defaults(**smoke)
     options = parser.parse_args()
-    if options.eps != "auto":
-        try:
-            float(options.eps)
-        except ValueError:
-            parser.error(f"--eps {options.eps!r} is neither a number nor 'auto'")
     if options.smoke and synthetic is not None:
         options.data_dir = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, options.data_dir)

@@ -75,7 +75,7 @@ class Results:
         """Refuses a folder with the results of other settings: they are not to be lost, nor mixed with these."""
         file = self.folder / "result.json"
         kept = json.loads(file.read_text())["settings"] if file.exists() else self.settings
-        free = FREE if self.settings["schedule"] != "cosine" else FREE[1:]  # the number of epochs shapes the cosine
+        free = FREE if self.settings.get("schedule") != "cosine" else FREE[1:]  # the number of epochs shapes the cosine
         names = kept.keys() | self.settings.keys()
         changed = sorted(name for name in names - set(free) if kept.get(name) != self.settings.get(name))
         if changed:

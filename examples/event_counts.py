@@ -16,7 +16,7 @@ import torch
 from _event_files import write_recordings
 from _event_task import add_event_options, recordings
 from _experiment import Experiment
-from _options import make_parser, parse
+from _options import base_parser, parse
 from _results import Results
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
@@ -30,12 +30,11 @@ def event_counts(train: bool, options: argparse.Namespace) -> tuple[Tensor, Tens
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = base_parser(__doc__)
     add_event_options(parser, "dvs_gesture", frames=1)
     options = parse(parser, write_recordings)
     options.downsample = options.downsample or 1
-    # No network, nothing trained step by step.
-    options.method, options.neuron, options.library, options.epochs = "logistic regression", None, None, 1
+    options.method, options.device = "logistic regression", "cpu"
     begin = time.process_time()
     (x, y), (x_test, y_test) = event_counts(True, options), event_counts(False, options)
     model = LogisticRegression(max_iter=1000).fit(x.log1p(), y)  # a few pixels fire ten times as often as the rest

@@ -3,8 +3,7 @@
     python examples/rate_counts.py
 
 What ``rate_mnist.py`` can hope for: layers as wide as its own see how often each pixel fired in the 20 presentations,
-which are drawn anew in every epoch. Ordinary backpropagation with Adam, one update per batch. Writes the same files; of
-the options that all experiments share, those of training through time and ``--resume`` do nothing here.
+which are drawn anew in every epoch. Ordinary backpropagation with Adam, one update per batch. Writes the same files.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from _data import IMAGES, images, in_order, shuffled, write_synthetic_images
 from _experiment import Experiment, accuracy
-from _options import epoch_seed, learning_rate, make_parser, parse
+from _options import add_epoch_options, base_parser, epoch_seed, learning_rate, parse
 from _results import Results
 from rate_mnist import TEST_SEED, spike_batches
 from torch import Tensor, nn
@@ -33,13 +32,14 @@ def counts(batches: Counts) -> Counts:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, lr=1e-3, schedule="cosine")
+    parser = base_parser(__doc__)
+    add_epoch_options(parser)
+    parser.set_defaults(lr=1e-3, schedule="cosine")
     parser.add_argument("--dataset", choices=IMAGES, default="mnist")
     parser.add_argument("--presentations", type=int, default=20, help="time steps counted")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
     options = parse(parser, write_synthetic_images, epochs=2, batch_size=32, hidden=[32, 32])
-    # One step, no spiking neuron: nothing to train through time.
-    options.method, options.neuron, options.library, options.window = "ReLU network on spike counts", None, None, None
+    options.method, options.device = "ReLU network on spike counts", "cpu"
     data = images(options.dataset, options.data_dir)
     x_train, x_test = data.x_train.flatten(1), data.x_test.flatten(1)
     widths = [x_train.shape[1], *options.hidden]
@@ -55,7 +55,8 @@ def main() -> None:
         return counts(spike_batches(x_test, data.y_test, indices, options.presentations, generator))
 
     task = Experiment("rate_counts", options.dataset, net, nn.CrossEntropyLoss(), train, test)
-    fit(task, Results(options.out or Path("runs", "rate_counts", options.dataset), task, options), options)
+    folder = options.out or Path("runs", "rate_counts", f"{options.dataset}-s{options.seed}")
+    fit(task, Results(folder, task, options), options)
 
 
 def fit(task: Experiment, results: Results, options: argparse.Namespace) -> None:

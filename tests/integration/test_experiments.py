@@ -91,6 +91,14 @@ def test_spike_counts_in_a_relu_network(run):
     assert run("rate_counts", "wide", "--hidden", 64)["parameters"] != result["parameters"]
 
 
+@pytest.mark.parametrize("script", ["rate_counts", "event_counts"])
+@pytest.mark.parametrize("option", ["--method", "--window", "--resume", "--neuron"])
+def test_comparisons_refuse_options_of_training_through_time(run, script, option, capsys):
+    with pytest.raises(SystemExit):
+        run(script, "counts", option, *({"--method": ["fptt"], "--resume": []}.get(option, ["1"])))
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", ["rate_mnist", "sequential_mnist"])
 def test_resumed_run_equals_one_without_a_break(run, script):
     options = ("--schedule", "steps", "--milestones", 1)
