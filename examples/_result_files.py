@@ -83,14 +83,14 @@ def arm(run: Run) -> str:
 
 
 def _method(run: Run) -> str:
-    if setting(run, "method") == "bptt":
+    method: str = setting(run, "method")
+    if method == "bptt":
         return "BPTT"
-    names = {"fptt": f"FPTT, alpha = {setting(run, 'alpha'):g}", "tbptt": "alpha = 0"}
-    method: str = run["settings"]["method"]
-    if method not in names:
-        return method
+    if method not in ("fptt", "tbptt"):
+        return method  # nothing is trained through time
+    name = f"FPTT, alpha = {setting(run, 'alpha'):g}" if method == "fptt" else "alpha = 0"
     eps = setting(run, "alpha") * setting(run, "lr") if setting(run, "eps") == "auto" else float(setting(run, "eps"))
-    return names[method] + (f", eps = {eps:g}" if eps != 1e-8 else "")
+    return name + (f", eps = {eps:g}" if eps != 1e-8 else "")
 
 
 class Row(NamedTuple):

@@ -123,7 +123,7 @@ def test_runs_with_another_eps_have_their_own_row(page, tmp_path):
 
 
 def test_a_row_leaves_out_what_its_runs_have_not(page, tmp_path):
-    run_file(tmp_path / "runs" / "a", "logistic regression", 0, [0.5], library=None)
+    run_file(tmp_path / "runs" / "a", "logistic regression", 0, [0.5], library=None, alpha=None, eps=None)
     files = importlib.import_module("_result_files")
     files.collect(tmp_path / "runs", tmp_path / "results")
     (row,) = files.rows(files.load(tmp_path / "results"), {"task": "rate_mnist"}, ("library", "lr"))
