@@ -85,9 +85,9 @@ def update_tensors(regularizer: DynamicRegularizer, trained: set[Tensor]) -> Upd
         return None
     averages, duals = [], []
     if regularizer.alpha > 0:
-        regularizer._take_in(weights)
-        averages = [regularizer._averages[weight] for weight in weights]
-        duals = [regularizer._duals[weight] for weight in weights]
+        regularizer._averages.take_in(weights)
+        averages = [regularizer._averages.average[weight] for weight in weights]
+        duals = [regularizer._averages.dual[weight] for weight in weights]
     moments = [optimizer.state.get(weight, {}) for weight in weights]
     return UpdateTensors(weights, averages, duals, moments, [len(group) for group in groups])
 
@@ -121,8 +121,8 @@ def update_(
     shadow = DynamicRegularizer(
         optimizer, regularizer.alpha, regularizer.beta, regularizer.rho, max_grad_norm=regularizer.max_grad_norm
     )
-    shadow._averages = dict(zip(new.weights, new.averages, strict=False))
-    shadow._duals = dict(zip(new.weights, new.duals, strict=False))
+    shadow._averages.average = dict(zip(new.weights, new.averages, strict=False))
+    shadow._averages.dual = dict(zip(new.weights, new.duals, strict=False))
     for weight, grad in zip(new.weights, grads, strict=True):
         weight.grad = grad.clone()
     with compiling():
@@ -220,7 +220,7 @@ class CompiledUpdate:
     def tensors(self, weights: list[Tensor]) -> UpdateTensors | None:
         """The tensors of an update of these weights, looked up anew only when one may have been replaced."""
         regularizer = self.regularizer
-        origin = [regularizer.optimizer.state, regularizer._averages, *weights]
+        origin = [regularizer.optimizer.state, regularizer._averages.average, *weights]
         unchanged = self._gathered is not None and len(origin) == len(self._origin)
         if not (unchanged and all(map(operator.is_, origin, self._origin))):
             self._gathered, self._origin = update_tensors(regularizer, set(weights)), origin
@@ -231,6 +231,7 @@ class CompiledUpdate:
 def note_updates(regularizer: DynamicRegularizer, norm: Tensor, updates: int = 1) -> None:
     """Keeps the books of optimizer and regulariser after compiled updates."""
     regularizer.updates += updates
+    regularizer._averages.note(regularizer._averages.average)
     if regularizer.max_grad_norm is not None:
         regularizer.grad_norm = norm
     if hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):

@@ -27,9 +27,10 @@ def all_finite(tensors: list[Tensor]) -> bool:
 
 def blame(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> str:
     """Error message that names the first place that is not finite: a module's state, a gradient, else the loss."""
+    entries = state.get()
     suspects = [
-        (f"the state of {name!r} ({type(net.get_submodule(name)).__name__})", tensors_in(entries))
-        for name, entries in state.get().items()
+        (f"the state of {name!r} ({type(module).__name__})", tensors_in(entries[name]))
+        for name, module in state.modules()
     ]
     suspects += [
         (f"the gradient of {name!r}", [parameter.grad])

@@ -75,3 +75,16 @@ def check_strides(
             variant != "gradient" or update_every == window,
             "variant='gradient' takes its second gradient over one window: leave update_every out",
         )
+
+
+def check_regularizer_options(
+    problems: Problems, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
+) -> None:
+    """Notes options of the regulariser that are out of range."""
+    problems.check(0 <= alpha < float("inf"), f"alpha={alpha} must be >= 0 and finite (0 is plain truncated BPTT)")
+    problems.check(0 < beta <= 1, f"beta={beta} must lie in (0, 1]; the paper uses 0.5")
+    problems.check(0 <= rho <= 1, f"rho={rho} must lie in [0, 1]; the paper uses 0")
+    problems.check_choice("variant", variant, ("dual", "gradient"))
+    problems.check(
+        max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm={max_grad_norm} must be > 0, or None to not clip"
+    )

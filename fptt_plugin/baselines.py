@@ -40,6 +40,20 @@ class TruncatedBPTT(FPTTTrainer):
             raise TypeError(f"{type(self).__name__} has no regulariser and takes no {', '.join(given)}")
         super().__init__(net, optimizer, loss_fn, alpha=0.0, average_weights="never", **options)
 
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuses the state of another network, or one with a regulariser, which would come back with it.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        alpha = state["regularizer"]["alpha"]
+        if alpha > 0:
+            raise ValueError(
+                f"it was trained with alpha={alpha}, and {type(self).__name__} has no regulariser: load it into an "
+                "FPTTTrainer, or the weights alone, net.load_state_dict(torch.load(path)['net'])"
+            )
+        super().check_state_dict(state)
+
 
 class BPTT(TruncatedBPTT):
     """Backpropagation through the whole sequence: one update per sequence, memory grows with its length.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from ._validation import Problems
+from ._averages import Averages, check_averages
+from ._validation import Problems, check_regularizer_options
 from .functional.fptt import add_regularizer_gradient_, update_averages_
-
-VARIANTS = ("dual", "gradient")
 
 
 class DynamicRegularizer:
@@ -30,9 +28,11 @@ class DynamicRegularizer:
         W_bar = (1 - beta) W_bar + beta W - (beta / alpha) lam
 
     Gradients are taken at ``W``; ``W_bar`` is for evaluation, see :meth:`averaged_weights`. ``alpha=0`` switches all
-    of it off, clipping apart: the optimizer then does truncated BPTT, and ``W_bar`` is ``W``.
+    of it off, clipping apart: the optimizer then does truncated BPTT, and ``W_bar`` is ``W``. After weights have been
+    set from outside, as by ``net.load_state_dict()``, call :meth:`restart_averages`.
 
-    A parameter without a gradient in some step (frozen, or unused) is left alone in that step. Parameters may be lazy,
+    A parameter without a gradient in some step (frozen, or unused) is left alone in that step. Copies and pickles of
+    the regulariser, with their optimizer, go on by themselves. Parameters may be lazy,
     shared, and spread over several groups; groups may be added later. Works with schedulers, ``foreach``, ``fused``
     and ``capturable`` optimizers and ``torch.amp.GradScaler``.
 
@@ -46,6 +46,7 @@ class DynamicRegularizer:
         max_grad_norm: Largest global 2-norm of the regularised gradient; ``None`` does not clip.
 
     Attributes:
+        alpha: May be set anew: ``lam`` stays as it is, and with 0 the averages are forgotten.
         grad_norm: Norm before clipping of the last update, a 0-d tensor; ``None`` without clipping.
         updates: Optimizer steps so far; those that a ``GradScaler`` skipped do not count.
 
@@ -81,22 +82,46 @@ class DynamicRegularizer:
         check_optimizer(problems, optimizer)
         problems.raise_any()
         self.optimizer = optimizer
-        self.alpha = float(alpha)
+        self._alpha = float(alpha)
         self.beta = float(beta)
         self.rho = float(rho)
         self.variant = variant
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self.updates = 0
-        self._averages: dict[Tensor, Tensor] = {}
-        self._duals: dict[Tensor, Tensor] = {}  # scaled: lam / alpha
+        self._averages = Averages()
         self._updated: list[Tensor] = []  # parameters of the step in progress
         self._signs: list[int] = []  # theirs: -1 where the optimizer maximizes
         self._awaits_gradient = False
+        self._register()
+
+    def _register(self) -> None:
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_hooks"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._register()  # an optimizer loses its hooks when it is copied
+
+    @property
+    def alpha(self) -> float:
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        problems = Problems("DynamicRegularizer")
+        check_regularizer_options(problems, alpha, self.beta, self.rho, self.variant, self.max_grad_norm)
+        problems.raise_any()
+        if alpha == 0 or self._alpha == 0:
+            self._averages.clear()
+        elif self._averages.dual:
+            torch._foreach_mul_(list(self._averages.dual.values()), self._alpha / alpha)  # they hold lam / alpha
+        self._alpha = float(alpha)
 
     def remove(self) -> None:
         """Takes the hooks off: the optimizer steps as if the regulariser had never been there."""
@@ -111,6 +136,7 @@ class DynamicRegularizer:
                 "FPTT adds its gradient before the optimizer steps, but a closure computes gradients within the step: "
                 "call backward() first and optimizer.step() without a closure"
             )
+        self.check_weights()
         if self._awaits_gradient:
             raise RuntimeError("variant='gradient': call second_gradient(loss) after every optimizer step")
         self._updated, self._signs = [], []
@@ -124,12 +150,12 @@ class DynamicRegularizer:
             self._unscale(optimizer, grads)
             sign = -1 if group.get("maximize") else 1
             if self.alpha > 0:
-                self._take_in(weights)
+                self._averages.take_in(weights)
                 add_regularizer_gradient_(
                     grads,
                     weights,
-                    [self._averages[weight] for weight in weights],
-                    [self._duals[weight] for weight in weights],
+                    [self._averages.average[weight] for weight in weights],
+                    [self._averages.dual[weight] for weight in weights],
                     alpha=sign * self.alpha,
                     dual_weight=(1 - self.rho) * (1.0 if self.variant == "dual" else 0.5),
                 )
@@ -159,20 +185,15 @@ class DynamicRegularizer:
         if scale is not None:
             torch._foreach_div_(grads, scale.to(grads[0].device))
 
-    def _take_in(self, weights: list[Tensor]) -> None:
-        for weight in weights:
-            if weight not in self._averages:
-                self._averages[weight] = weight.detach().clone()
-                self._duals[weight] = torch.zeros_like(weight, requires_grad=False)
-
     def _move_averages(self, new_duals: list[Tensor] | None) -> None:
         update_averages_(
             [weight.detach() for weight in self._updated],
-            [self._averages[weight] for weight in self._updated],
-            [self._duals[weight] for weight in self._updated],
+            [self._averages.average[weight] for weight in self._updated],
+            [self._averages.dual[weight] for weight in self._updated],
             beta=self.beta,
             new_duals=new_duals,
         )
+        self._averages.note(self._updated)
 
     def second_gradient(self, loss: Callable[[], Tensor]) -> None:
         """Completes an update of ``variant="gradient"`` with the loss gradient at the new weights.
@@ -195,33 +216,41 @@ class DynamicRegularizer:
     # ------------------------------------------------------------------ the averages
 
     def average_of(self, parameter: Tensor) -> Tensor:
-        """``W_bar`` of a parameter; the parameter itself before its first update and with ``alpha=0``."""
-        return self._averages.get(parameter, parameter.detach())
+        """``W_bar`` of a parameter; the parameter itself if frozen, before its first update and with ``alpha=0``."""
+        found = self._averages.average.get(parameter) if parameter.requires_grad else None
+        return parameter.detach() if found is None else found
 
     def dual_of(self, parameter: Tensor) -> Tensor:
         """``lam`` of a parameter, zero before its first update and with ``alpha=0``."""
-        if parameter not in self._duals:
+        if parameter not in self._averages.dual:
             return torch.zeros_like(parameter, requires_grad=False)
-        return self.alpha * self._duals[parameter]
+        return self.alpha * self._averages.dual[parameter]
 
-    @torch.no_grad()
     def load_averages(self) -> None:
-        """Puts ``W_bar`` into the weights (the authors do so at the end of every epoch); the duals stay."""
-        for weight, average in self._averages.items():
-            weight.copy_(average)
+        """Puts ``W_bar`` into the weights (the authors do so at the end of every epoch); the duals stay.
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Within the context the weights hold ``W_bar``; afterwards they are back, bit for bit."""
-        # By way of .data, which autograd does not watch: as W comes back, a backward pass through it may be pending.
-        kept = [(weight, weight.detach().clone()) for weight in self._averages]
-        try:
-            for weight, average in self._averages.items():
-                weight.data.copy_(average)
-            yield
-        finally:
-            for weight, value in kept:
-                weight.data.copy_(value)
+        Warns if weights have been changed from outside since their last update.
+        """
+        self._averages.load()
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within the context the weights hold ``W_bar``; afterwards they are back, bit for bit.
+
+        Warns if weights have been changed from outside since their last update.
+        """
+        return self._averages.in_place_of_weights()
+
+    def restart_averages(self) -> None:
+        """Begins anew from the present weights, ``W_bar = W`` and ``lam = 0``: after weights were set from outside."""
+        self._averages.clear()
+
+    def check_weights(self) -> None:
+        """Refuses, with a RuntimeError, to train or save while the weights are swapped for their averages."""
+        if self._averages.swapped:
+            raise RuntimeError(
+                "within averaged_weights() the network holds W_bar in place of W, so nothing can be trained or saved: "
+                "leave the context first"
+            )
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -230,14 +259,13 @@ class DynamicRegularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and scaled duals by position in the optimizer's groups, and the hyperparameters."""
-        parameters = self._parameters()
         return {
             "alpha": self.alpha,
             "beta": self.beta,
             "rho": self.rho,
             "variant": self.variant,
-            "averages": {i: self._averages[p].clone() for i, p in enumerate(parameters) if p in self._averages},
-            "duals": {i: self._duals[p].clone() for i, p in enumerate(parameters) if p in self._duals},
+            "updates": self.updates,
+            **self._averages.state_dict(self._parameters()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,12 +275,9 @@ class DynamicRegularizer:
             ValueError: If the state belongs to another optimizer or variant. Nothing is changed then.
         """
         self.check_state_dict(state)
-        parameters = self._parameters()
-        self.alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
-        self._averages, self._duals = (
-            {parameters[i]: value.to(parameters[i].device, copy=True) for i, value in state[kind].items()}
-            for kind in ("averages", "duals")
-        )
+        self._alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
+        self.updates = state["updates"]
+        self._averages.load_state_dict(self._parameters(), state)
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Refuses the state of another optimizer or variant.
@@ -260,31 +285,9 @@ class DynamicRegularizer:
         Raises:
             ValueError: If it is one.
         """
-        parameters = self._parameters()
         if state["variant"] != self.variant:
             raise ValueError(f"the state is of variant={state['variant']!r}, this regulariser of {self.variant!r}")
-        for i, average in state["averages"].items():
-            fits = i < len(parameters) and (
-                isinstance(parameters[i], UninitializedParameter) or parameters[i].shape == average.shape
-            )
-            if not fits:
-                raise ValueError(
-                    f"the state belongs to another network: its parameter {i} has shape {tuple(average.shape)}; build "
-                    "network and optimizer as they were when it was saved"
-                )
-
-
-def check_regularizer_options(
-    problems: Problems, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
-) -> None:
-    """Notes what is out of range."""
-    problems.check(0 <= alpha < float("inf"), f"alpha={alpha} must be >= 0 and finite (0 is plain truncated BPTT)")
-    problems.check(0 < beta <= 1, f"beta={beta} must lie in (0, 1]; the paper uses 0.5")
-    problems.check(0 <= rho <= 1, f"rho={rho} must lie in [0, 1]; the paper uses 0")
-    problems.check_choice("variant", variant, VARIANTS)
-    problems.check(
-        max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm={max_grad_norm} must be > 0, or None to not clip"
-    )
+        check_averages(self._parameters(), state)
 
 
 def check_optimizer(problems: Problems, optimizer: Optimizer) -> None:

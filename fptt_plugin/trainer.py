@@ -18,12 +18,12 @@ from ._inputs import TARGETS, Sequence, check_step, finite_targets
 from ._loop import Metric, accuracy
 from ._position import Chunk
 from ._update import Updater
-from ._validation import Problems, check_data_parallel, check_strides
+from ._validation import Problems, check_data_parallel, check_regularizer_options, check_strides
 from .acceleration import MODES
 from .drivers import DRIVERS, check_network
 from .functional.losses import ClassDistribution
 from .objective import LossFunction, Objective, Output, Ramp, Readout, check_objective
-from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
+from .regularizer import DynamicRegularizer, check_optimizer
 from .results import EpochRecord, SequenceResult, StepResult
 from .state import ModelState
 
@@ -225,6 +225,7 @@ class FPTTTrainer(Evaluator):
             FloatingPointError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
                 was after the last update.
         """
+        self.regularizer.check_weights()
         skips = self._engine.on_nonfinite == "skip"
         check_step(x_t, y_t, mask, new_sequence, finite=not skips)
         if skips and y_t is not None and not finite_targets(y_t, mask):
@@ -257,6 +258,7 @@ class FPTTTrainer(Evaluator):
         return self._train(self._check_sequence(x, y, mask))
 
     def _train(self, sequence: Sequence) -> SequenceResult:
+        self.regularizer.check_weights()
         result = self._engine.train(sequence)
         self._look_at(result.output)
         if self.average_weights == "sequence":
