@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import pickle
+import zipfile
+from numbers import Number
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,29 +26,43 @@ def save(trainer: Evaluator, path: str | PathLike[str]) -> None:
         "optimizer": trainer.optimizer.state_dict(),
         "trainer": trainer.state_dict(),
     }
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one
     # Into a neighbour first: renaming within one directory is atomic, so no reader ever meets half a file.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+        with neighbour.open("wb") as file:
+            torch.save(_plain(content), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        neighbour.replace(path)
     except BaseException:
-        os.unlink(name)
+        neighbour.unlink(missing_ok=True)
         raise
 
 
-def load(trainer: Evaluator, path: str | PathLike[str]) -> None:
+def _plain(value: Any) -> Any:
+    """The same with Python's numbers for those of numpy, which torch does not read back without being told to."""
+    if type(value) in (dict, list, tuple):
+        entries = value.items() if isinstance(value, dict) else value
+        return type(value)(map(_plain, entries))
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+
+
+def load(trainer: Evaluator, path: str | PathLike[str], *, weights_only: bool) -> None:
     """Implements :meth:`FPTTTrainer.load`."""
     device = next(trainer.net.parameters()).device
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=weights_only)
         parts = content["net"], content["optimizer"], content["trainer"]
     except FileNotFoundError:
         raise
     except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} holds more than tensors and numbers: a state in classes of its own, or a network saved before "
+                "its first batch with sizes still to be inferred. If you trust the file, read it with load(path, "
+                f"weights_only=False). ({str(error).split('.')[0]})"
+            ) from error
         raise ValueError(f"{path} is no complete checkpoint of FPTTTrainer.save: {error}") from error
     net, optimizer, state = parts
     try:

@@ -140,8 +140,10 @@ class Evaluator:
         """Averages, duals, counters, class distribution and recurrent state; network and optimizer have their own.
 
         Raises:
-            RuntimeError: Between two updates, where gradients are pending that no file can hold.
+            RuntimeError: Between two updates, where gradients are pending that no file can hold, and within
+                :meth:`averaged_weights`.
         """
+        self.regularizer.check_weights()
         scaler = {} if self.grad_scaler is None else self.grad_scaler.state_dict()
         return {"regularizer": self.regularizer.state_dict(), "grad_scaler": scaler, **self._engine.state_dict()}
 
@@ -170,13 +172,19 @@ class Evaluator:
         """Writes network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""
         _checkpoint.save(self, path)
 
-    def load(self, path: str | PathLike[str]) -> None:
+    def load(self, path: str | PathLike[str], *, weights_only: bool = True) -> None:
         """Reads a file that :meth:`save` wrote.
 
         ``alpha``, ``beta`` and ``rho`` come back with it, as the optimizer's learning rate does: to go on with others,
         set them on ``trainer.regularizer`` after loading.
 
+        Args:
+            path: The file.
+            weights_only: As for ``torch.load``: ``False`` also reads objects of any class, which runs code of the file,
+                so only from those you trust. Needed where the state of the neurons is in named tuples or dataclasses,
+                and for a network that had seen no batch and has lazy layers.
+
         Raises:
             ValueError: If the file is damaged or belongs to another network. Nothing is changed then.
         """
-        _checkpoint.load(self, path)
+        _checkpoint.load(self, path, weights_only=weights_only)

@@ -1,7 +1,9 @@
 """One file holds all that training needs: what goes on from it is what would have gone on without it, bit for bit."""
 
 import os
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from nets import LIF, Before, adam, batch, copies, flat, identical, sgd, spikes, spiking_net
@@ -195,3 +197,59 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert file.read_bytes() == old
     trainer.load(file)
     assert identical(trainer.net.parameters(), weights)
+
+
+def test_numbers_of_numpy_come_back(tmp_path):
+    rate = np.logspace(-4, -2, 3)[1]
+    trainer = make(optimizer=lambda net: adam(net, lr=rate))
+    torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda epoch: np.float32(0.5))
+    stream(trainer, 2)
+    trainer.save(tmp_path / "a.pt")
+    other = make(optimizer=adam)
+    other.load(tmp_path / "a.pt")
+    assert other.optimizer.param_groups[0]["lr"] == trainer.optimizer.param_groups[0]["lr"] == rate / 2
+
+
+class Membrane(NamedTuple):
+    mem: torch.Tensor
+
+
+class TakesNamedTuple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, state=None):
+        mem = self.layer(x) + (0.0 if state is None else 0.8 * state.mem)
+        return mem, Membrane(mem)
+
+
+def test_a_state_in_named_tuples_loads_when_the_file_is_trusted(tmp_path):
+    trainer = make(TakesNamedTuple())
+    stream(trainer, 3)
+    trainer.save(tmp_path / "a.pt")
+    other = make(TakesNamedTuple())
+    with pytest.raises(ValueError, match=r"more than tensors and numbers.*weights_only=False"):
+        other.load(tmp_path / "a.pt")
+    assert other.steps == 0
+    other.load(tmp_path / "a.pt", weights_only=False)
+    for one in (trainer, other):
+        torch.manual_seed(7)
+        stream(one, 3)
+    assert identical(other.net.parameters(), trainer.net.parameters())
+
+
+def test_a_lazy_network_before_its_first_batch(tmp_path):
+    make(lazy_net()).save(tmp_path / "a.pt")
+    trainer = make(lazy_net())
+    trainer.load(tmp_path / "a.pt", weights_only=False)
+    trainer.train_sequence(*batch())
+
+
+def test_the_file_has_the_rights_of_any_other_and_a_link_stays_one(tmp_path):
+    trainer = make()
+    torch.save({}, tmp_path / "other.pt")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "a.pt")
+    trainer.save(tmp_path / "link.pt")
+    assert (tmp_path / "link.pt").is_symlink()
+    assert (tmp_path / "a.pt").stat().st_mode == (tmp_path / "other.pt").stat().st_mode
