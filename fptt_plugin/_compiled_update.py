@@ -6,6 +6,7 @@ import copy
 import itertools
 import operator
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,11 +105,11 @@ def update_(
     tensors: UpdateTensors,
     rates: list[Tensor],
     grads: list[Tensor],
-    loss: Tensor | None = None,
+    others: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """One update in place, by the code of optimizer and regulariser, on other tensors than their own.
 
-    Nothing is changed unless the gradients, and the loss, are finite.
+    Nothing is changed unless the gradients, and some other tensors, are finite.
 
     Returns:
         Norm of the gradient, before clipping if that is on, and whether all is finite.
@@ -134,7 +135,9 @@ def update_(
     written, values = tensors_in(tensors), tensors_in(new._replace(moments=moments))
     if len(written) != len(values):
         raise CannotCompile("the optimizer adds to its state at this step")
-    finite = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
+    finite = norm.isfinite()
+    for other in others:
+        finite = finite & other.isfinite().all()
     for old, value in zip(written, values, strict=True):
         old.copy_(torch.where(finite, value.to(old.dtype), old))
     return norm, finite

@@ -55,7 +55,8 @@ class CompiledWindow:
         self.update = update
         self._graphs = Graphs(replay=replay)
         self._function = WindowFunction(engine)
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in engine.net.named_parameters()}
+        self._parameters: list[nn.Parameter] = []
+        self._names: dict[Tensor, str] = {}
         self._buffers: list[tuple[str, nn.Module, str]] = []  # name, owner, name there; without the recurrent state
         self._trainable: list[bool] = []
         self._trained: list[Tensor] = []
@@ -106,7 +107,7 @@ class CompiledWindow:
     def _plan(self, x: Tensor, t: int, chunk: Chunk) -> Plan | None:
         """The form of the window that begins at step ``t``; ``None`` for one that is trained eagerly."""
         engine = self.engine
-        due = tuple(k for k in range(len(x)) if engine.is_due(t + k, chunk.steps))
+        due = tuple(k for k in range(len(x)) if engine.strides.is_due(t + k, chunk.steps))
         targets = [target for target in (chunk.target(t + k) for k in due) if target is not None]
         if t == 0 or not due or len(targets) < len(due):
             return None  # neurons make their state at the first step; a window without loss has no backward pass
@@ -121,6 +122,9 @@ class CompiledWindow:
 
     def _update_tensors(self) -> UpdateTensors | None:
         """The tensors of an update; ``None`` until an eager window has shown which weights have a gradient."""
+        if self._parameters is not self.engine.updater.parameters:  # the optimizer has got more of them
+            self._parameters = self.engine.updater.parameters
+            self._names = {parameter: name for name, parameter in self.engine.net.named_parameters()}
         trainable = [parameter.requires_grad for parameter in self._names]
         if trainable != self._trainable:
             self._trainable, self._trained = trainable, []

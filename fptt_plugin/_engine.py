@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._compiled_window import Outcome
 from ._finite import all_finite
 from ._inputs import Sequence
-from ._position import Chunk, Progress, set_random_state
+from ._position import Chunk, Progress, Strides, random_state, set_random_state
 from ._recurrence import Recurrence
 from ._rows import check_rows
 from ._update import Updater
@@ -32,9 +32,7 @@ class Engine(Recurrence):
         driver: How the network is called; may follow before the first step.
         objective: The loss of a step.
         readout: What loss and decision see of the outputs.
-        window: Steps per window, ``None`` for the whole sequence.
-        loss_every: Steps per loss, ``None`` for one at the window's end.
-        update_every: Steps per update, ``None`` for one at every window's end.
+        strides: Steps per window, loss and update.
         on_nonfinite: ``"raise"`` or ``"skip"``.
         accelerate: What is compiled, see :mod:`~fptt_plugin.acceleration`.
     """
@@ -47,9 +45,7 @@ class Engine(Recurrence):
         driver: Driver | None,
         objective: Objective,
         readout: Readout,
-        window: int | None,
-        loss_every: int | None,
-        update_every: int | None,
+        strides: Strides,
         on_nonfinite: str,
         accelerate: str,
     ) -> None:
@@ -57,13 +53,15 @@ class Engine(Recurrence):
         self.net = net
         self.updater = updater
         self.driver = driver
-        self.window = window
-        self.loss_every = loss_every
-        self.update_every = update_every
+        self.strides = strides
         self.on_nonfinite = on_nonfinite
         self.accelerate = accelerate
         self._accelerator: Accelerator | None = None
         self._rows_checked = self._warned = self._had_loss = self._taught = False
+
+    def note_restore_point(self) -> None:
+        super().note_restore_point()
+        self.updater.keep_statistics()
 
     @property
     def running(self) -> Driver:
@@ -95,7 +93,7 @@ class Engine(Recurrence):
             nonlocal output
             output = self.learn(outputs, chunk._replace(x=x))
             last = self.progress.t == sequence.steps
-            if last or self.progress.in_window == self.window:
+            if last or self.progress.in_window == self.strides.window:
                 note(self.close_window(last=last))
 
         def take_compiled(rest: Tensor) -> int:
@@ -108,25 +106,26 @@ class Engine(Recurrence):
                 note(loss)
             return outcome.steps
 
-        with self.undone_on_error(self.snapshot()):
+        with self.undone_on_error(self.snapshot()), self.updater.gradients_back_on_error():
             self.reset()
             self.progress = Progress(shape=tuple(sequence.x.shape[1:]))
-            self.running.run(sequence.x, self.window, take, take_compiled)
+            self.running.run(sequence.x, self.strides.window, take, take_compiled)
+        self.progress = self.progress._replace(t=self.strides.whole(self.progress.t))
         self._warn_if_untaught()
-        return SequenceResult(output.detach(), total / windows, self.updates - before)
+        return SequenceResult(output.detach().clone(), total / windows, self.updates - before)
 
     def _run_compiled(self, chunk: Chunk) -> Outcome | None:
         """Trains some windows as compiled graphs; ``None`` if the first must be trained eagerly."""
-        if self.accelerator is None or self.window is None:
+        if self.accelerator is None or self.strides.window is None:
             return None
-        outcome = self.accelerator.windows(chunk, self.window)
+        outcome = self.accelerator.windows(chunk, self.strides.window)
         if outcome is not None:
             self.steps += outcome.steps
             self.updates += len(outcome.losses)
             self._had_loss = self._taught = True
             self.progress = self.progress._replace(t=self.progress.t + outcome.steps)
             self._new_rows = None
-            self.restore_point = self.snapshot()
+            self.note_restore_point()
         return outcome
 
     def step(self, chunk: Chunk) -> StepResult:
@@ -138,20 +137,22 @@ class Engine(Recurrence):
                 "to its samples. Call reset() first to begin another stream; pass new_sequence where single samples end"
             )
         losses, before = len(self.losses), self.updates
+        if self._replays:
+            chunk = chunk._replace(random=random_state())
         with self.undone_on_error(self.snapshot()):
             self._restart(chunk)
             if self.on_nonfinite == "skip" and not all_finite([chunk.x]):
                 return self._left_out(chunk)
-            outcome = self._run_compiled(chunk) if self.window == 1 else None
+            outcome = self._run_compiled(chunk) if self.strides.window == 1 else None
             if outcome is not None:
-                return StepResult(outcome.output, outcome.losses[0], True)
+                return StepResult(outcome.output.clone(), outcome.losses[0], True)
             output = self.learn(self.running.advance(chunk.x), chunk)
             self.progress = self.progress._replace(shape=shape)
         loss = self.losses[-1].detach() if len(self.losses) > losses else None
-        if self.progress.in_window == self.window:
+        if self.progress.in_window == self.strides.window:
             with self.undone_on_error(self.restore_point, self._new_rows):
                 self.close_window()
-        return StepResult(output.detach(), loss, self.updates > before)
+        return StepResult(output.detach().clone(), loss, self.updates > before)
 
     def _restart(self, chunk: Chunk, *, replay: bool = False) -> None:
         """Begins new sequences with some rows of the batch."""
@@ -172,6 +173,7 @@ class Engine(Recurrence):
             output = self.readout(self.running.advance(chunk.x)[-1])
         self.restore(kept)
         self.skipped += 1
+        self.steps += 1  # a place in the data, too
         return StepResult(output, None, False)
 
     def learn(self, outputs: list[Tensor], chunk: Chunk) -> Tensor:
@@ -195,16 +197,11 @@ class Engine(Recurrence):
         losses = []
         for t, raw in enumerate(outputs, start=end - len(outputs)):
             output = self.readout(raw)
-            labelled = chunk.labelled(t, output) if self.is_due(t, chunk.steps) else None
+            labelled = chunk.labelled(t, output) if self.strides.is_due(t, chunk.steps) else None
             if labelled is not None:
                 loss = self.objective.loss(*labelled, t, chunk.steps, chunk.per_sequence, update=first_time)
                 losses.append(loss)
         return output, losses
-
-    def is_due(self, t: int, steps: int | None) -> bool:
-        """Whether step ``t`` of a sequence of so many steps carries a loss."""
-        stride = self.loss_every or self.window
-        return (stride is not None and (t + 1) % stride == 0) or t + 1 == steps
 
     def visit(self, x: Tensor, visitor: Callable[[int, Tensor], None] = lambda t, output: None) -> Tensor:
         """Runs a sequence from the initial state without losses; the visitor gets step and readout.
@@ -224,7 +221,7 @@ class Engine(Recurrence):
 
         self.state.reset()
         self.readout.set((None, 0))
-        self.running.run(x, self.window, take)
+        self.running.run(x, self.strides.window, take)
         return output
 
     # ------------------------------------------------------------------ backward and update
@@ -252,12 +249,12 @@ class Engine(Recurrence):
         self.running.detach()
         self.readout.detach()
         self.progress = self.progress._replace(in_window=0)
-        if last or self.progress.since_update >= (self.update_every or 0):
+        if last or self.progress.since_update >= (self.strides.update_every or 0):
             if self.progress.backwards:
                 self._update(self.progress.backwards)
             self.progress = self.progress._replace(since_update=0, backwards=0)
             self._chunks, self._new_rows = [], None
-            self.restore_point = self.snapshot()
+            self.note_restore_point()
         return None if loss is None else loss.detach()
 
     def _update(self, backwards: int) -> None:
@@ -271,6 +268,7 @@ class Engine(Recurrence):
             self.updates, self.skipped = self.updates + moved, self.skipped + (not moved)
             return
         self.updater.zero_grad()
+        self.updater.restore_statistics()
         if self.on_nonfinite == "raise":
             raise FloatingPointError(complaint)
         self.skipped += 1
@@ -301,6 +299,8 @@ class Engine(Recurrence):
             set_random_state(begin.random)
             distribution.table = begin.table
             for chunk in self._chunks:
+                if chunk.random:
+                    set_random_state(chunk.random)
                 self._restart(chunk, replay=True)
                 end += len(chunk.x)
                 losses += self._read(self.running.advance(chunk.x), chunk, end, first_time=False)[1]

@@ -13,13 +13,13 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from . import _checkpoint, _loop
-from ._detect import find_driver
+from ._detect import find_driver, known_driver
 from ._engine import Engine
 from ._inflight import InFlightDriver, check_in_flight
 from ._inputs import Sequence, check_input, check_sequence, time_first
 from ._loop import Metric, accuracy
 from ._preflight import preflight, warn_of_spikes
-from .drivers import Driver
+from .drivers import Driver, SliceDriver, StepDriver, StepModes
 from .objective import Objective
 from .regularizer import DynamicRegularizer
 from .state import ModelState
@@ -42,35 +42,48 @@ class Evaluator:
     _preflight: bool
     _engine: Engine
     _checked = False  # whether the driver has been tried on a batch
+    _modes: StepModes | None = None  # for which the driver was chosen
     _seen_output = False  # whether an output has shown if it is spikes
 
     def _check_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Sequence:
-        """Checks a batch as the driver needs it; finds the driver at the first."""
+        """Checks a batch as the driver needs it; finds the driver at the first, and where step modes have changed."""
         check_input(x, rank=2, what="x must have 2 dimensions or more")
         driver = self._find_driver(x, batch_first=self.batch_first)
         size = driver.steps_and_batch(x)
         return check_sequence(x, y, mask, batch_first=self.batch_first, targets=self.targets, size=size)
 
     def _find_driver(self, x: Tensor, *, batch_first: bool) -> Driver:
-        engine = self._engine
-        if engine.driver is None:
-            driver = find_driver(
-                self._driver,
-                self.net,
-                engine.state,
-                engine.objective.select,
-                self.output_module,
-                x,
-                batch_first,
-                engine.window,
-            )
-            if isinstance(driver, InFlightDriver):
-                check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": engine.on_nonfinite})
-            engine.driver = driver
+        engine, strides = self._engine, self._engine.strides
+        if self._modes is None and isinstance(engine.driver, StepDriver):
+            self._modes = engine.driver.modes
+        if self._modes is None or self._modes.changed():
+            if self._driver in ("auto", "in-flight"):
+                engine.driver = self._modes = None  # if there is none, the next batch is another attempt
+                engine.driver = self._choose_driver(x, batch_first)
+            self._modes, self._checked = StepModes(self.net), False
+        assert engine.driver is not None
         if self._preflight and not self._checked:
-            preflight(engine.driver, x.transpose(0, 1) if batch_first else x, engine.window)
+            preflight(engine.driver, x.transpose(0, 1) if batch_first else x, strides.window)
             self._checked = True
+        if isinstance(engine.driver, SliceDriver):
+            engine.driver.note_strides(strides.window, strides.loss_every)
         return engine.driver
+
+    def _choose_driver(self, x: Tensor, batch_first: bool) -> Driver:
+        engine, select = self._engine, self._engine.objective.select
+        driver = known_driver(self._driver, self.net, engine.state, select) or find_driver(
+            self._driver,
+            self.net,
+            engine.state,
+            select,
+            self.output_module,
+            x,
+            batch_first,
+            engine.strides.window,
+        )
+        if isinstance(driver, InFlightDriver):
+            check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": engine.on_nonfinite})
+        return driver
 
     def _look_at(self, output: Tensor) -> None:
         if not self._seen_output:
@@ -117,17 +130,17 @@ class Evaluator:
 
     def explain(self) -> str:
         """A few lines on what the trainer does with this network."""
-        engine = self._engine
+        engine, strides = self._engine, self._engine.strides
         kept = {name: ", ".join(state) for name, state in self.state.get().items()}
         layers = ", ".join(f"{name} ({type(module).__name__}: {kept[name]})" for name, module in self.state.modules())
-        window = "the whole sequence" if engine.window is None else f"{engine.window} step(s)"
+        window = "the whole sequence" if strides.window is None else f"{strides.window} step(s)"
         return "\n".join(
             [
                 engine.driver.explain() if engine.driver else "driver: found out at the first batch",
                 f"state: {layers}",
                 self.objective.explain(),
-                f"readout: {engine.readout.mode}; window: {window}; loss every {engine.loss_every or 'window'}; "
-                f"update every {engine.update_every or 'window'}",
+                f"readout: {engine.readout.mode}; window: {window}; loss every {strides.loss_every or 'window'}; "
+                f"update every {strides.update_every or 'window'}",
                 f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
                 f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
                 *([engine.accelerator.explain()] if engine.driver and engine.accelerator else []),

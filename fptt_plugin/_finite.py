@@ -37,6 +37,11 @@ def blame(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> str:
         for name, parameter in net.named_parameters()
         if parameter.grad is not None
     ]
+    suspects += [
+        (f"the running statistics of {name!r}", tensors_in(module._buffers))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+    ]
     where = next((name for name, tensors in suspects if not all_finite(tensors)), "the loss function")
     return (
         f"step {step}: not finite in {where}; the window's loss is {loss.item():g}. This update was not applied. A "

@@ -42,6 +42,10 @@ class Recurrence:
         self.readout.set((None, 0))
         self.progress = Progress()
         self.losses, self._chunks, self._new_rows = [], [], None
+        self.note_restore_point()
+
+    def note_restore_point(self) -> None:
+        """The next update begins here."""
         self.restore_point = self.snapshot()
 
     def restart_rows(self, rows: Tensor) -> None:
@@ -51,7 +55,7 @@ class Recurrence:
 
     def snapshot(self) -> Snapshot:
         """Where everything but the weights stands."""
-        random = random_state() if self._replays else []
+        random = random_state() if self._replays else ()
         table = self.objective.distribution.table.clone() if self._replays else None
         return Snapshot(
             self.state.get(),
@@ -62,6 +66,7 @@ class Recurrence:
             self._new_rows,
             random,
             table,
+            self.steps,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -71,6 +76,7 @@ class Recurrence:
         self.progress = snapshot.progress
         self.losses, self._chunks = list(snapshot.losses), list(snapshot.chunks)
         self._new_rows = snapshot.new_rows
+        self.steps = snapshot.steps
 
     @contextmanager
     def undone_on_error(self, snapshot: Snapshot, new_rows: Tensor | None = None) -> Iterator[None]:
@@ -123,8 +129,9 @@ class Recurrence:
                 [],
                 [],
                 None,
-                [],
+                (),
                 None,
+                self.steps,
             )
         )
-        self.restore_point = self.snapshot()
+        self.note_restore_point()

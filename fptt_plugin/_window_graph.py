@@ -87,6 +87,12 @@ class WindowFunction:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._call = _Call(engine.net)
+        self._statistics = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in engine.net.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+            for name in module._buffers
+        }
 
     def __call__(
         self, plan: Plan, names: list[str], inputs: Inputs, carried: Carried, rates: list[Tensor], held: Held
@@ -122,7 +128,9 @@ class WindowFunction:
             raise CannotCompile("the network's state changes its form from step to step")
         if any(grad is None for grad in grads):
             raise CannotCompile("which weights have a gradient changes from step to step")
-        norm, valid = update_(self.engine.updater.regularizer, held.update, rates, list(grads), loss.detach())
+        statistics = [tensor for name, tensor in copies.items() if name in self._statistics]
+        regularizer = self.engine.updater.regularizer
+        norm, valid = update_(regularizer, held.update, rates, list(grads), [loss.detach(), *statistics])
         for old, new in zip([*held.others.values(), *inputs.rows], [*copies.values(), *rows], strict=True):
             # Batch normalisation writes its statistics without a new version, so buffers are always handed back.
             if new._version or not isinstance(old, nn.Parameter):

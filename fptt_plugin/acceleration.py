@@ -111,8 +111,8 @@ def _refusal(engine: Engine) -> str | None:
         return "the network runs its own loop over time, of which no step can be called by itself"
     if isinstance(engine.net, _PARALLEL):
         return "the processes exchange gradients in the middle of it"
-    if engine.window is None:
+    if engine.strides.window is None:
         return "the window is the whole sequence: a graph of one step, or a few, would serve any length"
-    if engine.update_every not in (None, engine.window):
+    if engine.strides.update_every not in (None, engine.strides.window):
         return "update_every is not the window"
     return None

@@ -16,7 +16,7 @@ from ._engine import Engine
 from ._evaluator import Evaluator
 from ._inputs import TARGETS, Sequence, check_step, finite_targets
 from ._loop import Metric, accuracy
-from ._position import Chunk
+from ._position import Chunk, Strides
 from ._update import Updater
 from ._validation import Problems, check_data_parallel, check_regularizer_options, check_strides
 from .acceleration import MODES
@@ -80,7 +80,7 @@ class FPTTTrainer(Evaluator):
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.
         state: The network's recurrent state, a :class:`~fptt_plugin.state.ModelState`.
-        steps: Time steps trained so far.
+        steps: Time steps so far, those left out as not finite too, those of a failed call not.
         updates: Weight updates so far.
         skipped: Updates, and steps of a stream, skipped because something was not finite.
 
@@ -172,9 +172,7 @@ class FPTTTrainer(Evaluator):
             known_driver(driver, net, state, self.objective.select),
             self.objective,
             Readout(readout),
-            window,
-            loss_every,
-            update_every,
+            Strides(window, loss_every, update_every),
             on_nonfinite,
             accelerate,
         )
@@ -230,7 +228,7 @@ class FPTTTrainer(Evaluator):
         check_step(x_t, y_t, mask, new_sequence, finite=not skips)
         if skips and y_t is not None and not finite_targets(y_t, mask):
             y_t, self._engine.skipped = None, self._engine.skipped + 1
-        if self._engine.window is None:
+        if self._engine.strides.window is None:
             raise ValueError("window=None waits for the end of the sequence, and a stream has none: set window")
         x = x_t.unsqueeze(0)
         self._find_driver(x, batch_first=False)

@@ -130,3 +130,19 @@ def test_the_second_gradient_reads_the_same_class_distribution(window):
     assert len(first) == len(second) == 3 * 5  # the last step's ramp is 1: no auxiliary term
     assert identical(first, second)
     assert not identical(first[:5], first[-5:])  # the table does move
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_random_numbers_drawn_between_the_steps_of_a_stream(window):
+    spy = Spy()
+    net = spiking_net(extra=[nn.Dropout(0.5), spy])
+    trainer = FPTTTrainer(net, sgd(net), CE, alpha=0.3, variant="gradient", window=window)
+    for _ in range(4 * window):
+        x, y = batch(1)  # draws
+        trainer.step(x[0], y)
+    assert len(spy.seen) == 8 * window  # each step, and again at the new weights
+    for i in range(0, len(spy.seen), 2 * window):
+        first, second = spy.seen[i : i + window], spy.seen[i + window : i + 2 * window]
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one == 0, other == 0)
+            assert 0 < (one == 0).sum() < one.numel()

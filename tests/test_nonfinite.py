@@ -136,3 +136,58 @@ def test_an_epoch_without_a_finite_loss_has_none():
     assert trainer.train_sequence(*batch()).loss.isnan()
     assert torch.tensor(trainer.fit([batch()], progress=False)[0].loss).isnan()
     assert trainer.updates == 0
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_running_statistics_of_batch_normalisation_stay_finite(on_nonfinite):
+    net = spiking_net(extra=[nn.BatchNorm1d(8)])
+    trainer = FPTTTrainer(net, adam(net), nn.CrossEntropyLoss(), on_nonfinite=on_nonfinite)
+    stream(trainer, 4)
+    kept = copies(net[1].buffers())
+    x, y = batch(1)
+    try:
+        trainer.step(1e38 * x[0], y)  # finite, but its variance is not
+    except FloatingPointError:
+        assert on_nonfinite == "raise"
+    assert identical(net[1].buffers(), kept)
+    assert all(buffer.isfinite().all() for buffer in net[1].buffers())
+    stream(trainer, 1)
+    assert not identical(net[1].buffers(), kept)
+
+
+class Explicit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, state=None):
+        mem = self.layer(x) + (0.0 if state is None else 0.8 * state)
+        return mem, mem
+
+
+def test_networks_with_explicit_state():
+    net = Explicit()
+    trainer = FPTTTrainer(net, adam(net), Fails(2))
+    stream(trainer, 2)
+    with pytest.raises(FloatingPointError, match=r"step 3: not finite in the gradient of 'layer.weight'"):
+        stream(trainer, 1)
+    net = Explicit()
+    trainer = FPTTTrainer(net, adam(net), Fails(2), on_nonfinite="skip")
+    stream(trainer, 5)
+    assert (trainer.updates, trainer.skipped) == (4, 1)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_steps_say_where_the_stream_is(on_nonfinite):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), Fails(1), window=4, on_nonfinite=on_nonfinite)
+    stream(trainer, 7)
+    if on_nonfinite == "raise":
+        with pytest.raises(FloatingPointError):
+            stream(trainer, 1)
+        assert trainer.steps == 4  # back at the last update
+    else:
+        stream(trainer, 1)
+        assert trainer.steps == 8
+        trainer.step(torch.full((4, 3), float("nan")))  # left out, and a place in the data all the same
+        assert trainer.steps == 9

@@ -139,3 +139,58 @@ def test_an_output_that_no_weight_has_reached_yet():
     assert identical(net.parameters(), before)
     assert trainer.train_sequence(*batch(2)).updates == 1
     assert not identical(net.parameters(), before)
+
+
+def test_what_a_result_holds_is_the_users_own():
+    ends = []
+    for spoil in (False, True):
+        torch.manual_seed(0)
+        net = spiking_net()  # ends in an integrator: its output is its membrane
+        trainer = FPTTTrainer(net, adam(net), CE)
+        torch.manual_seed(1)
+        for result in (trainer.train_sequence(*batch()), *run(trainer, 3)):
+            if spoil:
+                result.output.zero_()
+        ends.append(run(trainer, 1)[0].output)
+    assert torch.equal(*ends)
+
+
+def test_a_stream_after_a_sequence_learns_at_the_ends_of_its_windows():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE, window=4)
+    trainer.train_sequence(*batch(10))
+    assert [result.updated for result in run(trainer, 8)] == [False, False, False, True] * 2
+    trainer.train_sequence(*batch(10))
+    assert [result.loss is not None for result in run(trainer, 8)] == [False, False, False, True] * 2
+
+
+def test_a_failed_sequence_leaves_the_gradients_that_a_stream_has_gathered():
+    ends = []
+    for fails in (False, True):
+        torch.manual_seed(0)
+        net = spiking_net()
+        loss = Interrupted()
+        trainer = FPTTTrainer(net, adam(net), loss, update_every=4)
+        torch.manual_seed(1)
+        run(trainer, 6)
+        x, y = torch.ones(6, 4, 3), torch.zeros(4, dtype=torch.long)
+        if fails:
+            loss.at = loss.calls + 3
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train_sequence(x, y)
+        torch.manual_seed(2)
+        assert run(trainer, 2)[-1].updated
+        ends.append(copies(net.parameters()))
+    assert identical(*ends)
+
+
+class Interrupted:
+    """Cross-entropy that the user interrupts at one of its calls."""
+
+    calls, at = 0, None
+
+    def __call__(self, output, target):
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(output, target)

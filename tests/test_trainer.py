@@ -249,3 +249,29 @@ def test_explain_names_driver_state_loss_and_regularizer():
         "alpha=0.25",
     ):
         assert words in text
+
+
+def test_a_layer_that_joins_later_is_trained_like_the_others():
+    class Grows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = spiking_net(), nn.Identity()
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    net = Grows()
+    optimizer = sgd(net, lr=0.1)
+    trainer = FPTTTrainer(net, optimizer, CE, alpha=0.0, max_grad_norm=None)
+    x, y = batch()
+    trainer.train_sequence(x, y)
+    net.head = nn.Linear(2, 2)
+    optimizer.add_param_group({"params": net.head.parameters(), "lr": 0.0})
+    trainer.train_sequence(x, y)
+    first = net.head.weight.grad.clone()
+    optimizer.param_groups[0]["lr"] = 0.0  # then the same batch has the same gradient
+    trainer.train_sequence(x, y)
+    second = net.head.weight.grad.clone()
+    trainer.train_sequence(x, y)
+    assert first.abs().max() > 0
+    assert torch.equal(net.head.weight.grad, second)

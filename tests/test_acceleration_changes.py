@@ -1,0 +1,70 @@
+"""Compiled windows after what users change while they train: the strength of the regulariser, new layers, bad input."""
+
+import pytest
+import torch
+from accelerated import double_net, graph_steps, pair, traced, train_both  # noqa: F401
+from nets import batch, copies, identical
+from torch import nn
+
+pytestmark = pytest.mark.usefixtures("traced")
+
+
+def train(trainer):
+    trainer.train_sequence(*batch(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("alphas", [(0.5, 0.0, 0.2), (0.0, 0.3, 0.1)])
+def test_another_alpha(graph_steps, alphas):  # noqa: F811
+    def train_changing(trainer):
+        for alpha in alphas:
+            trainer.regularizer.alpha = alpha
+            train(trainer)
+
+    trainers = pair(alpha=alphas[0])
+    train_both(trainers, train_changing)
+    assert sum(graph_steps) >= 15
+    regularizer, weight = trainers[1].regularizer, trainers[1].net[0].weight
+    assert not torch.equal(regularizer.average_of(weight), weight)
+
+
+def test_a_layer_that_joins_later(graph_steps):  # noqa: F811
+    class Grows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = double_net(), nn.Identity()
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    def train_growing(trainer):
+        train(trainer)
+        trainer.net.head = nn.Linear(2, 2, dtype=torch.float64)
+        trainer.optimizer.add_param_group({"params": trainer.net.head.parameters()})
+        before = copies(trainer.net.head.parameters())
+        train(trainer)
+        train(trainer)
+        assert not identical(trainer.net.head.parameters(), before)
+
+    train_both(pair(Grows), train_growing)
+    assert sum(graph_steps) >= 12
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_running_statistics_stay_finite(graph_steps, on_nonfinite):  # noqa: F811
+    def train_spoiled(trainer):
+        train(trainer)
+        kept = copies(trainer.net[1].buffers())
+        trainer.reset()
+        x = torch.full((4, 3), 1e200, dtype=torch.float64) * torch.rand(4, 3, dtype=torch.float64)
+        try:
+            for factor in (0.0, 1.0):  # the first step of a stream is eager
+                trainer.step(factor * x, torch.arange(4) % 2)
+        except FloatingPointError:
+            assert on_nonfinite == "raise"
+        assert all(buffer.isfinite().all() for buffer in trainer.net[1].buffers())
+        assert not identical(trainer.net[1].buffers(), kept)  # by the step before it
+        train(trainer)
+
+    build = lambda: double_net(extra=[nn.BatchNorm1d(8, dtype=torch.float64)])  # noqa: E731
+    train_both(pair(build, on_nonfinite=on_nonfinite), train_spoiled)
+    assert sum(graph_steps) >= 8
