@@ -50,7 +50,15 @@ class Evaluator:
         check_input(x, rank=2, what="x must have 2 dimensions or more")
         driver = self._find_driver(x, batch_first=self.batch_first)
         size = driver.steps_and_batch(x)
-        return check_sequence(x, y, mask, batch_first=self.batch_first, targets=self.targets, size=size)
+        return check_sequence(
+            x,
+            y,
+            mask,
+            batch_first=self.batch_first,
+            targets=self.targets,
+            ignore_index=self.objective.ignore_index,
+            size=size,
+        )
 
     def _find_driver(self, x: Tensor, *, batch_first: bool) -> Driver:
         engine, strides = self._engine, self._engine.strides
@@ -93,7 +101,8 @@ class Evaluator:
         """Mean metric over a loader, in evaluation mode and without gradients; a stream in progress goes on after.
 
         Args:
-            loader: Gives ``(x, y)`` as :meth:`train_sequence` takes them.
+            loader: Gives ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them; what is masked does not
+                count.
             metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
             averaged: Evaluate ``W_bar`` instead of ``W``; the same with ``alpha=0``.
 

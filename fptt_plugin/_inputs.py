@@ -47,6 +47,7 @@ def check_sequence(
     *,
     batch_first: bool,
     targets: str,
+    ignore_index: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> Sequence:
     """Checks a batch of sequences and puts time first.
@@ -57,6 +58,7 @@ def check_sequence(
         mask: Which targets count, boolean ``[B]``, or per step as ``x``; ``None``: all.
         batch_first: Layout of ``x`` and of a target per step.
         targets: ``"sequence"``, ``"step"``, or ``"auto"`` to tell by the shape.
+        ignore_index: Class index that stands for no label.
         size: Steps and batch size, where the shape of ``x`` does not say them; ``x`` then stays as it is.
 
     Returns:
@@ -87,9 +89,11 @@ def check_sequence(
             "targets='sequence' or targets='step' to the trainer"
         )
     if fits_step and targets != "sequence":
+        mask = without_ignored(stepwise, mask, ignore_index, rank=2)
         _check_labelled(stepwise, mask if mask is None or mask.dim() == 2 else mask.expand(steps, batch))
         return Sequence(x, stepwise, False, steps, batch, mask)
     if fits_sequence and targets != "step":
+        mask = without_ignored(y, mask, ignore_index, rank=1)
         _check_labelled(y, mask if mask is None or mask.dim() == 1 else mask.any(dim=0))
         return Sequence(x, y, True, steps, batch, mask)
     asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
@@ -97,6 +101,23 @@ def check_sequence(
         f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={batch} samples: pass [B, ...] (one "
         f"target per sequence) or {_layout(batch_first)} (one per step){asked}"
     )
+
+
+def without_ignored(y: Tensor, mask: Tensor | None, ignore_index: int | None, *, rank: int) -> Tensor | None:
+    """The mask without samples whose label stands for none; the same mask where there are none of these.
+
+    Args:
+        y: Labels ``[B]`` or ``[T, B]``.
+        mask: Boolean ``[B]`` or ``[T, B]``, or ``None``.
+        ignore_index: The label.
+        rank: Dimensions of one label per sample; targets of more, as of each pixel, are left to the loss function.
+    """
+    if ignore_index is None or y.is_floating_point() or y.dim() != rank:
+        return mask
+    labelled = y != ignore_index
+    if labelled.all():
+        return mask
+    return labelled if mask is None else labelled & mask
 
 
 def _check_mask(mask: Tensor, steps: int, batch: int, batch_first: bool) -> Tensor:

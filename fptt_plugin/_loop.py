@@ -7,6 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +60,7 @@ def fit(
     progress: bool = True,
 ) -> list[EpochRecord]:
     """Implements :meth:`FPTTTrainer.fit`."""
+    _check(scheduler, higher_is_better, checkpoint)
     history: list[EpochRecord] = []
     best = math.nan
     is_better = operator.gt if higher_is_better else operator.lt
@@ -83,38 +85,66 @@ def fit(
 
 def _train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric) -> tuple[float, float, dict[str, float]]:
     """Mean loss, mean score and firing rates of one pass over the data."""
-    trainer.net.train()
+    if not trainer.net.training:  # a layer that the user put into evaluation mode stays there
+        trainer.net.train()
     device = _device(trainer)
-    loss, score, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    loss, score, seen, scored = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0
     learned = torch.zeros((), device=device)  # samples whose sequence had a loss
     with FiringRates(trainer.net) as firing:
-        for x, y in batches:
-            sequence = trainer._check_sequence(x.to(device), y.to(device))
+        for batch in batches:
+            sequence = trainer._check_sequence(*(part.to(device) for part in batch))
             if metric is accuracy and trainer.updates == seen == 0:
                 _try_metric(trainer, sequence, metric)
             result = trainer._train(sequence)
-            batch = sequence.batch
-            loss += batch * result.loss.nan_to_num(0.0)
-            learned += batch * result.loss.isfinite()
-            score += batch * metric(result.output, sequence.target(sequence.steps - 1))
-            seen += batch
+            loss += sequence.batch * result.loss.nan_to_num(0.0)
+            learned += sequence.batch * result.loss.isfinite()
+            total, count = _score(metric, sequence, sequence.steps - 1, result.output)
+            score, scored = score + total, scored + count
+            seen += sequence.batch
             if hasattr(batches, "set_postfix"):
                 rates = firing.rates().values()
                 figures = {
                     "loss": f"{(loss / learned).item():.3f}",
-                    getattr(metric, "__name__", "metric"): f"{score.item() / seen:.3f}",
+                    getattr(metric, "__name__", "metric"): f"{score.item() / max(scored, 1):.3f}",
                     "firing rate": f"{100 * sum(rates) / max(len(rates), 1):.1f}%",
                 }
                 batches.set_postfix(figures)
     if seen == 0:
-        raise ValueError("the loader gave no batch: the data set is empty, or smaller than a batch with drop_last=True")
-    return (loss / learned).item(), score.item() / seen, firing.rates()
+        raise ValueError(
+            "the loader gave no batch: the data set is empty, or smaller than a batch with drop_last=True, or it is a "
+            "generator, which is used up after one epoch (pass a DataLoader or a list)"
+        )
+    return (loss / learned).item(), score.item() / scored if scored else math.nan, firing.rates()
+
+
+def _check(scheduler: Any, higher_is_better: bool, checkpoint: str | PathLike[str] | None) -> None:
+    """Refuses before the first update what would only show after the first epoch."""
+    if scheduler is not None and not hasattr(scheduler, "step"):
+        raise ValueError(f"scheduler must be one of torch.optim.lr_scheduler, got {scheduler!r}")
+    mode = "max" if higher_is_better else "min"
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:
+        raise ValueError(
+            f"ReduceLROnPlateau has mode={scheduler.mode!r}, and the metric is better when "
+            f"{'higher' if higher_is_better else 'lower'}: build the scheduler with mode={mode!r}, or pass "
+            f"higher_is_better={not higher_is_better} with a metric of your own"
+        )
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise ValueError(f"the folder of checkpoint={str(checkpoint)!r} does not exist: make it first")
+
+
+def _score(metric: Metric, sequence: Sequence, t: int, output: Tensor) -> tuple[Tensor | float, int]:
+    """Metric at step ``t`` times the number of labelled samples, and that number."""
+    target, mask = sequence.target(t), sequence.labelled(t)
+    if mask is None:
+        return sequence.batch * metric(output, target), sequence.batch
+    count = int(mask.sum())
+    return (count * metric(output[mask], target[mask]) if count else 0.0), count
 
 
 def _try_metric(trainer: FPTTTrainer, sequence: Sequence, metric: Metric) -> None:
     """Tries a metric, which may not count its calls, on the untrained network: before the first update."""
     with trainer._evaluation(averaged=False), torch.random.fork_rng(), unobserved(trainer.net):
-        metric(trainer._engine.visit(sequence.x), sequence.target(sequence.steps - 1))
+        _score(metric, sequence, sequence.steps - 1, trainer._engine.visit(sequence.x))
 
 
 def evaluate(trainer: Evaluator, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool = True) -> float:
@@ -122,18 +152,18 @@ def evaluate(trainer: Evaluator, loader: Iterable[Any], *, metric: Metric = accu
     device = _device(trainer)
     score, seen = torch.zeros((), device=device), 0
     with trainer._evaluation(averaged):
-        for x, y in loader:
-            sequence = trainer._check_sequence(x.to(device), y.to(device))
+        for batch in loader:
+            sequence = trainer._check_sequence(*(part.to(device) for part in batch))
 
             def visit(t: int, output: Tensor, sequence: Sequence = sequence) -> None:
                 nonlocal score, seen
                 if t == sequence.steps - 1 or not sequence.per_sequence:
-                    score = score + sequence.batch * metric(output, sequence.target(t))
-                    seen += sequence.batch
+                    total, count = _score(metric, sequence, t, output)
+                    score, seen = score + total, seen + count
 
             trainer._engine.visit(sequence.x, visit)
     if seen == 0:
-        raise ValueError("the loader gave no batch to evaluate")
+        raise ValueError("the loader gave no batch to evaluate, or no labelled sample")
     return score.item() / seen
 
 

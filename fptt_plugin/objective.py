@@ -63,7 +63,10 @@ class Objective:
             ValueError: If there is no such output, or several and none was chosen.
         """
         if callable(self.output):
-            return self.output(returned)
+            picked = self.output(returned)
+            if not isinstance(picked, Tensor):
+                raise ValueError(f"output={self.output!r} must pick one tensor, it returned {_describe(picked)}")
+            return picked
         if isinstance(self.output, int):
             return self._index(returned, self.output)
         if isinstance(self.output, str):
@@ -82,6 +85,12 @@ class Objective:
             f"the network returned {_describe(returned)}; say which output the loss sees, e.g. output=0, "
             "output='name' or output=lambda returned: returned[0]"
         )
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The class index that stands for no label, if ``loss_fn`` has one."""
+        found = -100 if self.loss_fn is F.cross_entropy else getattr(self.loss_fn, "ignore_index", None)
+        return found if isinstance(found, int) else None
 
     @property
     def default_index(self) -> int:

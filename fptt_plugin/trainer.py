@@ -14,7 +14,7 @@ from . import _loop
 from ._detect import check_output_module, known_driver, takes_state
 from ._engine import Engine
 from ._evaluator import Evaluator
-from ._inputs import TARGETS, Sequence, check_step, finite_targets
+from ._inputs import TARGETS, Sequence, check_step, finite_targets, without_ignored
 from ._loop import Metric, accuracy
 from ._position import Chunk, Strides
 from ._update import Updater
@@ -226,6 +226,7 @@ class FPTTTrainer(Evaluator):
         self.regularizer.check_weights()
         skips = self._engine.on_nonfinite == "skip"
         check_step(x_t, y_t, mask, new_sequence, finite=not skips)
+        mask = mask if y_t is None else without_ignored(y_t, mask, self.objective.ignore_index, rank=1)
         if skips and y_t is not None and not finite_targets(y_t, mask):
             y_t, self._engine.skipped = None, self._engine.skipped + 1
         if self._engine.strides.window is None:
@@ -278,21 +279,23 @@ class FPTTTrainer(Evaluator):
         """Trains on every batch of a loader, epoch by epoch, with a progress bar where ``tqdm`` is installed.
 
         Args:
-            loader: Gives ``(x, y)`` as :meth:`train_sequence` takes them; moved to the network's device.
+            loader: Gives ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them; moved to the network's
+                device. Modules that are in evaluation mode while the network is in training mode stay there.
             epochs: Passes over the data. Default 1.
             val_loader: Evaluated after each epoch.
-            scheduler: Learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` gets the metric.
+            scheduler: Learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` gets the metric, and its
+                mode must be the metric's direction.
             metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
             higher_is_better: Direction of the metric, for the best checkpoint.
-            checkpoint: File for the best epoch so far, by validation (training, without a ``val_loader``), see
-                :meth:`save`.
+            checkpoint: File for the best epoch so far of this call, by validation (training, without a
+                ``val_loader``), see :meth:`save`.
             progress: Show the bar: loss, metric and mean firing rate so far.
 
         Returns:
             One record per epoch.
 
         Raises:
-            ValueError: If the loader is empty, or the metric does not fit output and target.
+            ValueError: If the loader is empty, or metric, scheduler or checkpoint's folder cannot be used.
         """
         return _loop.fit(
             self,

@@ -196,3 +196,59 @@ def test_an_unsuitable_metric_shows_before_the_first_update():
     assert trainer.updates == trainer.steps == len(seen) == 0
     trainer.fit(data, metric=nn.functional.mse_loss, progress=False)
     assert trainer.updates == len(seen) == 6
+
+
+def test_a_layer_in_evaluation_mode_stays_there():
+    net = spiking_net(extra=[nn.BatchNorm1d(8), nn.Dropout()])
+    trainer = FPTTTrainer(net, adam(net), CE)
+    net[1].eval()
+    kept = copies(net[1].buffers())
+    trainer.fit(loader(), epochs=2, val_loader=loader(1), progress=False)
+    assert identical(net[1].buffers(), kept)
+    assert not net[1].training
+    assert net[2].training
+    net.eval()
+    trainer.fit(loader(), progress=False)
+    assert net[1].training
+    assert not identical(net[1].buffers(), kept)
+
+
+class Plain:
+    """No scheduler."""
+
+
+def test_what_would_fail_after_the_first_epoch_is_refused_before_it(tmp_path):
+    trainer = make()
+    before = Before(trainer)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(trainer.optimizer)
+    for options, words in (
+        ({"scheduler": plateau}, r"mode='min'.*better when higher: build the scheduler with mode='max'"),
+        ({"scheduler": Plain()}, r"scheduler must be one of torch.optim.lr_scheduler"),
+        ({"checkpoint": tmp_path / "nowhere" / "a.pt"}, r"nowhere/a.pt' does not exist"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trainer.fit(loader(), progress=False, **options)
+    assert before.differs() == []
+    trainer.fit(loader(), progress=False, scheduler=plateau, metric=lambda o, y: CE(o, y), higher_is_better=False)
+
+
+def test_a_generator_serves_one_epoch():
+    with pytest.raises(ValueError, match="a generator, which is used up after one epoch"):
+        make().fit((pair for pair in loader()), epochs=2, progress=False)
+
+
+def test_masks_from_the_loader():
+    (x, y), mask = batch(), torch.tensor([True, True, False, True])
+    wrong = torch.where(mask, y, 1 - y)
+    trainer, other = make(), make()
+    other.net.load_state_dict(trainer.net.state_dict())
+    record = trainer.fit([(x, wrong, mask)], val_loader=[(x, wrong, mask)], progress=False)[0]
+    other.train_sequence(x, y, mask)
+    other.regularizer.load_averages()
+    assert identical(trainer.net.parameters(), other.net.parameters())
+    assert record.val_score == pytest.approx(accuracy(other.predict(x)[mask], y[mask]).item())
+    assert record.train_score in (pytest.approx(i / 3) for i in range(4))
+    with pytest.raises(ValueError, match="no labelled sample"):
+        trainer.evaluate([(x, y, torch.zeros(4).bool())])
+    record = trainer.fit([(x, y, torch.zeros(4).bool())], progress=False)[0]
+    assert record.train_score != record.train_score

@@ -1,5 +1,7 @@
 """Labels of some samples at some steps."""
 
+import copy
+
 import pytest
 import torch
 from nets import Before, adam, batch, copies, identical, spikes, spiking_net, twins
@@ -98,3 +100,37 @@ def test_bad_rows_change_nothing(rows, error, words):
     with pytest.raises((ValueError, TypeError), match="mask"):
         trainer.train_sequence(x, y, rows)
     assert before.differs() == []
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 1])
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_labels_to_ignore_are_masked(ignore_index, stepwise):
+    loss = nn.CrossEntropyLoss(ignore_index=ignore_index)
+    nets = [spiking_net(classes=3)]
+    nets.append(copy.deepcopy(nets[0]))
+    ones, others = (FPTTTrainer(net, adam(net), loss) for net in nets)
+    for _ in range(3):
+        x, y = batch()
+        y, mask = (y.expand(6, 4), torch.rand(6, 4) < 0.5) if stepwise else (y, SOME)
+        y = torch.where(mask, 2 * y, ignore_index)
+        with spikes(ones.net):
+            results = ones.train_sequence(x, y), others.train_sequence(x, y, mask & (y != ignore_index))
+        assert torch.equal(results[0].loss, results[1].loss)
+        y = torch.where(SOME, 2 * batch()[1], ignore_index)
+        steps = ones.step(x[0], y), others.step(x[0], y, SOME & (y != ignore_index))
+        assert torch.equal(steps[0].loss, steps[1].loss)
+    assert identical(ones.net.parameters(), others.net.parameters())
+    x, y = batch()
+    padded = torch.cat([2 * y[:2], torch.full((2,), ignore_index)])
+    padded[1] = 0
+    assert ones.evaluate([(x, padded)]) == ones.evaluate([(x[:, :2], padded[:2])])
+
+
+def test_a_sequence_that_ends_in_padding():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    x, y = batch()
+    y = y.expand(6, 4).clone()
+    y[4:] = -100
+    assert trainer.train_sequence(x, y).updates == 4
+    assert trainer.step(x[0], torch.full((4,), -100)).loss is None
