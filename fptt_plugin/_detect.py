@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ._inflight import InFlightDriver, Length, check_eager, unwrapped
-from ._probe import Calls, Probe
+from ._probe import Calls, Probe, is_record
 from ._validation import Problems
 from .drivers import Driver, ExplicitDriver, Select, SliceDriver, StepDriver, step_modes
-from .state import ModelState
+from .state import ModelState, tensors_in
+
+_STEPS, _SAMPLES = 6, 3  # of the look at what forward() returns, which holds the graph of all its steps
 
 
 def find_driver(
@@ -79,10 +81,12 @@ def find_driver(
             "move it to the end of the loop's body, or freeze it with requires_grad_(False)"
         )
     check_eager(net)
+    copied = InFlightDriver(probe.net, probe.state, select, module, length, every)
     if window is not None:
         early = calls.modules[: calls.modules.index(calls.neurons[0])]
         hoisted = [m for m in early if calls.modules.count(m) < steps and probe.trainable(m)]
-        _rehearse(InFlightDriver(probe.net, probe.state, select, module, length, every), x, probe, hoisted)
+        _rehearse(copied, x, probe, hoisted)
+    _warn_of_unseen(copied, x, probe, chosen=output_module is not None)
     return InFlightDriver(net, state, select, module, length, every)
 
 
@@ -193,6 +197,69 @@ def _rehearse(driver: InFlightDriver, x: Tensor, probe: Probe, hoisted: list[str
         pass
     except RuntimeError as error:  # the network would be in the middle of its training
         raise ValueError(str(error)) from error
+
+
+def _warn_of_unseen(driver: InFlightDriver, x: Tensor, probe: Probe, chosen: bool) -> None:
+    """Warns where ``forward`` returns something else than the driver takes; a module that the user chose may differ."""
+    look = _look(driver, x, probe)
+    if look is None:
+        return
+    x, taken, returned = look
+    what, module = type(probe.net).__name__, repr(driver.output_module)
+    facts = [f"{what} is trained on what module {module} returns in each time step, and on nothing else"]
+    remedy = "pass what the loss is to see through an nn.Identity() at the end of the loop's body"
+    if not chosen:
+        remedy += ", or name the module that returns it with output_module"
+    if not chosen and not _is_known(returned, taken):
+        facts.append(
+            f"of an input {tuple(x.shape)} {module} returns {_shapes(taken[0][0])} at each step, and forward() "
+            f"{_shapes(returned)}, which is not that stacked over time, nor its last value, sum, mean or maximum"
+        )
+    trained = probe.parameters_behind(taken)
+    untrained = [name for name in probe.parameters_behind(returned) if name not in trained]
+    if untrained:
+        facts.append(
+            f"{', '.join(map(repr, untrained))}, which forward() uses for what it returns, would never be trained"
+        )
+        remedy += ", or freeze what is not to be trained with requires_grad_(False)"
+    if len(facts) > 1:
+        warnings.warn(f"{'; '.join(facts)}: {remedy}", UserWarning, stacklevel=3)
+
+
+def _look(driver: InFlightDriver, x: Tensor, probe: Probe) -> tuple[Tensor, list[Any], Any] | None:
+    """A part of the input, what the driver takes at each step of it, as it is and selected, and what comes back."""
+    for part in _excerpts(x, driver.length):
+        try:
+            outputs, returned = probe.outputs(part, driver.output_module)
+            steps = driver.length(part)
+            taken = [(output, driver.selected(output)) for output in outputs[driver.every - 1 :: driver.every][:steps]]
+        except Exception:  # it may need all samples; if it needs more, it goes without this look
+            continue
+        if len(taken) == steps:
+            return part, taken, returned
+    return None
+
+
+def _is_known(returned: Any, taken: list[Any]) -> bool:
+    """Whether ``forward`` returns something that the driver takes, or nothing to compare with."""
+    series = [entry for entry in zip(*map(tensors_in, taken), strict=False) if len({t.shape for t in entry}) == 1]
+    found = tensors_in(returned)
+    return not (found and series) or any(is_record(tensor, entry) for tensor in found for entry in series)
+
+
+def _excerpts(x: Tensor, length: Length) -> list[Tensor]:
+    """A few samples of an input; where its length is free, a few steps (two at least) of these, then of all samples."""
+    batch = 1 if length.axis == 0 else 0
+    few = x.narrow(batch, 0, min(_SAMPLES, x.shape[batch]))
+    if length.axis is None or length.fixed:
+        return [few]  # all samples at all steps may be more than fits
+    size = x.shape[length.axis]
+    steps = torch.arange(min(max(size, 2), _STEPS), device=x.device) % size
+    return [part.index_select(length.axis, steps) for part in (few, x)]
+
+
+def _shapes(value: Any) -> str:
+    return ", ".join(dict.fromkeys(str(tuple(tensor.shape)) for tensor in tensors_in(value)))
 
 
 def _warn_of_resets(probe: Probe, x_t: Tensor) -> None:

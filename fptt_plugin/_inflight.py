@@ -94,7 +94,7 @@ class InFlightDriver:
             if module is output_module:
                 calls += 1
                 if calls % self.every == 0 and calls <= expected * self.every:
-                    take([self.select(returned)], x[:1])
+                    take([self.selected(returned)], x[:1])
             return returned
 
         modules = {id(module): module for _, module in self.state.modules()}
@@ -115,6 +115,21 @@ class InFlightDriver:
                 "weights have moved in them: let its length follow from the input, for t in range(len(x)), or build a "
                 "new trainer when you change it"
             )
+
+    def selected(self, returned: Any) -> Tensor:
+        """The output that the loss sees, of what the output module returned.
+
+        Raises:
+            ValueError: If there is no such output, or several and none was chosen.
+        """
+        try:
+            return self.select(returned)
+        except ValueError as error:
+            name = repr(self.output_module)
+            raise ValueError(
+                f"{error}. (Module {name} returned that: a network that loops over time is trained on the output of the "
+                "module that ends a time step, not on what forward() returns; name another with output_module)"
+            ) from error
 
     def _hold(self, tensor: Tensor) -> Tensor:
         self._held.append(tensor)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .state import ModelState, isolated, map_tensors
+from .state import ModelState, isolated, map_tensors, tensors_in
 
 
 class Calls(NamedTuple):
@@ -57,10 +57,10 @@ class Probe:
         self.net = _copy(net)
         self.state = ModelState(self.net)
 
-    def run(self, x: Tensor) -> None:
+    def run(self, x: Tensor) -> Any:
         """One call of the copy, with the random numbers that the network would get."""
         with torch.random.fork_rng(), isolated(self.net):
-            self.net(x)
+            return self.net(x)
 
     def calls(self, x: Tensor) -> Calls:
         """What the copy calls on ``x``, from its initial state and without gradients."""
@@ -111,10 +111,73 @@ class Probe:
             handle.remove()
         return forgotten
 
+    def outputs(self, x: Tensor, name: str) -> tuple[list[Any], Any]:
+        """What a module returns at each of its calls, and the copy in the end, from its initial state; with graph."""
+        outputs: list[Any] = []
+
+        def keep(module: nn.Module, args: Any, returned: Any) -> None:
+            outputs.append(map_tensors(Tensor.clone, returned))  # what comes after may write into it
+
+        handle = self.net.get_submodule(name).register_forward_hook(keep)
+        try:
+            self.state.reset()
+            with torch.enable_grad():
+                return outputs, self.run(x)
+        finally:
+            handle.remove()
+
+    def parameters_behind(self, value: Any) -> list[str]:
+        """Names of the parameters that the graph of these tensors leads to, also where the gradient is 0."""
+        nodes = [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
+        seen, leaves = set(nodes), set()
+        while nodes:
+            node = nodes.pop()
+            leaves.add(id(getattr(node, "variable", None)))
+            new = {following for following, _ in node.next_functions if following is not None} - seen
+            seen |= new
+            nodes += new
+        return [name for name, parameter in self.net.named_parameters() if id(parameter) in leaves]
+
     def trainable(self, name: str) -> bool:
         """Whether this module is a layer with weights to train."""
         module = self.net.get_submodule(name)
         return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def is_record(found: Tensor, outputs: Sequence[Tensor]) -> bool:
+    """Whether a tensor is, within rounding, what a network usually returns of its outputs over time.
+
+    That is their stack, or that of their running sums or means, with time at any axis; their last; their maximum; or a
+    multiple of their sum, since ``count / num_steps`` is their mean only for inputs that are not cut.
+
+    Example:
+        >>> outputs = list(torch.rand(5, 3, 2))
+        >>> is_record(sum(outputs) / 7, outputs), is_record(torch.stack(outputs, 1), outputs)
+        (True, True)
+        >>> is_record(torch.stack(outputs).sigmoid(), outputs)
+        False
+    """
+    found, stacked = found.detach(), torch.stack([output.detach() for output in outputs])
+    kinds = [torch.finfo(tensor.dtype).eps for tensor in (found, stacked) if tensor.is_floating_point()]
+    tolerance = min(64 * max(kinds, default=0.0), 0.05)
+    found, stacked = found.to(stacked.device, torch.float32), stacked.float()
+    sums = stacked.cumsum(0)
+    means = sums / torch.arange(1, len(sums) + 1, device=sums.device).view(-1, *[1] * (sums.dim() - 1))
+    forms = [record.movedim(0, axis) for record in (stacked, sums, means) for axis in range(stacked.dim())]
+    forms += [stacked[-1], stacked.amax(0)]
+    if found.numel() == sums[-1].numel():
+        square = sums[-1].square().sum()
+        factor = (found.flatten() @ sums[-1].flatten()) / square if square else square
+        forms.append(factor * sums[-1])
+    return any(_same(found, form, tolerance) for form in forms)
+
+
+def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Equal values in equal order: axes of size 1, and steps and samples put together, make no difference."""
+    if one.numel() != other.numel():
+        return False
+    scale = other.nan_to_num().abs().amax().item() if other.numel() else 0.0
+    return torch.allclose(one.flatten(), other.flatten(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
 
 def _copy(net: nn.Module) -> nn.Module:

@@ -73,7 +73,7 @@ class Objective:
             found = returned.get(self.output) if isinstance(returned, Mapping) else None
             found = getattr(returned, self.output, None) if found is None else found
             if not isinstance(found, Tensor):
-                raise ValueError(f"output={self.output!r}: the network returned {_describe(returned)} without it")
+                raise ValueError(f"output={self.output!r}: there is no such entry in {_describe(returned)}")
             return found
         if isinstance(returned, Tensor):
             return returned
@@ -82,7 +82,7 @@ class Objective:
         if tensors and len(tensors) == len(entries) and len({tensor.shape for tensor in tensors}) == 1:
             return tensors[self.default_index]
         raise ValueError(
-            f"the network returned {_describe(returned)}; say which output the loss sees, e.g. output=0, "
+            f"there is no single output in {_describe(returned)}; say which one the loss sees, e.g. output=0, "
             "output='name' or output=lambda returned: returned[0]"
         )
 
@@ -104,7 +104,7 @@ class Objective:
         except IndexError:
             found = None
         if not isinstance(found, Tensor):
-            raise ValueError(f"output={index}: the network returned {_describe(returned)}, which has no such tensor")
+            raise ValueError(f"output={index}: there is no such tensor in {_describe(returned)}")
         return found
 
     # ------------------------------------------------------------------ which loss

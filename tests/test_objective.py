@@ -136,9 +136,9 @@ def test_choice_of_the_output(returned, output, loss_fn, chosen):
 @pytest.mark.parametrize(
     ("returned", "output", "words"),
     [
-        ((SPK, torch.ones(3, 4)), None, r"tuple\(a tensor of shape \(3, 2\), a tensor .*say which output.*output=0"),
-        ({"logits": MEM}, None, r"a mapping with keys \['logits'\]; say which"),
-        ({"logits": MEM}, "spikes", "output='spikes'.*without it"),
+        ((SPK, torch.ones(3, 4)), None, r"tuple\(a tensor of shape \(3, 2\), a tensor .*say which one.*output=0"),
+        ({"logits": MEM}, None, r"a mapping with keys \['logits'\]; say which one"),
+        ({"logits": MEM}, "spikes", "output='spikes'.*no such entry"),
         ((SPK,), 3, "output=3.*no such tensor"),
         (MEM, 1, "output=1.*no such tensor"),
     ],
