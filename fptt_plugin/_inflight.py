@@ -127,8 +127,8 @@ class InFlightDriver:
         except ValueError as error:
             name = repr(self.output_module)
             raise ValueError(
-                f"{error}. (Module {name} returned that: a network that loops over time is trained on the output of the "
-                "module that ends a time step, not on what forward() returns; name another with output_module)"
+                f"{error}. (Module {name} returned that: a network that loops over time is trained on the output of "
+                "the module that ends a time step, not on what forward() returns; name another with output_module)"
             ) from error
 
     def _hold(self, tensor: Tensor) -> Tensor:

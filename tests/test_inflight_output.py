@@ -159,7 +159,7 @@ def test_the_message_of_a_missing_output_names_the_module():
     for kind in (FPTTTrainer, BPTT):
         net = Heads()
         weights = copies(net.parameters())
-        with pytest.raises(ValueError, match=r"output=0.*a tensor of shape \(6, 5\).*module 'aux'") as caught:
+        with pytest.raises(ValueError, match=r"output=0.*a tensor of shape \(6, 5\).*Module 'aux'") as caught:
             train(net, kind=kind, output=0)
         assert identical(net.parameters(), weights)
         assert "output_module" in str(caught.value)
