@@ -58,7 +58,7 @@ def find_driver(
                 failure = failure or error
                 continue
             if calls.unique:
-                _warn_of_resets(probe, x_t)
+                _warn_of_resets(probe, rows)
                 return StepDriver(net, state, select)
             break
     try:
@@ -262,8 +262,8 @@ def _shapes(value: Any) -> str:
     return ", ".join(dict.fromkeys(str(tuple(tensor.shape)) for tensor in tensors_in(value)))
 
 
-def _warn_of_resets(probe: Probe, x_t: Tensor) -> None:
-    forgotten = probe.forgotten(x_t)
+def _warn_of_resets(probe: Probe, rows: Tensor) -> None:
+    forgotten = probe.forgotten(rows)
     if forgotten:
         warnings.warn(
             f"{type(probe.net).__name__} resets {', '.join(map(repr, forgotten))} at every call of forward(), so it "

@@ -1,29 +1,44 @@
-"""A look at the first batch: whether the network, called as its driver calls it, keeps time steps and samples apart."""
+"""A look at the first batch: whether the network, called as its driver calls it, keeps time and samples apart."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
+from numbers import Number
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from ._inflight import unwrapped
+from ._position import random_state
 from ._probe import Probe
 from .drivers import Driver, ExplicitDriver, SliceDriver, StepDriver, step_modes
-from .state import tensors_in
+from .state import isolated, map_tensors, tensors_in
 
 STEPS, SAMPLES = 5, 3  # of the probe; different, so that a time axis is told from a batch axis
 _RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
 _TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
+_ROUNDING = 1e-4  # of the norm: of one and the same computation, done twice
+_MACHINERY = vars(nn.Module()).keys()  # attributes of any module
+_ABSENT = object()
+_UNMIXED = {
+    StepDriver: ": take .mean(0) over time out of forward() and call functional.set_step_mode(net, 's'), or leave "
+    "forward() as it is, call functional.set_step_mode(net, 'm') and leave driver='auto'",
+    SliceDriver: ": if forward() loops over time, call functional.set_step_mode(net, 's') and leave driver='auto'",
+    ExplicitDriver: "; driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, "
+    "SpikingLSTM), wrap it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state",
+}
 
 
 def preflight(driver: Driver, x: Tensor, window: int | None) -> None:
     """Checks a driver on a few steps and samples of the first batch, in evaluation mode, on a copy of the network.
 
-    Notes on a slice driver whether the network's output has a time axis.
+    An in-flight driver leaves both to the network. Notes on a slice driver whether the output has a time axis.
 
     Args:
         driver: How the network will be called.
@@ -31,20 +46,61 @@ def preflight(driver: Driver, x: Tensor, window: int | None) -> None:
         window: Steps per slice, ``None`` for the whole sequence.
 
     Raises:
-        ValueError: If slice by slice is not the whole sequence, or samples mix; names what is wrong and the remedy.
+        ValueError: If a sequence depends on the one before, slice by slice is not the whole sequence, or samples mix;
+            names what is wrong and the remedy.
     """
+    if not isinstance(driver, StepDriver):
+        return
     try:
-        if type(driver) is SliceDriver:
-            _check_slices(driver, x, window)
-        elif type(driver) is ExplicitDriver or (type(driver) is StepDriver and step_modes(driver.net)):
-            _check_samples(driver, x)
+        is_random = _check_reset(driver, x, window)
+        if isinstance(driver, SliceDriver):
+            _check_slices(driver, x, window, is_random)
+        if type(driver) is not StepDriver or step_modes(driver.net):
+            _check_samples(driver, x, is_random)
             _warn_of_records(driver.net)
     except ValueError as error:
         raise ValueError(f"{error}. (If this is meant to be so, preflight=False skips this check)") from error
 
 
-def _check_slices(driver: SliceDriver, x: Tensor, window: int | None) -> None:
-    net, name = driver.net, type(driver.net).__name__
+def _check_reset(driver: StepDriver, x: Tensor, window: int | None) -> bool:
+    """Runs a few steps of all samples from reset, twice; whether the network is random, with nothing to compare."""
+    try:
+        run = _Run(driver)
+    except ValueError:  # it cannot be copied
+        return False
+    x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
+    before = run.attributes()
+    first = run.trial(x)
+    if not first or _alike(first, run.trial(x), _ROUNDING):
+        return run.drew
+    run.reset()
+    after = run.attributes()
+    clean = {name: before.get(name, _ABSENT) for name in after if not _equal(after[name], before.get(name, _ABSENT))}
+
+    def repeats(attributes: dict[str, Any]) -> bool:
+        run.put_back(attributes)
+        return _alike(first, run.trial(x), _ROUNDING)
+
+    if clean and repeats(clean):  # else it draws random numbers that are not torch's
+        kept = [name for name in clean if not repeats({**clean, name: after[name]})]
+        raise ValueError(_not_reset(run.net, kept or list(clean)))
+    return True
+
+
+def _not_reset(net: nn.Module, kept: list[str]) -> str:
+    owner = kept[0].rpartition(".")[0]
+    initial = ", ".join(f"{name.rpartition('.')[2]}=None" for name in kept if name.rpartition(".")[0] == owner)
+    handler = f"register_state_handler({type(net.get_submodule(owner)).__name__}, AttributeHandler({initial}))"
+    return (
+        f"{type(net).__name__} begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which "
+        "reset() does not reach: let the neurons keep their state themselves (init_hidden=True in snnTorch), or name "
+        "such attributes, each with its value before the first input, before you build the trainer: "
+        f"fptt_plugin.state.{handler}"
+    )
+
+
+def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random: bool) -> None:
+    net, name = unwrapped(driver.net), type(unwrapped(driver.net)).__name__
     steps = STEPS if window else len(x)
     samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
     x = _excerpt(x, steps, samples)
@@ -58,15 +114,8 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None) -> None:
             "over time takes the image repeated before: x.unsqueeze(0).expand(T, *x.shape)"
         ) from error
     output, after = driver.select(returned), probe.state()
-    keeps_time = output.shape[:2] == (steps, samples)
-    if not keeps_time and output.shape[:1] != (samples,):
-        raise ValueError(
-            f"{name} returned an output of shape {tuple(output.shape)} for {steps} steps of {samples} samples: "
-            f"expected [{steps}, {samples}, ...], or [{samples}, ...] from a network that averages over time; a still "
-            "image must be repeated over time before: x.unsqueeze(0).expand(T, *x.shape)"
-        )
-    driver.keeps_time = keeps_time
-    if window is None or probe.is_random(lambda: driver.select(probe(x)), output):
+    driver.note_time_axis(output, steps, samples)
+    if window is None or is_random:
         return
     probe.reset()
     try:
@@ -76,10 +125,10 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None) -> None:
             f"{name} runs on {steps} time steps at once and not on one ({error!r}), so it cannot be trained online: "
             "replace the layer that needs the whole sequence, or train with BPTT"
         ) from error
-    pairs = {key: (value, probe.state()[key]) for key, value in after.items()}
-    forgetful = [key for key, pair in pairs.items() if not _alike(*map(tensors_in, pair))]
-    same = _alike([output], [torch.cat(slices)]) if keeps_time else all(s.shape == output.shape for s in slices)
-    if not same or forgetful or not tensors_in(after):
+    state = probe.state()
+    forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
+    whole = _alike([output], [torch.cat(slices)]) if driver.keeps_time else all(s.shape == output.shape for s in slices)
+    if not whole or forgetful or not tensors_in(after):
         raise ValueError(_slices_differ(net, forgetful))
 
 
@@ -99,8 +148,8 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> str:
     )
 
 
-def _check_samples(driver: StepDriver, x: Tensor) -> None:
-    name = type(driver.net).__name__
+def _check_samples(driver: StepDriver, x: Tensor, is_random: bool) -> None:
+    name = type(unwrapped(driver.net)).__name__
     x = _excerpt(x, STEPS, SAMPLES)
     probe = _Run(driver)
     try:
@@ -109,16 +158,10 @@ def _check_samples(driver: StepDriver, x: Tensor) -> None:
         return
     after = probe.state()
     remedy = "in 's' mode there is no time axis" if "m" not in step_modes(driver.net).values() else "it is in 'm' mode"
-    remedy += (
-        ": take .mean(0) over time out of forward() and call functional.set_step_mode(net, 's'), or leave forward() as "
-        "it is, call functional.set_step_mode(net, 'm') and leave driver='auto'"
-        if type(driver) is StepDriver
-        else "; driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, "
-        "SpikingLSTM), wrap it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state"
-    )
+    remedy += _UNMIXED[type(driver)]
     if output.shape[1:2] != (SAMPLES,):
         raise ValueError(f"{name} returned shape {tuple(output.shape[1:])} for {SAMPLES} samples; {remedy}")
-    if probe.is_random(lambda: torch.stack(probe.advance(x)), output):
+    if is_random:
         return
     probe.reset()
     alone = torch.stack(probe.advance(x[:, -1:]))
@@ -163,10 +206,16 @@ def warn_of_spikes(output: Tensor, loss_fn: Any, readout: str) -> bool:
 
 
 class _Run:
-    """Calls a copy of a driver's network without gradients, in evaluation mode, from its initial state."""
+    """Calls a copy of a driver's network without gradients, in evaluation mode, from its initial state.
+
+    Attributes:
+        drew: Whether the last call drew random numbers.
+    """
+
+    drew = False
 
     def __init__(self, driver: StepDriver) -> None:
-        self._probe = Probe(driver.net)
+        self._probe = Probe(unwrapped(driver.net))
         self.net = self._probe.net.eval()
         for module in self.net.modules():
             for option in _RECORDS:
@@ -182,19 +231,47 @@ class _Run:
         return self._probe.state.get()
 
     def __call__(self, x: Tensor) -> Any:
-        with torch.no_grad(), torch.random.fork_rng():
+        with self._apart():
             return self.net(x)
 
     def advance(self, x: Tensor) -> list[Tensor]:
-        with torch.no_grad(), torch.random.fork_rng():
+        with self._apart():
             return self._driver.advance(x)
 
-    def is_random(self, again: Callable[[], Tensor], output: Tensor) -> bool:
-        """Whether other random numbers give another output: then there is nothing to compare."""
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """The same random numbers for each call, and no other network is touched."""
+        with torch.no_grad(), torch.random.fork_rng(), isolated(self.net):
+            before = random_state()
+            yield
+            self.drew = not all(map(torch.equal, before, random_state()))
+
+    def trial(self, x: Tensor) -> list[Tensor]:
+        """Outputs and states after some steps from reset; empty if the network does not run."""
         self.reset()
-        with torch.random.fork_rng():
-            torch.manual_seed(torch.initial_seed() + 1)
-            return not _alike([again()], [output])
+        try:
+            return [tensor.clone() for tensor in (*self.advance(x), *tensors_in(self.state()))]
+        except Exception:  # training, or a later check, says what is wrong
+            return []
+
+    def attributes(self) -> dict[str, Any]:
+        """Copies of what the modules hold, by name; without parameters."""
+        return {
+            f"{prefix}.{name}" if prefix else name: map_tensors(Tensor.clone, value)
+            for prefix, module in self.net.named_modules()
+            for name, value in (vars(module) | module._buffers).items()
+            if name not in _MACHINERY and not is_lazy(value)
+        }
+
+    def put_back(self, attributes: dict[str, Any]) -> None:
+        """Sets what :meth:`attributes` returned, or removes what was not there."""
+        for name, value in attributes.items():
+            owner, _, attribute = name.rpartition(".")
+            module = self.net.get_submodule(owner)
+            if value is _ABSENT:
+                vars(module).pop(attribute, None)
+            else:
+                setattr(module, attribute, map_tensors(Tensor.clone, value))
 
 
 def _excerpt(x: Tensor, steps: int, samples: int) -> Tensor:
@@ -214,11 +291,17 @@ def _last_sample(ones: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor]
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
-def _alike(ones: list[Tensor], others: list[Tensor]) -> bool:
+def _alike(ones: list[Tensor], others: list[Tensor], tolerance: float = _TOLERANCE) -> bool:
     for one, other in zip_longest(ones, others):
         if one is None or other is None or one.shape != other.shape:
             return False
-        one, other = one.double(), other.double()
-        if (one - other).norm() > _TOLERANCE * torch.maximum(one.norm(), other.norm()):
+        one, other = one.float(), other.float()
+        if (one - other).norm() > tolerance * torch.maximum(one.norm(), other.norm()):
             return False
     return True
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two attributes hold the same tensors, or are the same number; other things are not told apart."""
+    same = type(one) is type(other) and _alike(tensors_in(one), tensors_in(other), 0.0)
+    return same and (not isinstance(one, Number) or one == other)

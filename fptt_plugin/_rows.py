@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .functional.ltc import initial_state
 from .monitor import unobserved
-from .state import ModelState, StateDict, tensors_in
+from .state import ModelState, StateDict, copy_containers, tensors_in
 
 State = dict[str, StateDict]
 
@@ -46,12 +47,21 @@ def restarted(state: ModelState, rows: Tensor) -> State:
 
 def _merge(name: str, now: Any, initial: Any, rows: Tensor) -> Any:
     if isinstance(now, dict):
-        pairs = {key: initial.get(key) if isinstance(initial, dict) else None for key in now}
-        return {key: _merge(f"{name}.{key}", now[key], start, rows) for key, start in pairs.items()}
+        merged = copy_containers(now)
+        for key, entry in now.items():
+            start = initial.get(key) if isinstance(initial, dict) else None
+            merged[key] = _merge(f"{name}.{key}", entry, start, rows)
+        return merged
+    if is_dataclass(now):
+        merged = copy_containers(now)
+        for field in (field.name for field in fields(now)):
+            start = getattr(initial, field, None)
+            object.__setattr__(merged, field, _merge(f"{name}.{field}", getattr(now, field), start, rows))
+        return merged
     if isinstance(now, (list, tuple)):
         fits = isinstance(initial, (list, tuple)) and len(initial) == len(now)
-        merged = [_merge(name, *pair, rows) for pair in zip(now, initial if fits else [None] * len(now), strict=True)]
-        return type(now)(*merged) if hasattr(now, "_fields") else type(now)(merged)
+        entries = [_merge(name, *pair, rows) for pair in zip(now, initial if fits else [None] * len(now), strict=True)]
+        return type(now)(*entries) if hasattr(now, "_fields") else type(now)(entries)
     if isinstance(now, Tensor) and now.numel():
         if now.dim() == 0 or len(now) != len(rows):
             raise ValueError(_refusal(name, f"has shape {tuple(now.shape)}, not [B, ...] with B={len(rows)}"))

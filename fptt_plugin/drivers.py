@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Number
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._validation import Problems
-from .state import AttributeHandler, ModelState, map_tensors, refusals
+from .state import AttributeHandler, ModelState, map_leaves, map_tensors, refusals
 
 DRIVERS = ("auto", "step", "slice", "in-flight", "explicit")
 
@@ -48,12 +49,16 @@ class StepDriver:
         net: The network.
         state: Its recurrent state.
         select: Picks the output from what the network returns.
+
+    Attributes:
+        modes: SpikingJelly's step modes for which this driver was chosen.
     """
 
     def __init__(self, net: nn.Module, state: ModelState, select: Select) -> None:
         self.net = net
         self.state = state
         self.select = select
+        self.modes = StepModes(net)
 
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
         return None
@@ -90,17 +95,53 @@ class SliceDriver(StepDriver):
     (``net(x).mean(0)``) yields one output for the slice.
 
     Attributes:
-        keeps_time: Whether the output has a time axis; the first batch shows it.
+        keeps_time: Whether the output has a time axis; ``None`` until the first call shows it.
     """
 
-    keeps_time = True
+    keeps_time: bool | None = None
+    _loss_within = False  # whether a loss is due within a slice
 
     def run_window(self, x: Tensor, take: Take) -> None:
         take(self.advance(x), x)
 
     def advance(self, x: Tensor) -> list[Tensor]:
         output = self.select(self.net(x))
+        if self.keeps_time is None:
+            self.note_time_axis(output, *x.shape[:2])
+            self._check_losses()
         return list(output.unbind(0)) if self.keeps_time else [output]
+
+    def note_time_axis(self, output: Tensor, steps: int, samples: int) -> None:
+        """Notes whether the output for so many steps and samples has a time axis.
+
+        Raises:
+            ValueError: If it has another shape.
+        """
+        if output.shape[:2] != (steps, samples) and output.shape[:1] != (samples,):
+            raise ValueError(
+                f"{type(self.net).__name__} returned an output of shape {tuple(output.shape)} for {steps} steps of "
+                f"{samples} samples: expected [{steps}, {samples}, ...], or [{samples}, ...] from a network that "
+                "averages over time; a still image must be repeated over time before: "
+                "x.unsqueeze(0).expand(T, *x.shape)"
+            )
+        self.keeps_time = output.shape[:2] == (steps, samples)
+
+    def note_strides(self, window: int | None, loss_every: int | None) -> None:
+        """Notes steps per slice and per loss.
+
+        Raises:
+            ValueError: If a loss is due within a slice of which only the average over time is known.
+        """
+        self._loss_within = loss_every is not None and (window is None or loss_every % window != 0)
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        if self._loss_within and self.keeps_time is False:
+            raise ValueError(
+                f"loss_every asks for a loss within a window, and {type(self.net).__name__} averages its output over "
+                "the time steps of the window: leave loss_every out (one loss per window), make it a multiple of "
+                "window, or let forward() return its output of every step, [T, B, ...]"
+            )
 
     def explain(self) -> str:
         return "driver: slice (net(x[t:t+K]) once per window of K steps)"
@@ -109,7 +150,8 @@ class SliceDriver(StepDriver):
 class ExplicitDriver(StepDriver):
     """For networks that take and return their state, ``net(x_t, state) -> (output, state)``, ``None`` at the start.
 
-    The state may be any nesting of tensors. Neurons that keep a state of their own may be among the layers.
+    The state may be tensors, numbers and ``None``, nested in dicts, lists, tuples and dataclasses, and the network may
+    change these containers in place. Neurons that keep a state of their own may be among the layers.
     """
 
     def __init__(self, net: nn.Module, state: ModelState, select: Select) -> None:
@@ -127,8 +169,18 @@ class ExplicitDriver(StepDriver):
                 "driver='explicit' calls net(x_t, state) and expects (output, state) back, got "
                 f"{type(returned).__name__}: wrap the network in a module that does so"
             )
-        output, self._carried.value = returned
+        output, state = returned
+        self._carried.value = map_leaves(self._known, state)
         return self.select(output)
+
+    def _known(self, leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, (Tensor, Number, str)):
+            return leaf
+        raise ValueError(
+            f"the state that {type(self.net).__name__} returns holds an object of type {type(leaf).__name__}, which "
+            "cannot be detached from the graph or put back: let the state be tensors, numbers and None, nested in "
+            "dicts, lists, tuples, named tuples and dataclasses"
+        )
 
     def explain(self) -> str:
         return "driver: explicit (net(x_t, state) -> (output, state) once per time step)"
@@ -173,6 +225,32 @@ def step_modes(net: nn.Module) -> dict[str, str]:
             found[name] = mode
             inside.update(module.modules())
     return found
+
+
+class StepModes:
+    """The step mode of every module that has one, to see whether it is still the same.
+
+    Args:
+        net: The network. Its modules are looked up once, here.
+
+    Example:
+        >>> from spikingjelly.activation_based import functional, layer
+        >>> net = nn.Sequential(layer.Linear(2, 3))
+        >>> modes = StepModes(net)
+        >>> functional.set_step_mode(net, "m"); modes.changed()
+        True
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._modules: list[Any] = [module for module in net.modules() if hasattr(module, "step_mode")]
+        self._noted = self._now()
+
+    def _now(self) -> list[str]:
+        return [module.step_mode for module in self._modules]
+
+    def changed(self) -> bool:
+        """Whether a step mode is another one by now; cheap enough to ask at every step of a stream."""
+        return self._now() != self._noted
 
 
 class FrozenNormalization:

@@ -19,8 +19,9 @@ from .state import ModelState
 class FiringRates:
     """Measures, within its context, the fraction of neurons that fire per time step, layer by layer.
 
-    A layer is a stateful module whose outputs are all 0 or 1; integrators and filters are left out. Sums stay on the
-    device until :meth:`rates` asks for them.
+    A layer is a stateful module whose outputs are all 0 or 1; integrators and filters are left out. Every neuron counts
+    the same at every time step, in whatever batches and slices these come. Sums stay on the device until :meth:`rates`
+    asks for them.
 
     Args:
         net: The network.
@@ -43,7 +44,7 @@ class FiringRates:
             if not any(inner is not layer and inner in layer.modules() for _, inner in layers)
         ]
         self._handles: list[Any] = []
-        self.sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of rates, largest s * s - s, number of calls
+        self.sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # spikes, largest s * s - s, neurons times steps
 
     def __enter__(self) -> FiringRates:
         for name, layer in self._layers:
@@ -58,11 +59,13 @@ class FiringRates:
     def note(self, name: str, spikes: Tensor) -> None:
         """Counts one call of a layer."""
         spikes = spikes.detach()
-        zero = torch.zeros((), device=spikes.device)
+        # Single precision cannot count beyond 2 ** 24, and Apple's GPUs have no other.
+        precise = torch.float32 if spikes.device.type == "mps" else torch.float64
+        zero = torch.zeros((), device=spikes.device, dtype=precise)
         total, largest, count = self.sums.get(name, (zero, zero, zero))
         # Zeros and ones alone have s * s == s everywhere.
-        deviation = (spikes * spikes - spikes).abs().amax().float()
-        self.sums[name] = total + spikes.float().mean(), torch.maximum(largest, deviation), count + 1
+        deviation = (spikes * spikes - spikes).abs().amax().to(precise)
+        self.sums[name] = total + spikes.float().sum(), torch.maximum(largest, deviation), count + spikes.numel()
 
     def reset(self) -> None:
         """Starts the averages anew."""
@@ -71,7 +74,9 @@ class FiringRates:
     def rates(self) -> dict[str, float]:
         """Mean firing rate per layer since the last :meth:`reset`, in spikes per neuron and time step."""
         return {
-            name: (mean / count).item() for name, (mean, deviation, count) in self.sums.items() if deviation.item() == 0
+            name: (total / count).item()
+            for name, (total, deviation, count) in self.sums.items()
+            if deviation.item() == 0
         }
 
 

@@ -8,10 +8,12 @@ neuron of your own joins with :func:`register_state_handler`.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class StateHandler(Protocol):
     """Where the recurrent state of one type of module lives."""
 
     def get(self, module: Any) -> StateDict:
-        """The state by name: tensors, numbers, ``None``, or lists and tuples of them; no copies."""
+        """The state by name: tensors, numbers, ``None``, or containers of them; only the containers are copies."""
 
     def set(self, module: Any, state: StateDict) -> None:
         """Puts a state that :meth:`get` returned back, without writing into the old tensors."""
@@ -39,7 +41,8 @@ class AttributeHandler:
     """State kept in plain attributes (or buffers) of a module: the handler for most neurons written by hand.
 
     Args:
-        **initial: Name of each state attribute and its value before the first input, usually ``None``.
+        **initial: Name of each state attribute and its value before the first input, usually ``None``. It may be a
+            list that the module changes in place: each module gets a copy of its own at each reset.
 
     Example:
         >>> class Counter(nn.Module):
@@ -57,14 +60,14 @@ class AttributeHandler:
         self.initial = initial
 
     def get(self, module: Any) -> StateDict:
-        return {name: getattr(module, name) for name in self.initial}
+        return {name: copy_containers(getattr(module, name)) for name in self.initial}
 
     def set(self, module: Any, state: StateDict) -> None:
         for name, value in state.items():
-            setattr(module, name, value)
+            setattr(module, name, copy_containers(value))
 
     def reset(self, module: Any) -> None:
-        self.set(module, self.initial)
+        self.set(module, copy.deepcopy(self.initial))
 
 
 _handlers: dict[type, StateHandler] = {}
@@ -145,26 +148,52 @@ def _handler_for(module: nn.Module) -> StateHandler | None:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Applies a function to every tensor in nested dictionaries, lists and tuples; the rest passes through.
+    """Applies a function to every tensor in nested containers, see :func:`map_leaves`; the rest passes through.
 
     Example:
         >>> import torch
         >>> map_tensors(lambda t: t + 1, {"a": [torch.zeros(1), None]})
         {'a': [tensor([1.]), None]}
     """
-    if isinstance(value, Tensor):
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Applies a function to all that dictionaries, lists, tuples and dataclasses, nested as they may be, hold.
+
+    The containers are new ones of the same types.
+
+    Example:
+        >>> map_leaves(lambda leaf: leaf is None, {"a": [1, None]})
+        {'a': [False, True]}
+    """
+    if isinstance(value, Tensor):  # the common case, and every step asks for it
         return function(value)
     if isinstance(value, dict):
-        return {key: map_tensors(function, entry) for key, entry in value.items()}
+        mapped = {} if type(value) is dict else copy.copy(value)  # a default factory, or what a subclass holds, stays
+        for key, entry in value.items():
+            mapped[key] = map_leaves(function, entry)
+        return mapped
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, entry) for entry in value))
+        return type(value)(*(map_leaves(function, entry) for entry in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(function, entry) for entry in value)
-    return value
+        return type(value)(map_leaves(function, entry) for entry in value)
+    if is_dataclass(value) and not isinstance(value, (type, nn.Module)):
+        copied = copy.copy(value)
+        for name in (field.name for field in fields(value) if hasattr(value, field.name)):
+            # Whatever __init__ computes from its arguments is computed already, and a frozen one has no setter.
+            object.__setattr__(copied, name, map_leaves(function, getattr(value, name)))
+        return copied
+    return function(value)
+
+
+def copy_containers(value: Any) -> Any:
+    """A copy down to tensors and the like, which stay the same objects: what one side changes in place is its own."""
+    return map_leaves(lambda leaf: leaf, value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested dictionaries, lists and tuples, in order.
+    """Every tensor in nested containers, see :func:`map_leaves`, in order.
 
     Example:
         >>> import torch
@@ -204,8 +233,8 @@ class ModelState:
         self._entries = [(name, module, handler) for name, module, handler in found if handler is not None]
 
     def add(self, name: str, module: nn.Module, handler: StateHandler) -> None:
-        """Counts the state of one more module, which need not be part of the network."""
-        self._entries.append((name, module, handler))
+        """Counts the state of one more module, which need not be part of the network, instead of one of that name."""
+        self._entries = [entry for entry in self._entries if entry[0] != name] + [(name, module, handler)]
 
     def modules(self) -> list[tuple[str, nn.Module]]:
         """Name and module of everything that carries state, in the order of ``net.named_modules()``."""

@@ -64,18 +64,18 @@ class FPTTTrainer(Evaluator):
             ``"explicit"``: ``net(x_t, state) -> (output, state)``. ``"auto"`` finds out at the first batch, see
             :meth:`explain`.
         output_module: For the in-flight driver: the module whose call ends a time step; found if ``None``.
-        preflight: Check on a few steps of the first batch, on a copy, that a SpikingJelly network or one with explicit
-            state keeps time steps and samples apart. Switch it off if yours mixes samples on purpose.
-        on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights and
-            recurrent state are as they were after the update before it. With ``"skip"``, a stream also leaves out a
-            step whose input is not finite, and a target that is not.
+        preflight: Check on copies, with a few steps of the first batch, that no sequence depends on the one before, and
+            that SpikingJelly networks and those with explicit state keep time steps and samples apart. ``False`` for
+            networks that mix these on purpose.
+        on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights,
+            running statistics and state are as they were after the update before it. With ``"skip"``, a stream also
+            leaves out a step whose input is not finite, and a target that is not.
         grad_scaler: A ``torch.amp.GradScaler`` for float16: scales the loss and steps the optimizer. Updates that it
             skips for infinite gradients count as skipped.
         accelerate: ``"none"``; ``"compile"`` compiles each window, from forward pass to weight update, into one graph
             when it first comes (15 to 40 seconds), or the update alone where the network cannot be compiled;
             ``"cudagraph"`` also records it on a GPU; ``"auto"`` is the latter on a GPU with a ``capturable`` optimizer,
-            else ``"compile"``. Results are those of ``"none"`` within rounding; what cannot be compiled runs eagerly,
-            with a warning that says why. See :mod:`fptt_plugin.acceleration`.
+            else ``"compile"``. Results are those of ``"none"`` within rounding; what cannot be compiled runs eagerly.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.
@@ -288,14 +288,14 @@ class FPTTTrainer(Evaluator):
             metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
             higher_is_better: Direction of the metric, for the best checkpoint.
             checkpoint: File for the best epoch so far of this call, by validation (training, without a
-                ``val_loader``), see :meth:`save`.
+                ``val_loader``).
             progress: Show the bar: loss, metric and mean firing rate so far.
 
         Returns:
             One record per epoch.
 
         Raises:
-            ValueError: If the loader is empty, or metric, scheduler or checkpoint's folder cannot be used.
+            ValueError: If the loader is empty, or metric, scheduler or checkpoint's folder are of no use.
         """
         return _loop.fit(
             self,

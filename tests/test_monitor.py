@@ -93,3 +93,24 @@ def test_nothing_is_kept_of_the_graph():
     with FiringRates(net) as firing:
         assert net(X).requires_grad
     assert not any(tensor.requires_grad for tensor in firing.sums["1"])
+
+
+def test_every_neuron_and_step_counts_the_same():
+    net = nn.Sequential(neuron())
+    with FiringRates(net) as firing:
+        net(torch.full((1, 2), 2.0))
+        net[0].mem = None
+        net(torch.zeros(7, 2))
+    assert firing.rates() == {"0": 1 / 8}
+
+
+def test_a_long_stream_is_counted_exactly():
+    """In single precision a sum stops to grow where one spike more is less than its last digit."""
+    net = nn.Sequential(neuron())
+    with FiringRates(net) as firing:
+        net(X)
+        for total, many in zip(firing.sums["0"][::2], (2**24, 2**26), strict=True):
+            total.fill_(many)
+        net[0].mem = None
+        net(torch.tensor([[2.0]]))
+    assert firing.rates() == {"0": (2**24 + 1) / (2**26 + 1)}

@@ -1,12 +1,14 @@
 """One model's recurrent state: read, written, reset and cut from its graph, and no other model's."""
 
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from fptt_plugin.state import AttributeHandler, ModelState, map_tensors, register_state_handler
+from fptt_plugin.state import AttributeHandler, ModelState, map_tensors, register_state_handler, tensors_in
 
 snn = pytest.importorskip("snntorch")
 utils = pytest.importorskip("snntorch.utils")
@@ -214,3 +216,52 @@ def test_map_tensors_keeps_the_containers():
     assert mapped["b"][1] == "text"
     assert all((t == 2).all() for t in (mapped["a"][0], mapped["b"][0], mapped["c"].first, mapped["c"].second[0]))
     assert (one == 1).all()
+
+
+@dataclass(frozen=True)
+class Membranes:
+    one: torch.Tensor
+    two: torch.Tensor
+    count: int = field(default=7, init=False)
+
+
+class AttributeDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_map_tensors_keeps_dataclasses_and_dictionaries_of_other_kinds():
+    one = torch.ones(2)
+    for value in (Membranes(one, one), AttributeDict(one=one, two=one), OrderedDict(one=one, two=one)):
+        mapped = map_tensors(lambda tensor: tensor + 1, value)
+        assert type(mapped) is type(value)
+        assert [tensor.tolist() for tensor in tensors_in(mapped)] == [[2, 2], [2, 2]]
+    assert map_tensors(torch.clone, Membranes(one, one)).count == 7
+    assert map_tensors(torch.clone, defaultdict(list, one=one))["new"] == []
+    assert map_tensors(torch.clone, Membranes) is Membranes
+    assert (one == 1).all()
+
+
+class Delay(nn.Module):
+    """A delay line of two steps, whose list is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.queue = []
+
+    def forward(self, x):
+        self.queue.append(x)
+        return self.queue.pop(0) if len(self.queue) > 2 else torch.zeros_like(x)
+
+
+def test_a_list_of_state_belongs_to_one_module_and_one_sequence():
+    register_state_handler(Delay, AttributeHandler(queue=[]))
+    net = nn.Sequential(Delay(), Delay())
+    state = ModelState(net)
+    for _ in range(2):
+        state.reset()
+        assert [module.queue for module in net] == [[], []]
+        outputs = [net(torch.full((1,), float(t))).item() for t in range(1, 4)]
+        moment = state.get()
+        for _ in range(2):
+            state.set(moment)
+            assert outputs + [net(torch.full((1,), float(t))).item() for t in range(4, 8)] == [0, 0, 0, 0, 1, 2, 3]

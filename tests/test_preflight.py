@@ -1,0 +1,212 @@
+"""The look at the first batch: what it finds in networks that work, and in those that do not forget."""
+
+import threading
+
+import numpy as np
+import pytest
+import snntorch as snn
+import torch
+from nets import LIF, Before, batch, copies, identical, sgd
+from spikingjelly.activation_based import encoding, functional, layer, neuron
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.spikingjelly import LTCIntegrator
+from fptt_plugin.state import AttributeHandler, register_state_handler
+
+CE = nn.CrossEntropyLoss()
+
+
+def trainer_of(net, **options):
+    return FPTTTrainer(net, sgd(net), CE, **options)
+
+
+def train(net, **options):
+    trainer = trainer_of(net, **options)
+    before = copies(net.parameters())
+    trainer.train_sequence(*batch())
+    assert not identical(before, net.parameters())
+    return trainer
+
+
+def refused(net, match, **options):
+    trainer = trainer_of(net, **options)
+    before = Before(trainer)
+    with pytest.raises(ValueError, match=match):
+        trainer.train_sequence(*batch())
+    assert before.differs() == []
+
+
+# ---------------------------------------------------------------------- random networks
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize("end", [neuron.LIFNode, LTCIntegrator])
+@pytest.mark.parametrize("rate", [1.0, 0.02])
+def test_random_spikes_are_not_mistaken_for_mixed_samples(mode, end, rate):
+    """A silent output is the same every time, and the states behind it are not; rare spikes may miss an excerpt."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        body = [layer.Linear(3, 12), neuron.LIFNode(), layer.Linear(12, 3), end()]
+        net = nn.Sequential(encoding.PoissonEncoder(), *body)
+        functional.set_step_mode(net, mode)
+        x, y = batch()
+        trainer_of(net, window=2, readout="mean").train_sequence(rate * x, y)
+
+
+class Noise(nn.Module):
+    """Numbers that torch does not draw, and a record of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+        self.last = None
+
+    def forward(self, x):
+        self.last = torch.from_numpy(self.generator.random(tuple(x.shape), dtype=np.float32))
+        return x + self.last
+
+
+def test_random_numbers_from_elsewhere_are_no_memory():
+    train(nn.Sequential(Noise(), nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
+
+
+# ---------------------------------------------------------------------- state that no reset reaches
+
+
+class Streaming(nn.Module):
+    """The membranes are the network's own attributes, as in many snnTorch examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(3, 8), snn.Leaky(beta=0.9)
+        self.fc2, self.lif2 = nn.Linear(8, 2), snn.Leaky(beta=0.9)
+        self.mem1 = self.mem2 = None
+
+    def forward(self, x):
+        spk, self.mem1 = self.lif1(self.fc1(3 * x), self.mem1)
+        _, self.mem2 = self.lif2(self.fc2(spk), self.mem2)
+        return self.mem2
+
+
+class Named(Streaming):
+    pass
+
+
+def test_membranes_in_the_networks_own_attributes():
+    remedy = r"init_hidden=True.*register_state_handler\(Streaming, AttributeHandler\(mem1=None, mem2=None\)\)"
+    for options in ({}, {"driver": "step"}):
+        refused(Streaming(), f"'mem1', 'mem2', which reset.*{remedy}.*preflight=False", **options)
+    register_state_handler(Named, AttributeHandler(mem1=None, mem2=None))
+    trainer = train(Named())
+    x, _ = batch()
+    assert torch.equal(trainer.predict(x), trainer.predict(x))
+
+
+class Trace(nn.Module):
+    """Adds a trace of its input in one of the ways to keep one."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.total, self.count, self.seen = way, None, 0, []
+        self.register_buffer("trace", torch.zeros(3))
+
+    def forward(self, x):
+        now = x.detach().mean(0)
+        if self.way == "none at first":
+            self.total = now if self.total is None else self.total + now
+            return x + self.total
+        if self.way == "a number":
+            self.count += 1
+            return x + self.count
+        if self.way == "a list":
+            self.seen.append(now)
+            return x + len(self.seen)
+        if self.way == "absent at first":
+            self.late = getattr(self, "late", 0.0) + now
+            return x + self.late
+        self.trace.mul_(0.9).add_(now)  # a buffer, in place
+        return x + self.trace
+
+
+def plain(*first):
+    return nn.Sequential(*first, nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False))
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        ("none at first", "0.total"),
+        ("a number", "0.count"),
+        ("a list", "0.seen"),
+        ("absent at first", "0.late"),
+        ("a buffer", "0.trace"),
+    ],
+)
+def test_every_way_to_keep_a_memory(way, name):
+    refused(plain(Trace(way)), rf"left in '{name}', which reset\(\) does not reach.*register_state_handler\(Trace")
+    train(plain(Trace(way)), preflight=False)
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_a_memory_beside_the_neurons_of_spikingjelly(mode):
+    body = [layer.Linear(3, 8), neuron.LIFNode(), layer.Linear(8, 2), LTCIntegrator(linear_features=2)]
+    net = nn.Sequential(Trace("a number"), *body)
+    functional.set_step_mode(net, mode)
+    refused(net, "left in '0.count'", window=2)
+
+
+def test_a_memory_beside_an_explicit_state():
+    class Explicit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trace, self.fc = Trace("a number"), nn.Linear(3, 2)
+
+        def forward(self, x, state):
+            state = self.fc(self.trace(x)) + (0 if state is None else 0.5 * state)
+            return state, state
+
+    refused(Explicit(), "left in 'trace.count'")
+
+
+class Record(nn.Module):
+    """Looks at everything and changes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.last, self.all, self.lock = 0, None, [], None
+
+    def forward(self, x):
+        self.calls, self.last = self.calls + 1, x
+        self.all.append(x.detach())
+        return x
+
+
+def test_a_record_is_no_memory():
+    net = plain(Record())
+    train(net)
+    assert net[0].calls == 6
+
+
+def test_a_network_that_cannot_be_copied_is_not_looked_at():
+    net = plain(Record())
+    net[0].lock = threading.Lock()
+    train(net, driver="step")
+
+
+def test_other_networks_stay_as_they_are():
+    """snnTorch's own reset reaches every neuron in the process."""
+
+    class Resetting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(3, 2), snn.Leaky(beta=0.9, init_hidden=True)
+
+        def forward(self, x):
+            snn.Leaky.reset_hidden()
+            return self.lif(self.fc(x))
+
+    other, (x, _) = snn.Leaky(beta=0.9, init_hidden=True), batch()
+    other(x[0])
+    trainer_of(Resetting(), driver="step")._find_driver(x, batch_first=False)
+    assert torch.equal(other.mem, x[0])
