@@ -79,7 +79,7 @@ class Subclass(torch.optim.SGD):
     ("build", "optimizer", "options", "reason"),
     [
         (lambda: double_net(extra=[Reads()]), adam, {}, "data-dependent|DataDependent"),
-        (lambda: double_net(extra=[Counts()]), adam, {}, "counts its steps"),
+        (lambda: double_net(extra=[Counts()]), adam, {"preflight": False}, "counts its steps"),
         (lambda: double_net(extra=[Delay()]), adam, {}, "state changes its form"),
         (hooked, adam, {}, "has hooks"),
         (lambda: Loops().double(), adam, {}, "own loop over time"),
