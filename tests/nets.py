@@ -38,6 +38,17 @@ def spiking_net(inputs=3, hidden=8, classes=2, extra=(), dtype=torch.float32):
     return nn.Sequential(*layers).to(dtype)
 
 
+class Grows(nn.Module):
+    """A network whose ``head`` is to come."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.head = body, nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
 def batch(steps=6, samples=4, inputs=3, classes=2, dtype=torch.float32):
     """Random sequences ``[T, B, N]`` and a label for each."""
     return torch.rand(steps, samples, inputs, dtype=dtype), torch.arange(samples) % classes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerated import double_net, graph_steps, pair, traced, train_both  # noqa: F401
-from nets import batch, copies, identical, sgd
+from nets import Grows, batch, copies, identical, sgd
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("traced")
@@ -28,14 +28,6 @@ def test_another_alpha(graph_steps, alphas):  # noqa: F811
 
 
 def test_a_layer_that_joins_later(graph_steps):  # noqa: F811
-    class Grows(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = double_net(), nn.Identity()
-
-        def forward(self, x):
-            return self.head(self.body(x))
-
     def train_growing(trainer):
         train(trainer)
         trainer.net.head = nn.Linear(2, 2, dtype=torch.float64)
@@ -45,7 +37,7 @@ def test_a_layer_that_joins_later(graph_steps):  # noqa: F811
         train(trainer)
         assert not identical(trainer.net.head.parameters(), before)
 
-    train_both(pair(Grows), train_growing)
+    train_both(pair(lambda: Grows(double_net())), train_growing)
     assert sum(graph_steps) >= 12
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import LIF, adam, batch, copies, distance, gradients, identical, sgd, spikes, spiking_net
+from nets import LIF, Grows, adam, batch, copies, distance, gradients, identical, sgd, spikes, spiking_net
 from torch import nn
 from twin import Twin
 
@@ -252,15 +252,7 @@ def test_explain_names_driver_state_loss_and_regularizer():
 
 
 def test_a_layer_that_joins_later_is_trained_like_the_others():
-    class Grows(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = spiking_net(), nn.Identity()
-
-        def forward(self, x):
-            return self.head(self.body(x))
-
-    net = Grows()
+    net = Grows(spiking_net())
     optimizer = sgd(net, lr=0.1)
     trainer = FPTTTrainer(net, optimizer, CE, alpha=0.0, max_grad_norm=None)
     x, y = batch()
