@@ -134,3 +134,14 @@ def test_a_sequence_that_ends_in_padding():
     y[4:] = -100
     assert trainer.train_sequence(x, y).updates == 4
     assert trainer.step(x[0], torch.full((4,), -100)).loss is None
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_labels_to_ignore_beside_a_mask(stepwise):
+    ones, others = twins()
+    x, y = batch()
+    y = y.expand(6, 4) if stepwise else y
+    y = torch.where(torch.tensor([True, True, False, False]), y, -100)
+    results = ones.train_sequence(x, y, SOME), others.train_sequence(x, y, torch.tensor([True, False, False, False]))
+    assert torch.equal(results[0].loss, results[1].loss)
+    assert identical(ones.net.parameters(), others.net.parameters())
