@@ -106,6 +106,11 @@ def _labels(found: list[Row]) -> list[str]:
 
 def _curves(axes: Any, found: list[Row], x: str) -> None:
     """Mean score over the seeds, each seed in a thin line; errors on a logarithmic scale."""
+    from cycler import cycler
+    from matplotlib import color_sequences
+
+    # More rows than colours: the next ten are drawn in another style.
+    axes.set_prop_cycle(cycler(linestyle=["-", "-."]) * cycler(color=color_sequences["tab10"]))
     run = found[0].runs[0]
     for row, label in zip(found, _labels(found), strict=True):
         shared = min(len(run["records"]) for run in row.runs)
@@ -117,7 +122,7 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
         across = [mean(values) for values in zip(*positions, strict=True)]
         (line,) = axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=label)
         for values in scores if len(scores) > 1 else []:
-            axes.plot(across, values, color=line.get_color(), alpha=0.3, linewidth=0.7)
+            axes.plot(across, values, color=line.get_color(), linestyle=line.get_linestyle(), alpha=0.3, linewidth=0.7)
     if not run["higher_is_better"]:
         axes.axhline(run["chance"], color="grey", linestyle=":", label="always 1")
         axes.set_yscale("log")
