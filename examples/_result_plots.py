@@ -86,8 +86,8 @@ def draw(tables: dict[str, list[Row]], images: Path) -> None:
             axes.set_title(panel.title)
             axes.set_ylim(bottom=panel.above)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.15))  # below, where no curve is
-        figure.savefig(images / f"results_{name}.png", dpi=100, metadata={"Software": None})
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.2))  # below, where no curve is
+        figure.savefig(images / f"results_{name}.png", dpi=100, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
 
 
