@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .drivers import normalizations
 from .state import ModelState, tensors_in
 
 
@@ -39,8 +40,7 @@ def blame(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> str:
     ]
     suspects += [
         (f"the running statistics of {name!r}", tensors_in(module._buffers))
-        for name, module in net.named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for name, module in normalizations(net).items()
     ]
     where = next((name for name, tensors in suspects if not all_finite(tensors)), "the loss function")
     return (

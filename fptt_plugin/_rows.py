@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .drivers import normalizations
 from .functional.ltc import initial_state
 from .monitor import unobserved
 from .state import ModelState, StateDict, copy_containers, tensors_in
@@ -139,7 +140,7 @@ def _leaves(value: Any) -> list[Tensor]:
 @contextmanager
 def _separate_rows(net: nn.Module) -> Iterator[None]:
     """Batch normalisation, which mixes the rows, uses and keeps its running statistics."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    norms = [norm for norm in normalizations(net).values() if norm.training]
     for norm in norms:
         norm.training = False
     try:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ._finite import all_finite, blame
+from .drivers import normalizations
 from .regularizer import DynamicRegularizer
 from .state import ModelState
 
@@ -43,7 +44,7 @@ class Updater:
         self._parameters: list[nn.Parameter] = []
         self._in_groups = 0
         self._loss = torch.zeros(())  # sum since the last update
-        self._normalizations = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self._normalizations = list(normalizations(net).values())
         self._statistics: list[tuple[Tensor, Tensor]] = []  # of normalisations, beside their values at the last update
 
     @property

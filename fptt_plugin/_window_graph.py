@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._capture import CannotCompile, dense, layout
 from ._compiled_update import UpdateTensors, update_
+from .drivers import normalizations
 from .monitor import FiringRates, SpikeHook
 from .state import map_tensors, tensors_in
 
@@ -89,8 +90,7 @@ class WindowFunction:
         self._call = _Call(engine.net)
         self._statistics = {
             f"{prefix}.{name}" if prefix else name
-            for prefix, module in engine.net.named_modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase)
+            for prefix, module in normalizations(engine.net).items()
             for name in module._buffers
         }
 

@@ -253,6 +253,16 @@ class StepModes:
         return self._now() != self._noted
 
 
+def normalizations(net: nn.Module) -> dict[str, nn.Module]:
+    """The batch normalisations of a network, by name.
+
+    Example:
+        >>> normalizations(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        {'1': BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)}
+    """
+    return {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+
+
 class FrozenNormalization:
     """Within the context batch normalisation keeps its running statistics, whatever passes through it.
 
@@ -266,7 +276,7 @@ class FrozenNormalization:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._modules = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self._modules = list(normalizations(net).values())
         self._kept: list[dict[str, Tensor | None]] = []
 
     def __enter__(self) -> None:

@@ -38,6 +38,17 @@ def spiking_net(inputs=3, hidden=8, classes=2, extra=(), dtype=torch.float32):
     return nn.Sequential(*layers).to(dtype)
 
 
+class Mean(nn.Module):
+    """Averages the output of a network over time, its first axis."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x).mean(0)
+
+
 class Grows(nn.Module):
     """A network whose ``head`` is to come."""
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import snntorch as snn
 import torch
-from nets import adam, batch, copies, gradients, identical, sgd, spikes, spiking_net
+from nets import Mean, adam, batch, copies, gradients, identical, sgd, spikes, spiking_net
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -80,15 +80,7 @@ def test_spikingjelly_steps_and_slices_are_one(window):
 
 
 def test_a_network_that_averages_over_time_gives_one_output_per_slice():
-    class Mean(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = jelly("m")
-
-        def forward(self, x):
-            return self.body(x).mean(0)
-
-    net = Mean()
+    net = Mean(jelly("m"))
     plain, (x, y) = copy.deepcopy(net), batch(8)
     trainer = BPTT(net, sgd(net), CE, max_grad_norm=None, **PLAIN)
     with spikes(net):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nets import Before, adam, batch, copies, identical, sgd
+from nets import Before, Mean, adam, batch, copies, identical, sgd
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -21,17 +21,6 @@ def jelly(mode):
     )
     functional.set_step_mode(net, mode)
     return net
-
-
-class Mean(nn.Module):
-    """Averages over time at its end."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = jelly("m")
-
-    def forward(self, x):
-        return self.body(x).mean(0)
 
 
 # ---------------------------------------------------------------------- other step modes
@@ -128,7 +117,7 @@ def test_a_loop_in_forward_whose_layers_change():
 @pytest.mark.parametrize(("window", "loss_every"), [(3, 2), (4, 1), (None, 1)])
 @pytest.mark.parametrize("preflight", [True, False])
 def test_losses_within_a_window_that_is_averaged(window, loss_every, preflight):
-    net, (x, y) = Mean(), batch(8)
+    net, (x, y) = Mean(jelly("m")), batch(8)
     options = {"loss_every": loss_every, "preflight": preflight}
     trainer = (
         BPTT(net, sgd(net), CE, **options)
@@ -146,7 +135,7 @@ def test_losses_within_a_window_that_is_averaged(window, loss_every, preflight):
     FPTTTrainer(steps, sgd(steps), CE, window=window, loss_every=loss_every).train_sequence(x, y)
 
 
-@pytest.mark.parametrize("make", [Mean, lambda: jelly("m")], ids=["average", "every step"])
+@pytest.mark.parametrize("make", [lambda: Mean(jelly("m")), lambda: jelly("m")], ids=["average", "every step"])
 def test_the_first_call_shows_the_time_axis_without_a_preflight(make):
     net, (x, y) = make(), batch(8)
     trainers = []
