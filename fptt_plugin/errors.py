@@ -1,0 +1,170 @@
+"""Exceptions and the warning class of the package.
+
+Every refusal is an :class:`FPTTError` with its parts as attributes: the layer, the reason and the remedy. Each kind
+also derives from the built-in exception that fits it, so ``except ValueError`` keeps working::
+
+    FPTTError
+    ├── ConfigurationError (ValueError)     options of a constructor, or options that do not fit together
+    ├── CannotStepError    (ValueError)     a network or layer that cannot be trained step by step
+    ├── BatchError         (ValueError)     data whose shape or values are impossible
+    │   └── BatchTypeError (TypeError)      data of the wrong type
+    ├── OutputError        (ValueError)     what the network or the loss function returned cannot be used
+    ├── CheckpointError    (ValueError)     a file or state that is damaged or belongs to another network
+    ├── CallOrderError     (RuntimeError)   a call that is impossible at this moment
+    ├── WeightsChangedError (RuntimeError)  weights that were changed behind the regulariser's back
+    └── NotFiniteError     (FloatingPointError)  a loss, gradient or state with nan or inf
+
+    FPTTWarning (UserWarning)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class FPTTError(Exception):
+    """Base class of all errors that the package raises on purpose.
+
+    Args:
+        reason: What is wrong, a clause without a full stop.
+        remedy: What to do about it, as an imperative clause.
+        layer: Name of the module that causes it, as in ``net.named_modules()``.
+        layer_type: Its class, for the message.
+        problems: The single errors, where several are raised at once.
+
+    Example:
+        >>> error = CannotStepError("computes all time steps at once", "use neuron.LIFNode", layer="3", layer_type="PSN")
+        >>> print(error)
+        '3' (PSN) computes all time steps at once: use neuron.LIFNode
+        >>> error.layer, error.remedy, isinstance(error, ValueError)
+        ('3', 'use neuron.LIFNode', True)
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        remedy: str = "",
+        *,
+        layer: str = "",
+        layer_type: str = "",
+        problems: Iterable[FPTTError] = (),
+    ) -> None:
+        self.reason = reason
+        self.remedy = remedy
+        self.layer = layer
+        self.layer_type = layer_type
+        self.problems = tuple(problems)
+        super().__init__(reason, remedy)  # the positional arguments, so that the error pickles
+
+    def __str__(self) -> str:
+        kind = f" ({self.layer_type})" if self.layer_type else ""
+        subject = f"{self.layer!r}{kind} " if self.layer else ""
+        return f"{subject}{self.reason}{': ' + self.remedy if self.remedy else ''}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.remedy), vars(self)
+
+
+class ConfigurationError(FPTTError, ValueError):
+    """Options of a constructor that are impossible, or impossible together."""
+
+
+class CannotStepError(FPTTError, ValueError):
+    """A network, or a layer of it, that cannot be trained step by step."""
+
+
+class BatchError(FPTTError, ValueError):
+    """Inputs, targets or masks whose shapes or values are impossible."""
+
+
+class BatchTypeError(BatchError, TypeError):
+    """Inputs, targets or masks of the wrong type."""
+
+
+class OutputError(FPTTError, ValueError):
+    """What the network or the loss function returned cannot be used."""
+
+
+class CheckpointError(FPTTError, ValueError):
+    """A file or state that is damaged, or belongs to another network or optimizer."""
+
+
+class CallOrderError(FPTTError, RuntimeError):
+    """A call that is impossible at this moment."""
+
+
+class WeightsChangedError(FPTTError, RuntimeError):
+    """Weights that were changed from outside, so that their running averages no longer belong to them."""
+
+
+class NotFiniteError(FPTTError, FloatingPointError):
+    """A loss, gradient, statistic or state that is not finite."""
+
+
+class FPTTWarning(UserWarning):
+    """Every warning of the package; filter it with ``warnings.filterwarnings(..., category=FPTTWarning)``."""
+
+
+class ErrorList:
+    """Collects all problems with one constructor call and raises them at once.
+
+    Args:
+        subject: What is being built.
+
+    Example:
+        >>> problems = ErrorList("Thing")
+        >>> problems.check(1 > 2, "size=1 must be at least 2")
+        >>> problems.raise_any()
+        Traceback (most recent call last):
+        ...
+        fptt_plugin.errors.ConfigurationError: Thing cannot be built:
+        - size=1 must be at least 2
+    """
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._errors: list[FPTTError] = []
+
+    def add(self, error: FPTTError) -> None:
+        """Record one error."""
+        self._errors.append(error)
+
+    def check(self, condition: object, reason: str, remedy: str = "") -> None:
+        """Record a :class:`ConfigurationError` unless the condition holds."""
+        if not condition:
+            self.add(ConfigurationError(reason, remedy))
+
+    def check_choice(self, name: str, value: object, allowed: Iterable[object]) -> None:
+        """Record a value that is not among those allowed."""
+        try:
+            check_choice(name, value, allowed)
+        except ConfigurationError as error:
+            self.add(error)
+
+    def raise_any(self) -> None:
+        """Raise what was recorded: the common class of all errors, :class:`ConfigurationError` for a mixture."""
+        if not self._errors:
+            return
+        kinds = {type(error) for error in self._errors}
+        kind = kinds.pop() if len(kinds) == 1 else ConfigurationError
+        first = self._errors[0]
+        listed = "\n".join(f"- {error}" for error in self._errors)
+        raise kind(f"{self._subject} cannot be built:\n{listed}", problems=self._errors) from first.__cause__
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check that an option has one of its allowed values.
+
+    Raises:
+        ConfigurationError: If it does not; lists the allowed values.
+
+    Example:
+        >>> check_choice("reset", "half", ("zero", "none"))
+        Traceback (most recent call last):
+        ...
+        fptt_plugin.errors.ConfigurationError: reset='half' is unknown; choose one of 'zero', 'none'
+    """
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ConfigurationError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}")
