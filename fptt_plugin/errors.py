@@ -34,9 +34,9 @@ class FPTTError(Exception):
         problems: The single errors, where several are raised at once.
 
     Example:
-        >>> error = CannotStepError("computes all time steps at once", "use neuron.LIFNode", layer="3", layer_type="PSN")
+        >>> error = CannotStepError("computes all time steps at once", "use neuron.LIFNode", layer="3")
         >>> print(error)
-        '3' (PSN) computes all time steps at once: use neuron.LIFNode
+        '3' computes all time steps at once: use neuron.LIFNode
         >>> error.layer, error.remedy, isinstance(error, ValueError)
         ('3', 'use neuron.LIFNode', True)
     """
