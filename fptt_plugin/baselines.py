@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .objective import LossFunction
+from .errors import CheckpointError
 from .trainer import FPTTTrainer
+from .training import LossFunction
 
 _REGULARIZER = ("alpha", "beta", "rho", "variant", "average_weights")
 
@@ -17,7 +18,7 @@ class TruncatedBPTT(FPTTTrainer):
     """Truncated backpropagation through time: FPTT with the regulariser off, the control of every FPTT result.
 
     Args:
-        net: See :class:`~fptt_plugin.FPTTTrainer`, likewise the other arguments.
+        net: See :class:`~fptt_plugin.FPTTTrainer`.
         optimizer: Its optimizer.
         loss_fn: Loss of one time step.
         **options: Those of :class:`~fptt_plugin.FPTTTrainer`, except the regulariser's.
@@ -41,16 +42,16 @@ class TruncatedBPTT(FPTTTrainer):
         super().__init__(net, optimizer, loss_fn, alpha=0.0, average_weights="never", **options)
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses the state of another network, or one with a regulariser, which would come back with it.
+        """Check that a state belongs to this network and has no regulariser, which would come back with it.
 
         Raises:
-            ValueError: If it is one.
+            CheckpointError: If it belongs to another network, or was trained with ``alpha > 0``.
         """
         alpha = state["regularizer"]["alpha"]
         if alpha > 0:
-            raise ValueError(
-                f"it was trained with alpha={alpha}, and {type(self).__name__} has no regulariser: load it into an "
-                "FPTTTrainer, or the weights alone, net.load_state_dict(torch.load(path)['net'])"
+            raise CheckpointError(
+                f"it was trained with alpha={alpha}, and {type(self).__name__} has no regulariser",
+                "load it into an FPTTTrainer, or the weights alone, net.load_state_dict(torch.load(path)['net'])",
             )
         super().check_state_dict(state)
 
@@ -61,7 +62,7 @@ class BPTT(TruncatedBPTT):
     With the default ``loss_every`` the loss is that of the last step; ``loss_every=1`` takes the mean over all steps.
 
     Args:
-        net: See :class:`~fptt_plugin.FPTTTrainer`, likewise the other arguments.
+        net: See :class:`~fptt_plugin.FPTTTrainer`.
         optimizer: Its optimizer.
         loss_fn: Loss of one time step.
         **options: Those of :class:`TruncatedBPTT`, except ``window`` and ``update_every``.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._averages import Averages, check_averages
-from ._validation import Problems, check_regularizer_options
+from .errors import ErrorList
 from .functional.fptt import add_regularizer_gradient_, update_averages_
 
 
@@ -77,7 +77,7 @@ class DynamicRegularizer:
         variant: str = "dual",
         max_grad_norm: float | None = None,
     ) -> None:
-        problems = Problems("DynamicRegularizer")
+        problems = ErrorList("DynamicRegularizer")
         check_regularizer_options(problems, alpha, beta, rho, variant, max_grad_norm)
         check_optimizer(problems, optimizer)
         problems.raise_any()
@@ -114,7 +114,7 @@ class DynamicRegularizer:
 
     @alpha.setter
     def alpha(self, alpha: float) -> None:
-        problems = Problems("DynamicRegularizer")
+        problems = ErrorList("DynamicRegularizer")
         check_regularizer_options(problems, alpha, self.beta, self.rho, self.variant, self.max_grad_norm)
         problems.raise_any()
         if alpha == 0 or self._alpha == 0:
@@ -290,7 +290,7 @@ class DynamicRegularizer:
         check_averages(self._parameters(), state)
 
 
-def check_optimizer(problems: Problems, optimizer: Optimizer) -> None:
+def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
     """Notes what is no optimizer, or one that is taken already."""
     if not isinstance(optimizer, Optimizer):
         problems.check(False, f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -305,4 +305,17 @@ def check_optimizer(problems: Problems, optimizer: Optimizer) -> None:
         not taken,
         "the optimizer already carries a DynamicRegularizer (from an earlier trainer?): build a new optimizer, or call "
         "remove() on that regulariser",
+    )
+
+
+def check_regularizer_options(
+    problems: ErrorList, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
+) -> None:
+    """Record options of the regulariser that are out of range."""
+    problems.check(0 <= alpha < float("inf"), f"alpha={alpha} must be >= 0 and finite (0 is plain truncated BPTT)")
+    problems.check(0 < beta <= 1, f"beta={beta} must lie in (0, 1]; the paper uses 0.5")
+    problems.check(0 <= rho <= 1, f"rho={rho} must lie in [0, 1]; the paper uses 0")
+    problems.check_choice("variant", variant, ("dual", "gradient"))
+    problems.check(
+        max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm={max_grad_norm} must be > 0, or None to not clip"
     )

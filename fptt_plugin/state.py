@@ -13,10 +13,13 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from .errors import CannotStepError, CheckpointError
+from .tree import copy_containers, map_tensors
 
 StateDict = dict[str, Any]
 
@@ -25,16 +28,20 @@ _LIBRARIES = {"snntorch": "fptt_plugin.snntorch", "spikingjelly.activation_based
 
 
 class StateHandler(Protocol):
-    """Where the recurrent state of one type of module lives."""
+    """Where the recurrent state of one type of module lives.
+
+    A handler may also have ``detach(module)``, which detaches the state from its graph out of place. Without it the
+    state is read, detached and set.
+    """
 
     def get(self, module: Any) -> StateDict:
         """The state by name: tensors, numbers, ``None``, or containers of them; only the containers are copies."""
 
     def set(self, module: Any, state: StateDict) -> None:
-        """Puts a state that :meth:`get` returned back, without writing into the old tensors."""
+        """Restore a state that :meth:`get` returned, without writing into the old tensors."""
 
     def reset(self, module: Any) -> None:
-        """Puts the module where it was before its first input."""
+        """Restore the state before the first input."""
 
 
 class AttributeHandler:
@@ -74,7 +81,7 @@ _handlers: dict[type, StateHandler] = {}
 
 
 def register_state_handler(module_type: type[nn.Module], handler: StateHandler) -> None:
-    """Tells the package where modules of a type (and its subclasses) keep their recurrent state.
+    """Declare where modules of a type (and its subclasses) keep their recurrent state.
 
     Args:
         module_type: The class of the stateful module.
@@ -96,24 +103,26 @@ _refused: dict[type, tuple[str, Callable[[Any], bool]]] = {}
 def refuse_to_step(
     module_type: type[nn.Module], reason: str, when: Callable[[Any], bool] = lambda module: True
 ) -> None:
-    """Notes that modules of a type cannot be advanced one time step at a time, and what to do instead.
+    """Declare that modules of a type cannot be advanced one time step at a time, and what to do instead.
 
     Args:
-        module_type: The class, with its subclasses.
-        reason: Ends a sentence that begins with the module's name.
-        when: ``when(module) -> bool``: the settings in which it cannot; by default all.
+        module_type: The class; subclasses are included.
+        reason: ``"what is wrong: what to do"``, the end of a sentence that begins with the module's name.
+        when: ``when(module) -> bool``: the settings in which the module cannot be stepped. Default: all.
     """
     _refused[module_type] = reason, when
 
 
-def refusals(net: nn.Module) -> list[str]:
-    """One sentence for every module of the network that cannot be advanced step by step; names it and the remedy."""
+def unsupported_layers(net: nn.Module) -> list[CannotStepError]:
+    """Return one error for every module of the network that cannot be advanced step by step."""
     _load_adapters()
     found = []
     for name, module in net.named_modules():
-        reason, when = next((_refused[base] for base in type(module).__mro__ if base in _refused), ("", None))
+        text, when = next((_refused[base] for base in type(module).__mro__ if base in _refused), ("", None))
         if when is not None and when(module):
-            found.append(f"{name or 'the network'!r} ({type(module).__name__}) {reason}")
+            reason, _, remedy = text.partition(": ")
+            kind = type(module).__name__
+            found.append(CannotStepError(reason, remedy, layer=name or "the network", layer_type=kind))
     return found
 
 
@@ -123,7 +132,7 @@ _isolations: list[Isolation] = []
 
 
 def isolate_with(context: Isolation) -> None:
-    """Names a context in which a library's own reset and detach reach the neurons of the given network alone."""
+    """Register a context in which a library's own reset and detach reach the neurons of the given network alone."""
     _isolations.append(context)
 
 
@@ -147,67 +156,16 @@ def _handler_for(module: nn.Module) -> StateHandler | None:
     return next((_handlers[base] for base in type(module).__mro__ if base in _handlers), None)
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Applies a function to every tensor in nested containers, see :func:`map_leaves`; the rest passes through.
-
-    Example:
-        >>> import torch
-        >>> map_tensors(lambda t: t + 1, {"a": [torch.zeros(1), None]})
-        {'a': [tensor([1.]), None]}
-    """
-    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+def random_state() -> tuple[Tensor, ...]:
+    """Return the state of the random generators: the CPU's, then that of each GPU."""
+    return (torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []))
 
 
-def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
-    """Applies a function to all that dictionaries, lists, tuples and dataclasses, nested as they may be, hold.
-
-    The containers are new ones of the same types.
-
-    Example:
-        >>> map_leaves(lambda leaf: leaf is None, {"a": [1, None]})
-        {'a': [False, True]}
-    """
-    if isinstance(value, Tensor):  # the common case, and every step asks for it
-        return function(value)
-    if isinstance(value, dict):
-        mapped = {} if type(value) is dict else copy.copy(value)  # a default factory, or what a subclass holds, stays
-        for key, entry in value.items():
-            mapped[key] = map_leaves(function, entry)
-        return mapped
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_leaves(function, entry) for entry in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_leaves(function, entry) for entry in value)
-    if is_dataclass(value) and not isinstance(value, (type, nn.Module)):
-        copied = copy.copy(value)
-        for name in (field.name for field in fields(value) if hasattr(value, field.name)):
-            # Whatever __init__ computes from its arguments is computed already, and a frozen one has no setter.
-            object.__setattr__(copied, name, map_leaves(function, getattr(value, name)))
-        return copied
-    return function(value)
-
-
-def copy_containers(value: Any) -> Any:
-    """A copy down to tensors and the like, which stay the same objects: what one side changes in place is its own."""
-    return map_leaves(lambda leaf: leaf, value)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested containers, see :func:`map_leaves`, in order.
-
-    Example:
-        >>> import torch
-        >>> tensors_in({"a": [torch.zeros(1), None], "b": torch.ones(1)})
-        [tensor([0.]), tensor([1.])]
-    """
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, value)
-    return found
+def set_random_state(states: tuple[Tensor, ...]) -> None:
+    """Restore what :func:`random_state` returned."""
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
 
 
 class ModelState:
@@ -233,7 +191,7 @@ class ModelState:
         self._entries = [(name, module, handler) for name, module, handler in found if handler is not None]
 
     def add(self, name: str, module: nn.Module, handler: StateHandler) -> None:
-        """Counts the state of one more module, which need not be part of the network, instead of one of that name."""
+        """Add the state of one more module, which need not be part of the network; replaces one of that name."""
         self._entries = [entry for entry in self._entries if entry[0] != name] + [(name, module, handler)]
 
     def modules(self) -> list[tuple[str, nn.Module]]:
@@ -245,34 +203,37 @@ class ModelState:
         return {name: handler.get(module) for name, module, handler in self._entries}
 
     def set(self, state: dict[str, StateDict]) -> None:
-        """Puts back a state that :meth:`get` returned.
+        """Restore a state that :meth:`get` returned.
 
         Raises:
-            ValueError: If it belongs to a network with other stateful modules.
+            CheckpointError: If it belongs to a network with other stateful modules.
         """
         self.check(state)
         for name, module, handler in self._entries:
             handler.set(module, state[name])
 
     def check(self, state: dict[str, StateDict]) -> None:
-        """Refuses the state of a network with other stateful modules.
+        """Check that a state fits the network.
 
         Raises:
-            ValueError: If it is one.
+            CheckpointError: If it belongs to a network with other stateful modules.
         """
         names = [name for name, _, _ in self._entries]
         if sorted(names) != sorted(state):
-            raise ValueError(
+            raise CheckpointError(
                 f"this state belongs to another network: it has the stateful modules {sorted(state)}, "
                 f"the network has {sorted(names)}"
             )
 
     def reset(self) -> None:
-        """Puts every module where it was before its first input."""
+        """Restore the state before the first input in every module."""
         for _, module, handler in self._entries:
             handler.reset(module)
 
     def detach(self) -> None:
-        """Cuts the state from the graph that produced it, out of place: tensors that others hold keep their graph."""
+        """Detach the state from its graph, out of place: tensors that others hold keep their graph."""
         for _, module, handler in self._entries:
-            handler.set(module, map_tensors(Tensor.detach, handler.get(module)))
+            if hasattr(handler, "detach"):
+                handler.detach(module)
+            else:
+                handler.set(module, map_tensors(Tensor.detach, handler.get(module)))

@@ -9,7 +9,7 @@ from nets import Before, adam, batch, spikes, spiking_net
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin._compiled_window import CompiledWindow
+from fptt_plugin.compile.window import CompiledWindow
 from fptt_plugin.snntorch import LTCIntegrator, RLTCLeaky
 
 CE = nn.CrossEntropyLoss()
@@ -26,8 +26,8 @@ def graph_steps(monkeypatch):
     """Steps that each run of compiled windows trained."""
     found, run = [], CompiledWindow.run
 
-    def noting(self, chunk, window):
-        outcome = run(self, chunk, window)
+    def noting(self, window):
+        outcome = run(self, window)
         if outcome is not None:
             found.append(outcome.steps)
         return outcome

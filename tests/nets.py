@@ -8,7 +8,8 @@ from torch import nn
 
 from fptt_plugin import FiringRates, FPTTTrainer
 from fptt_plugin.functional import MultiGaussian
-from fptt_plugin.state import AttributeHandler, ModelState, map_tensors, register_state_handler
+from fptt_plugin.state import AttributeHandler, ModelState, register_state_handler
+from fptt_plugin.tree import map_tensors
 
 
 class LIF(nn.Module):

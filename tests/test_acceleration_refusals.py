@@ -12,7 +12,7 @@ from nets import adam, batch, sgd, spiking_net
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin._capture import Graphs
+from fptt_plugin.compile.capture import Graphs
 from fptt_plugin.functional import MultiGaussian
 from fptt_plugin.state import AttributeHandler, register_state_handler
 
@@ -147,7 +147,7 @@ def test_an_unknown_mode():
 def test_a_cuda_graph_without_a_gpu_is_a_compiled_step(graph_steps):  # noqa: F811
     net = double_net()
     trainers = pair(lambda: net)
-    trainers[1]._engine.accelerate = "cudagraph"
+    trainers[1].accelerate = "cudagraph"
     with pytest.warns(UserWarning, match="CUDA graph takes"):
         train_both(trainers, train)
     assert graph_steps

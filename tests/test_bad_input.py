@@ -45,7 +45,7 @@ HOLED[5, 0, 0] = NAN
         (X, torch.zeros(5).long(), ValueError, r"\(5,\) does not fit x with T=6 steps and B=4"),
         (X, torch.tensor(1), ValueError, r"shape \(\) does not fit"),
         (X, [0, 0, 0, 0], TypeError, "y must be a tensor, got list"),
-        (X[:0], Y, ValueError, "empty sequence: T=0, B=4; leave it out"),
+        (X[:0], Y, ValueError, "empty sequence: T=0, B=4: leave it out"),
         (X[:, :0], Y[:0], ValueError, "empty sequence: T=6, B=0"),
         (HOLED, Y, ValueError, "non-finite.*nan_to_num"),
         (X * INF, Y, ValueError, "non-finite"),
@@ -110,7 +110,7 @@ def test_predict(x, words):
         (X[0], 1, TypeError, "y_t must be a tensor or None, got int"),
         (X[0] / 0, Y, ValueError, "non-finite"),
         (X[0].int(), Y, TypeError, "torch.int32"),
-        (X[0], torch.full((4,), INF), ValueError, "y_t has non-finite values; pass None"),
+        (X[0], torch.full((4,), INF), ValueError, "y_t has non-finite values: pass None"),
         (torch.rand(4, 5), Y, ValueError, r"inputs of shape \(4, 3\), x_t has \(4, 5\)"),
         (torch.rand(3, 3), Y[:3], ValueError, r"x_t has \(3, 3\).*reset\(\)"),
     ],
@@ -159,9 +159,9 @@ current = [CE]
         ({"window": None, "update_every": 6}, "multiple of window=None"),
         ({"variant": "gradient", "window": 2, "update_every": 4}, "one window: leave update_every out"),
         ({"variant": "x"}, "variant='x' is unknown; choose one of 'dual', 'gradient'"),
-        ({"readout": "last"}, "readout='last' is unknown; choose one of 'step', 'mean'"),
+        ({"readout": "last"}, "readout='last' is unknown; choose one of None, 'step', 'mean'"),
         ({"driver": "x"}, "driver='x' is unknown; choose one of 'auto'"),
-        ({"average_weights": True}, "average_weights=True is unknown; choose one of 'epoch', 'sequence', 'never'"),
+        ({"average_weights": True}, "average_weights=True is unknown; choose one of None, 'epoch', 'sequence'"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite='ignore' is unknown; choose one of 'raise', 'skip'"),
         ({"targets": "x"}, "targets='x' is unknown; choose one of 'auto', 'sequence', 'step'"),
         ({"loss_ramp": "cosine"}, "loss_ramp='cosine' is unknown; choose one of 'linear', 'constant'"),
@@ -229,7 +229,7 @@ def test_baselines_take_no_options_of_the_regularizer():
 
 def test_a_stream_has_no_end_for_bptt():
     net = spiking_net()
-    with pytest.raises(ValueError, match=r"window=None waits for the end.*set window"):
+    with pytest.raises(ValueError, match=r"window=None waits for the end.*build the trainer with a window"):
         BPTT(net, sgd(net), CE).step(X[0], Y)
     assert net[1].mem is None
     assert isinstance(net[1], LIF)

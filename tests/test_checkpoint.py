@@ -139,7 +139,7 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     damage(file)
     stream(trainer, 1)
     before = Before(trainer)
-    with pytest.raises(ValueError, match=r"a.pt is no complete checkpoint"):
+    with pytest.raises(ValueError, match=r"a.pt is not a valid checkpoint"):
         trainer.load(file)
     assert before.differs() == []
 

@@ -9,10 +9,9 @@ from nets import distance
 from torch import nn
 
 from fptt_plugin import DynamicRegularizer
-from fptt_plugin._capture import CannotCompile
-from fptt_plugin._compiled_update import COMPILABLE
-from fptt_plugin._cuda_graph import Replay
-from fptt_plugin.acceleration import CompiledUpdate
+from fptt_plugin.compile.capture import CannotCompile
+from fptt_plugin.compile.cuda_graph import Replay
+from fptt_plugin.compile.update import COMPILABLE, CompiledUpdate
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -155,8 +154,8 @@ def recorded(monkeypatch):
 
         return outputs, replay
 
-    monkeypatch.setattr("fptt_plugin._cuda_graph.record", record)
-    monkeypatch.setattr("fptt_plugin._cuda_graph.on_gpu", lambda tensor: True)
+    monkeypatch.setattr("fptt_plugin.compile.cuda_graph.record", record)
+    monkeypatch.setattr("fptt_plugin.compile.cuda_graph.on_gpu", lambda tensor: True)
 
 
 @pytest.mark.usefixtures("recorded")

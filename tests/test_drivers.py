@@ -10,8 +10,9 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import BPTT, FPTTTrainer, TruncatedBPTT
-from fptt_plugin.drivers import FrozenNormalization, SliceDriver, StepDriver
+from fptt_plugin.drivers import SliceDriver, StepDriver
 from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.training.statistics import FrozenNormalization
 
 CE = nn.CrossEntropyLoss()
 PLAIN = {"auxiliary": False, "loss_ramp": "constant"}
@@ -92,9 +93,9 @@ def test_a_network_that_averages_over_time_gives_one_output_per_slice():
 
 def test_the_driver_can_be_chosen():
     net = jelly("m")
-    assert type(FPTTTrainer(net, sgd(net), CE)._engine.driver) is SliceDriver
+    assert type(FPTTTrainer(net, sgd(net), CE)._loop.driver) is SliceDriver
     net = jelly("m")
-    assert type(FPTTTrainer(net, sgd(net), CE, driver="step")._engine.driver) is StepDriver
+    assert type(FPTTTrainer(net, sgd(net), CE, driver="step")._loop.driver) is StepDriver
 
 
 def test_the_first_batch_shows_a_step_network():
@@ -102,7 +103,7 @@ def test_the_first_batch_shows_a_step_network():
     trainer = FPTTTrainer(net, sgd(net), CE)
     assert "first batch" in trainer.explain()
     trainer.train_sequence(*batch())
-    assert type(trainer._engine.driver) is StepDriver
+    assert type(trainer._loop.driver) is StepDriver
     assert "driver: step" in trainer.explain()
 
 

@@ -9,7 +9,7 @@ from nets import Before, adam, batch, identical
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.state import tensors_in
+from fptt_plugin.tree import tensors_in
 
 
 @dataclass(frozen=True)

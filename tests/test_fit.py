@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin._loop import accuracy
+from fptt_plugin.fit import accuracy
 
 CE = nn.CrossEntropyLoss()
 

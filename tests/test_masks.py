@@ -75,9 +75,9 @@ def test_targets_of_unlabelled_samples_may_be_nan():
     mask = y[..., 0].isfinite()
     assert trainer.train_sequence(x, y, mask).loss.isfinite()
     assert trainer.step(x[0], y[0], mask=mask[0]).updated
-    with pytest.raises(ValueError, match=r"non-finite values; pass None.*mask=y_t.isfinite\(\)"):
+    with pytest.raises(ValueError, match=r"non-finite values: pass None.*mask=y_t.isfinite\(\)"):
         trainer.step(x[0], y[0])
-    with pytest.raises(ValueError, match="non-finite values; a mask"):
+    with pytest.raises(ValueError, match="non-finite values: pass a mask"):
         trainer.train_sequence(x, y, torch.ones(6, 4).bool())
 
 

@@ -107,7 +107,7 @@ def test_the_message_names_the_module():
 
 
 def test_half_precision_gradients_do_not_overflow_the_check():
-    from fptt_plugin._finite import all_finite
+    from fptt_plugin.training.finite import all_finite
 
     assert all_finite([torch.full((100,), 60000.0, dtype=torch.float16), torch.zeros(0), torch.tensor(1)])
     assert not all_finite([torch.zeros(2), torch.tensor([0.0, float("-inf")])])

@@ -12,7 +12,7 @@ from torch import nn
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.functional.losses import ClassDistribution, divergence
-from fptt_plugin.objective import Objective, Readout
+from fptt_plugin.training import Objective, Readout
 
 CE = nn.CrossEntropyLoss()
 LOGITS, LABELS = torch.tensor([[1.0, -1.0], [0.5, 0.2], [-2.0, 1.0]]), torch.tensor([0, 1, 1])
@@ -98,7 +98,7 @@ def test_mean_readout(window):
         assert theirs.grad.abs().max() > 0
         assert torch.allclose(own.grad, theirs.grad, atol=1e-6)
     assert torch.allclose(trainer.predict(x, averaged=False), result.output)
-    trainer._engine.readout.mode = "step"
+    trainer._run_state.readout.mode = "step"
     assert torch.equal(trainer.predict(x, averaged=False), outputs[-1])
 
 

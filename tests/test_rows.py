@@ -223,7 +223,7 @@ def test_a_skipped_update_forgets_no_restart():
     trainer.step(x[5], y)
     assert trainer.skipped == 1
     assert torch.equal(net[1].mem, torch.where(SOME.unsqueeze(1), 0.0, kept))
-    assert trainer._engine.readout.get()[1].flatten().tolist() == [0, 4, 0, 4]
+    assert trainer._run_state.readout.get()[1].flatten().tolist() == [0, 4, 0, 4]
 
 
 def test_checkpoints_keep_the_counts_of_each_row(tmp_path):

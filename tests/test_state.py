@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fptt_plugin.state import AttributeHandler, ModelState, map_tensors, register_state_handler, tensors_in
+from fptt_plugin.state import AttributeHandler, ModelState, register_state_handler
+from fptt_plugin.tree import map_tensors, tensors_in
 
 snn = pytest.importorskip("snntorch")
 utils = pytest.importorskip("snntorch.utils")

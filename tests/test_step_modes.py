@@ -41,8 +41,8 @@ def test_the_driver_follows_the_step_modes(modes, trained):
         trainer.train_sequence(x, y)
         one_mode.append(trainer)
     changed, kept = one_mode
-    assert type(changed._engine.driver) is (SliceDriver if modes[1] == "m" else StepDriver)
-    assert type(changed._engine.driver) is not type(kept._engine.driver)
+    assert type(changed._loop.driver) is (SliceDriver if modes[1] == "m" else StepDriver)
+    assert type(changed._loop.driver) is not type(kept._loop.driver)
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(net.parameters(), constant.parameters(), strict=True))
     assert changed.predict(x).shape == (4, 2)
 
@@ -56,7 +56,7 @@ def test_the_driver_follows_within_a_stream():
             functional.set_step_mode(net, "m")
         outputs = [trainer.step(x_t, y).output for trainer in trainers]
     assert torch.allclose(*outputs, atol=1e-6)
-    assert type(trainers[0]._engine.driver) is SliceDriver
+    assert type(trainers[0]._loop.driver) is SliceDriver
 
 
 @pytest.mark.parametrize("mode", ["s", "m"])
@@ -145,13 +145,13 @@ def test_the_first_call_shows_the_time_axis_without_a_preflight(make):
     results = [trainer.train_sequence(x, y) for trainer in trainers]
     assert torch.equal(results[0].output, results[1].output)
     assert identical(trainers[0].net.parameters(), trainers[1].net.parameters())
-    assert trainers[0]._engine.driver.keeps_time == trainers[1]._engine.driver.keeps_time == (type(net) is not Mean)
+    assert trainers[0]._loop.driver.keeps_time == trainers[1]._loop.driver.keeps_time == (type(net) is not Mean)
 
 
 def test_an_output_without_samples_is_refused_without_a_preflight():
     net = nn.Sequential(jelly("m"), nn.Flatten(0, 1))
     trainer = FPTTTrainer(net, sgd(net), CE, window=4, preflight=False)
-    with pytest.raises(ValueError, match=r"shape \(16, 2\) for 4 steps of 4 samples: expected \[4, 4, ...\]"):
+    with pytest.raises(ValueError, match=r"shape \(15, 2\) for 5 steps of 3 samples: expected \[5, 3, ...\]"):
         trainer.train_sequence(*batch(8))
 
 

@@ -14,7 +14,7 @@ from networks import Net
 from torch import Tensor, nn
 
 from fptt_plugin import DynamicRegularizer
-from fptt_plugin.acceleration import CompiledUpdate
+from fptt_plugin.compile.update import CompiledUpdate
 from fptt_plugin.gates import ConvGate
 from fptt_plugin.state import ModelState
 

@@ -11,7 +11,8 @@ from nets import copies, flat, identical, sgd, spikes
 from torch import nn
 
 from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer, SavedForBackward
-from fptt_plugin.state import ModelState, map_tensors
+from fptt_plugin.state import ModelState
+from fptt_plugin.tree import map_tensors
 
 CE = nn.CrossEntropyLoss()
 OPTIONS = {"loss_every": 1, "max_grad_norm": None, "loss_ramp": "constant", "auxiliary": False}

@@ -111,20 +111,24 @@ def test_a_trace_that_the_user_keeps():
 
 
 def test_a_readout_after_the_loop():
-    refusal(refused.LateReadout(), ["'fc_out'", "after its loop", "loop's body", "freeze"])
+    refusal(refused.LateReadout(), ["'fc_out'", "after its loop", "loop's body"])
     learns(nets.LinearReadout())
     frozen = refused.LateReadout()
     frozen.fc_out.requires_grad_(False)
-    trainer = FPTTTrainer(frozen, torch.optim.SGD(frozen.parameters(), 0.1), CE)
-    assert trainer.train_sequence(*data()).updates == 6
+    refusal(frozen, ["LateReadout returns", "not the stack", "nn.Identity"])  # trained, it would not be what it returns
 
 
 def test_one_neuron_twice_in_a_step():
     net = refused.SharedStep()
     refusal(net, ["'lif'", "driver='step'", "output_module"])
-    refusal(refused.SharedFunctional(named=False), ["'lif' 12 times", "6 time steps", "output_module", "nn.Identity"])
     trainer = learns(refused.SharedFunctional(named=True), output_module="out")
     assert trainer.updates == 18
+    torch.manual_seed(1)
+    trainer = learns(refused.SharedFunctional(named=False))  # the input shows how many steps there are
+    assert trainer.updates == 18
+    torch.manual_seed(1)
+    named = learns(refused.SharedFunctional(named=True), output_module="out")
+    assert identical(trainer.net.state_dict().values(), named.net.state_dict().values())
     trainer = learns(more.Shared())  # its layers tell the two calls apart
     assert "every 2. call of 'lif'" in trainer.explain()
 
@@ -180,12 +184,12 @@ def test_a_global_number_of_steps_that_changes(monkeypatch):
 
 def test_an_output_module_that_is_none():
     net = nets.Sequence()
-    with pytest.raises(ValueError, match=r"output_module='lif9' is no module .* fc1, lif1, fc2, lif2"):
+    with pytest.raises(ValueError, match=r"output_module='lif9' is not a module .* fc1, lif1, fc2, lif2"):
         FPTTTrainer(net, sgd(net), CE, output_module="lif9")
     with pytest.raises(ValueError, match=r"output_module='lif2' .* not 'step'"):
         FPTTTrainer(net, sgd(net), CE, output_module="lif2", driver="step")
     net.unused = nn.Identity()
-    refusal(net, ["'unused' is not called"], output_module="unused")
+    refusal(net, ["'unused' 0 times"], output_module="unused")
     learns(nets.Sequence(), output_module="lif2")
 
 

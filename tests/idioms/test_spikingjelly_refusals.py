@@ -260,6 +260,6 @@ def test_the_first_look_leaves_network_and_random_numbers_alone():
     random = torch.get_rng_state()
     trainer._find_driver(x, batch_first=False)
     assert torch.equal(random, torch.get_rng_state())
-    assert trainer._checked
+    assert trainer._driver_is_checked
     assert net[1].v == 0.0
     assert modes == [m.training for m in net.modules()]

@@ -14,7 +14,7 @@ from torch import nn
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
-from fptt_plugin.state import map_tensors
+from fptt_plugin.tree import map_tensors
 
 
 def build():

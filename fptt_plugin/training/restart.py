@@ -1,4 +1,4 @@
-"""Members of a batch that begin a new sequence while the others go on."""
+"""Samples of a batch that begin a new sequence while the others go on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .drivers import normalizations
-from .functional.ltc import initial_state
-from .monitor import unobserved
-from .state import ModelState, StateDict, copy_containers, tensors_in
+from ..errors import CannotStepError
+from ..functional.ltc import initial_state
+from ..monitor import unobserved
+from ..state import ModelState, StateDict
+from ..tree import copy_containers, tensors_in
+from .statistics import normalizations
 
 State = dict[str, StateDict]
 
@@ -21,16 +23,16 @@ _WHY = "(or one before it) does not start from zero, or its first dimension is n
 
 
 def restarted(state: ModelState, rows: Tensor) -> State:
-    """The present state with some rows as before their first input, out of place; the network stays as it is.
+    """Return the present state with some rows as before their first input, out of place; the network is unchanged.
 
     Rows start from the value that the module's reset gives: its number or tensor, zero where reset leaves nothing.
 
     Args:
         state: State of the network.
-        rows: Boolean ``[B]``: which rows begin anew.
+        rows: Boolean ``[B]``: which rows restart.
 
     Raises:
-        ValueError: If a state has no batch dimension; names it.
+        CannotStepError: If a state has no batch dimension; names it.
     """
     now = state.get()
     state.reset()
@@ -65,26 +67,27 @@ def _merge(name: str, now: Any, initial: Any, rows: Tensor) -> Any:
         return type(now)(*entries) if hasattr(now, "_fields") else type(now)(entries)
     if isinstance(now, Tensor) and now.numel():
         if now.dim() == 0 or len(now) != len(rows):
-            raise ValueError(_refusal(name, f"has shape {tuple(now.shape)}, not [B, ...] with B={len(rows)}"))
+            raise _cannot_restart(name, f"has shape {tuple(now.shape)}, not [B, ...] with B={len(rows)}")
         if initial is None or (isinstance(initial, Tensor) and initial.numel() == 0):
             initial = 0.0
         start = torch.as_tensor(initial, dtype=now.dtype, device=now.device)
         return torch.where(rows.to(now.device).view(-1, *[1] * (now.dim() - 1)), start, now)
     if not isinstance(now, Tensor) and isinstance(now, (int, float)) and now != initial:
-        raise ValueError(_refusal(name, f"is one number, {now}, for all samples"))
+        raise _cannot_restart(name, f"is one number, {now}, for all samples")
     return now
 
 
-def _refusal(name: str, why: str) -> str:
-    return (
-        f"new_sequence cannot restart single samples of this network: the state {name!r} {why}. Call reset() when all "
-        "samples of a batch end together, or use one trainer step with B=1 per stream"
+def _cannot_restart(name: str, why: str) -> CannotStepError:
+    return CannotStepError(
+        f"new_sequence cannot restart single samples of this network: the state {name!r} {why}",
+        "call reset() when all samples of a batch end together, or use one trainer step with B=1 per stream",
+        layer="" if name.startswith("the ") else name,
     )
 
 
 @torch.no_grad()
-def check_rows(net: nn.Module, state: ModelState, rows: Tensor, x: Tensor, advance: Callable[[Tensor], Any]) -> None:
-    """Tries on the present input whether restarted rows behave like a network after reset, and the others go on.
+def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callable[[], Any]) -> None:
+    """Check on the present input that restarted rows behave like a network after reset, and that the others go on.
 
     Catches states that do not start from zero (the mask of a dropout), and those with the batch in another dimension.
     The network is as before afterwards; monitors see nothing of it.
@@ -92,12 +95,11 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, x: Tensor, advan
     Args:
         net: The network.
         state: Its recurrent state.
-        rows: Boolean ``[B]``: which rows begin anew.
-        x: Input of the next step, as ``advance`` takes it.
-        advance: Advances the network.
+        rows: Boolean ``[B]``: which rows restart.
+        advance: Advances the network by the next step, and returns what it gives.
 
     Raises:
-        ValueError: If rows cannot be restarted; names the state where it shows first.
+        CannotStepError: If rows cannot be restarted; names the first state that shows it.
     """
     now = state.get()
     random = [module for module in net.modules() if getattr(module, "init_state", None) == "random"]
@@ -111,7 +113,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, x: Tensor, advan
                 if begin is not None:
                     state.set(begin)
                 with torch.random.fork_rng():
-                    outputs: State = {"the network's output": {"": advance(x)}}
+                    outputs: State = {"the network's output": {"": advance()}}
                 return {**state.get(), **outputs}
 
             tried, fresh, old = after(restarted(state, rows)), after(None), after(now)
@@ -120,7 +122,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, x: Tensor, advan
                 if not len(found) == len(new) == len(gone_on):
                     continue  # a queue that has not filled up: what comes out of it counts
                 if not all(_agree(*trio, rows) for trio in zip(found, new, gone_on, strict=True)):
-                    raise ValueError(_refusal(name, _WHY))
+                    raise _cannot_restart(name, _WHY)
     finally:
         for module in random:
             module.init_state = "random"  # type: ignore[assignment]
@@ -139,7 +141,7 @@ def _leaves(value: Any) -> list[Tensor]:
 
 @contextmanager
 def _separate_rows(net: nn.Module) -> Iterator[None]:
-    """Batch normalisation, which mixes the rows, uses and keeps its running statistics."""
+    """Context in which batch normalisation, which mixes the rows, uses and keeps its running statistics."""
     norms = [norm for norm in normalizations(net).values() if norm.training]
     for norm in norms:
         norm.training = False

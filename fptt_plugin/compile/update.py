@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._capture import CannotCompile, Graphs, compiling, layout, refill
-from .regularizer import DynamicRegularizer
-from .state import map_tensors, tensors_in
+from ..regularizer import DynamicRegularizer
+from ..tree import map_tensors, refill, tensors_in
+from .capture import CannotCompile, Graphs, compiling, layout
 
 # Their steps are made of tensors alone once torch takes its compilable path. A subclass may do anything.
 COMPILABLE = (

@@ -1,18 +1,20 @@
-"""The in-flight driver: trains a network inside its own loop over time, while its ``forward`` runs."""
+"""The in-flight driver: a network is trained inside its own loop over time, while its ``forward`` runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
-from .drivers import Select, Shortcut, Take
-from .state import ModelState, isolated, map_tensors
+from ..errors import BatchError, CallOrderError, CannotStepError, ConfigurationError, OutputError
+from ..state import ModelState, isolated
+from ..tree import map_tensors, tensors_in
+from .base import PARALLEL, Driver
+from .returned import Returned
 
-_PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
-
-class Length:
+class TimeAxis:
     """Number of time steps of an input: its size along an axis, or a constant.
 
     Args:
@@ -29,11 +31,13 @@ class Length:
     def __call__(self, x: Tensor) -> int:
         steps = self.steps if self.axis is None else x.shape[self.axis]
         if steps == 0 or (self.fixed and steps != self.steps):
-            raise ValueError(
-                f"the input has {steps} time steps, and the loop in forward() makes {self.steps} whatever it gets: let "
-                "its length follow from the input, for t in range(len(x))"
-                if steps
-                else f"x of shape {tuple(x.shape)} is an empty sequence: leave it out, or check how the data were cut"
+            if steps:
+                raise BatchError(
+                    f"the input has {steps} time steps, and the loop in forward() makes {self.steps} whatever it gets",
+                    "let its length follow from the input, for t in range(len(x))",
+                )
+            raise BatchError(
+                f"x of shape {tuple(x.shape)} is an empty sequence", "leave it out, or check how the data were cut"
             )
         return steps
 
@@ -43,7 +47,11 @@ class Length:
         return f"as many as x.shape[{self.axis}]"
 
 
-class InFlightDriver:
+class GraphOutlivesStepError(CannotStepError, RuntimeError):
+    """The network uses a tensor of an earlier time step whose graph is gone."""
+
+
+class InFlightDriver(Driver):
     """For networks whose own ``forward`` loops over time, as in most snnTorch tutorials.
 
     The network is called as it is, once per sequence. A hook on the module that ends each time step hands its output to
@@ -52,53 +60,50 @@ class InFlightDriver:
     the lists it collects, are these same objects, so nothing reaches back further.
 
     Args:
-        net: The network.
-        state: Its recurrent state.
-        select: Picks the output from what the output module returns.
         output_module: Name of the module whose call ends a time step.
-        length: Number of time steps of an input.
+        time: Number of time steps of an input.
         every: Calls of the output module in a time step, of which the last ends it.
+        returned: Where the output of a time step comes from, as far as ``forward`` shows it; else the output is picked
+            from what the output module returns.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        state: ModelState,
-        select: Select,
-        output_module: str,
-        length: Length,
-        every: int = 1,
-    ) -> None:
-        self.net = net
-        self.state = state
-        self.select = select
+    pushes = True
+
+    def __init__(self, output_module: str, time: TimeAxis, every: int = 1, returned: Returned | None = None) -> None:
         self.output_module = output_module
-        self.length = length
+        self.time = time
         self.every = every
+        self.returned = returned
+        self.readout = returned.readout if returned else "step"
         self.hoisted: list[str] = []  # layers that ran before the loop in the dry run
-        self._held: list[Tensor] = []
+        self._in_place: list[Tensor] = []
 
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
         # Of an input without time axis the first dimension is the batch.
-        return self.length(x), x.shape[1 if self.length.axis == 0 else 0]
+        return self.time(x), x.shape[1 if self.time.axis == 0 else 0]
 
-    def run(self, x: Tensor, window: int | None, take: Take, shortcut: Shortcut = lambda rest: 0) -> None:
-        expected, calls = self.length(x), 0
+    def run(self, x: Tensor, take: Callable[[Tensor], None]) -> None:
+        expected, calls = self.time(x), 0
         output_module = self.net.get_submodule(self.output_module)
+        source = self.net.get_submodule(self.returned.module) if self.returned else output_module
+        output: Tensor | None = None
 
         def observe(module: nn.Module, args: Any, returned: Any) -> Any:
-            nonlocal calls
+            nonlocal calls, output
             # A view cannot be detached in place: the loop gets a copy of its own.
             returned = map_tensors(lambda tensor: tensor.clone() if tensor._is_view() else tensor, returned)
             map_tensors(self._hold, returned)
+            if module is source:
+                output = self.selected(returned)
             if module is output_module:
                 calls += 1
                 if calls % self.every == 0 and calls <= expected * self.every:
-                    take([self.selected(returned)], x[:1])
+                    assert output is not None
+                    take(output)
             return returned
 
         modules = {id(module): module for _, module in self.state.modules()}
-        modules[id(output_module)] = output_module
+        modules |= {id(source): source, id(output_module): output_module}
         handles = [module.register_forward_hook(observe) for module in modules.values()]
         try:
             with isolated(self.net):
@@ -108,54 +113,57 @@ class InFlightDriver:
         finally:
             for handle in handles:
                 handle.remove()
-            self._held = []
+            self._in_place = []
         if calls != expected * self.every:
-            raise RuntimeError(
+            raise CallOrderError(
                 f"the loop in forward() made {calls // self.every} time steps where {expected} were expected, and "
-                "weights have moved in them: let its length follow from the input, for t in range(len(x)), or build a "
-                "new trainer when you change it"
+                "weights have moved in them",
+                "let its length follow from the input, for t in range(len(x)), or build a new trainer when you change "
+                "it",
             )
 
     def selected(self, returned: Any) -> Tensor:
         """The output that the loss sees, of what the output module returned.
 
         Raises:
-            ValueError: If there is no such output, or several and none was chosen.
+            OutputError: If there is no such output, or several and none was chosen.
         """
+        if self.returned is not None:
+            return tensors_in(returned)[self.returned.place]
         try:
             return self.select(returned)
-        except ValueError as error:
+        except OutputError as error:
             name = repr(self.output_module)
-            raise ValueError(
+            raise OutputError(
                 f"{error}. (Module {name} returned that: a network that loops over time is trained on the output of "
-                "the module that ends a time step, not on what forward() returns; name another with output_module)"
+                "the module that ends a time step, not on what forward() returns; name another with output_module)",
             ) from error
 
     def _hold(self, tensor: Tensor) -> Tensor:
-        self._held.append(tensor)
+        self._in_place.append(tensor)
         return tensor
 
-    def advance(self, x: Tensor) -> list[Tensor]:
-        raise ValueError(
-            f"{type(self.net).__name__} loops over time inside forward() and cannot take one step of a stream: use "
-            "train_sequence(), or move the body of the loop into a network of its own"
+    def advance(self, x: Tensor) -> Iterable[Tensor]:
+        raise CannotStepError(
+            f"{type(self.net).__name__} loops over time inside forward() and cannot take one step of a stream",
+            "use train_sequence(), or move the body of the loop into a network of its own",
         )
 
     def detach(self) -> None:
-        for tensor in self._held:
+        for tensor in self._in_place:
             if tensor.grad_fn is not None:
                 tensor.detach_()
-        self._held = []
+        self._in_place = []
         self.state.detach()
 
     def explain(self) -> str:
         ordinal = "each" if self.every == 1 else f"every {self.every}."
         return (
             f"driver: in-flight (net(x) as it is; {ordinal} call of {self.output_module!r} ends a time step; "
-            f"{self.length})"
+            f"{self.time})"
         )
 
-    def _explained(self, error: RuntimeError) -> RuntimeError:
+    def _explained(self, error: RuntimeError) -> Exception:
         text = str(error)
         if "backward through the graph a second time" not in text and "modified by an inplace operation" not in text:
             return error
@@ -165,7 +173,7 @@ class InFlightDriver:
             else "move such a computation into the loop's body, and detach a trace that you keep yourself, "
             "trace = 0.9 * trace.detach() + spk"
         )
-        return RuntimeError(
+        return GraphOutlivesStepError(
             f"the loop over time in the forward() of {type(self.net).__name__} uses a tensor that no neuron returned "
             "and that was computed in an earlier time step, or before the loop, so its graph outlives the step; "
             f"{cause}. (torch: {text.splitlines()[0]})"
@@ -173,44 +181,40 @@ class InFlightDriver:
 
 
 def check_in_flight(options: dict[str, str]) -> None:
-    """Refuses options that go back to the start of a window.
+    """Check that no option goes back to the start of a window.
 
     Raises:
-        ValueError: If one is set so.
+        ConfigurationError: If ``variant="gradient"`` or ``on_nonfinite="skip"``.
     """
     for option, value in (("variant", "gradient"), ("on_nonfinite", "skip")):
         if options[option] == value:
-            raise ValueError(
+            raise ConfigurationError(
                 f"{option}={value!r} goes back to the start of a window, which a network that loops over time inside "
-                f"forward() cannot: leave {option} at its default, or let forward() take one time step"
+                "forward() cannot",
+                f"leave {option} at its default, or let forward() take one time step",
             )
 
 
 def check_eager(net: nn.Module) -> None:
-    """Refuses wrappers that leave no place to train while ``forward`` runs.
+    """Check that nothing around a network prevents training while its ``forward`` runs.
 
     Raises:
-        ValueError: If there is one; says what to do instead.
+        CannotStepError: If it is wrapped for data parallelism, or compiled.
     """
-    if isinstance(net, _PARALLEL):
-        raise ValueError(
-            f"the network loops over time inside forward(), and {type(net).__name__} allows one backward per forward: "
-            "let forward() take one time step, or train in one process"
+    if isinstance(net, PARALLEL):
+        raise CannotStepError(
+            f"the network loops over time inside forward(), and {type(net).__name__} allows one backward per forward",
+            "let forward() take one time step, or train in one process",
         )
     compiled = [name or type(net).__name__ for name, module in net.named_modules() if _is_compiled(module)]
     if compiled:
-        raise ValueError(
+        raise CannotStepError(
             f"the network loops over time inside forward() and {', '.join(map(repr, compiled))} is compiled, which "
-            "leaves no place to train in between: pass the network as it was before torch.compile"
+            "leaves no place to train in between",
+            "pass the network as it was before torch.compile",
         )
 
 
 def _is_compiled(module: nn.Module) -> bool:
     compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
     return compiled and bool(ModelState(module).modules())
-
-
-def unwrapped(net: nn.Module) -> nn.Module:
-    """The network that the user wrote, without the wrappers of torch.compile and data parallelism."""
-    inner = getattr(net, "_orig_mod", net.module if isinstance(net, _PARALLEL) else None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else net

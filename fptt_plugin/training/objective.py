@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._validation import Problems
-from .functional.losses import ClassDistribution, constant_ramp, linear_ramp
+from ..errors import ErrorList, FPTTWarning, OutputError
+from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
+from .batch import Batch, Window
+from .schedule import Schedule
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Ramp = Callable[[int, int | None], float]
@@ -44,7 +47,7 @@ class Objective:
         ramp: str | Ramp | None = None,
         auxiliary: bool | ClassDistribution | None = None,
     ) -> None:
-        problems = Problems("the loss")
+        problems = ErrorList("the loss")
         check_objective(problems, loss_fn, output, ramp, auxiliary)
         problems.raise_any()
         self.loss_fn = loss_fn
@@ -53,6 +56,9 @@ class Objective:
         self.auxiliary = auxiliary
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
         self._record_loss = _snntorch_name(loss_fn) is not None
+        self._uses_distribution = auxiliary is not False
+        if auxiliary is None:
+            self._uses_distribution = isinstance(loss_fn, nn.CrossEntropyLoss) or loss_fn is F.cross_entropy
 
     # ------------------------------------------------------------------ which output
 
@@ -60,12 +66,12 @@ class Objective:
         """The output that loss and decision see, from what the network returned.
 
         Raises:
-            ValueError: If there is no such output, or several and none was chosen.
+            OutputError: If there is no such output, or several and none was chosen.
         """
         if callable(self.output):
             picked = self.output(returned)
             if not isinstance(picked, Tensor):
-                raise ValueError(f"output={self.output!r} must pick one tensor, it returned {_describe(picked)}")
+                raise OutputError(f"output={self.output!r} must pick one tensor, it returned {_describe(picked)}")
             return picked
         if isinstance(self.output, int):
             return self._index(returned, self.output)
@@ -73,7 +79,7 @@ class Objective:
             found = returned.get(self.output) if isinstance(returned, Mapping) else None
             found = getattr(returned, self.output, None) if found is None else found
             if not isinstance(found, Tensor):
-                raise ValueError(f"output={self.output!r}: there is no such entry in {_describe(returned)}")
+                raise OutputError(f"output={self.output!r}: there is no such entry in {_describe(returned)}")
             return found
         if isinstance(returned, Tensor):
             return returned
@@ -81,7 +87,7 @@ class Objective:
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         if tensors and len(tensors) == len(entries) and len({tensor.shape for tensor in tensors}) == 1:
             return tensors[self.default_index]
-        raise ValueError(
+        raise OutputError(
             f"there is no single output in {_describe(returned)}; say which one the loss sees, e.g. output=0, "
             "output='name' or output=lambda returned: returned[0]"
         )
@@ -104,10 +110,61 @@ class Objective:
         except IndexError:
             found = None
         if not isinstance(found, Tensor):
-            raise ValueError(f"output={index}: there is no such tensor in {_describe(returned)}")
+            raise OutputError(f"output={index}: there is no such tensor in {_describe(returned)}")
         return found
 
     # ------------------------------------------------------------------ which loss
+
+    def losses(
+        self,
+        outputs: Iterable[Tensor],
+        span: int,
+        window: Window,
+        readout: Readout,
+        schedule: Schedule,
+        decision: Tensor | None,
+        *,
+        update: bool = True,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Decision so far and the losses that are due, from the network's outputs in a window.
+
+        Args:
+            outputs: The outputs, as they come.
+            span: Steps that one output stands for; it belongs to the last of them.
+            window: The steps.
+            readout: Turns outputs into what loss and decision see.
+            schedule: When losses are due.
+            decision: The decision before this window, ``None`` at the start of a sequence.
+            update: ``False`` leaves the class distribution as it is.
+        """
+        batch, losses = window.batch, []
+        for t, raw in enumerate(outputs, start=window.t + span - 1):
+            output = readout(raw, span)
+            decision = output if batch.ends is None else batch.merge(decision, output, t)
+            if t in window.due and batch.y is not None:
+                loss = self._loss_of_labelled(output, batch, t, schedule, update)
+                if loss is not None:
+                    losses.append(loss)
+        assert decision is not None
+        return decision, losses
+
+    def _loss_of_labelled(
+        self, output: Tensor, batch: Batch, t: int, schedule: Schedule, update: bool
+    ) -> Tensor | None:
+        """Mean loss of the samples that are labelled at step ``t``; ``None`` without any."""
+        target = batch.target(t)
+        assert target is not None
+        if batch.mask is None:
+            return self.loss(output, target, t, batch.steps, batch.per_sequence, update=update)
+        # Samples of equal length share the weight of the ramp. The loss function averages over the samples it gets.
+        losses, counts = [], []
+        for rows, steps in batch.groups(t, schedule):
+            assert rows is not None
+            losses.append(self.loss(output[rows], target[rows], t, steps, batch.per_sequence, update=update))
+            counts.append(int(rows.sum()))
+        if len(losses) < 2:
+            return losses[0] if losses else None
+        return torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)
 
     def loss(
         self,
@@ -124,12 +181,13 @@ class Objective:
         ``update=False`` leaves the class distribution as it is.
 
         Raises:
-            ValueError: If ``loss_fn`` does not return a scalar.
+            OutputError: If ``loss_fn`` does not return a scalar.
         """
-        weight = self.weight(target, t, steps, per_sequence)
+        labels = _are_labels(target, per_sequence)
+        weight = self._ramp_for(labels)(t, steps)
         if weight == 1.0:
             return self.plain_loss(output, target)
-        row = self.distribution.row(t, output) if self.is_mixed(target, per_sequence) else None
+        row = self.distribution.row(t, output) if labels and self._uses_distribution else None
         return self.weighted_loss(output, target, weight, row, update=update)
 
     def weight(self, target: Tensor, t: int, steps: int | None, per_sequence: bool) -> float:
@@ -142,7 +200,7 @@ class Objective:
 
     def is_mixed(self, target: Tensor, per_sequence: bool) -> bool:
         """Whether the divergence from the class distribution takes up what the ramp leaves."""
-        return _are_labels(target, per_sequence) and self._uses_distribution()
+        return _are_labels(target, per_sequence) and self._uses_distribution
 
     def weighted_loss(
         self, output: Tensor, target: Tensor, weight: float | Tensor, row: Tensor | None, *, update: bool = True
@@ -158,7 +216,7 @@ class Objective:
         value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
+            raise OutputError(
                 f"loss_fn must return a scalar tensor, got {shape}: average it, e.g. with reduction='mean' or .mean()"
             )
         return value.reshape(())
@@ -168,11 +226,6 @@ class Objective:
             return self.ramp
         return _RAMPS[self.ramp or ("linear" if labels else "constant")]
 
-    def _uses_distribution(self) -> bool:
-        if self.auxiliary is None:
-            return isinstance(self.loss_fn, nn.CrossEntropyLoss) or self.loss_fn is F.cross_entropy
-        return self.auxiliary is not False
-
     def explain(self) -> str:
         """One line on output, ramp and auxiliary term."""
         if self.output is not None:
@@ -180,19 +233,19 @@ class Objective:
         else:
             output = "spikes" if self.default_index == 0 else "the only tensor, or the membrane of (spk, mem)"
         ramp = getattr(self.ramp, "__name__", self.ramp) or "linear for one label per sequence, else constant"
-        auxiliary = "class distribution with one label per sequence" if self._uses_distribution() else "none"
+        auxiliary = "class distribution with one label per sequence" if self._uses_distribution else "none"
         name = getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
         return f"loss: {name} on {output}; ramp: {ramp}; auxiliary term: {auxiliary}"
 
 
 def check_objective(
-    problems: Problems,
+    problems: ErrorList,
     loss_fn: LossFunction,
     output: Output,
     ramp: str | Ramp | None,
     auxiliary: bool | ClassDistribution | None,
 ) -> None:
-    """Notes unusable options."""
+    """Record unusable options."""
     problems.check(callable(loss_fn), f"loss_fn must be callable as loss_fn(output, target), got {loss_fn!r}")
     problems.check(
         output is None or isinstance(output, (int, str)) or callable(output),
@@ -242,11 +295,38 @@ def _describe(returned: object) -> str:
     return f"a {type(returned).__name__}"
 
 
+def warn_of_spikes(output: Tensor, loss_fn: LossFunction, readout: str) -> bool:
+    """Warn of spikes that serve as logits of a cross-entropy, step by step.
+
+    Returns:
+        Whether the output could tell: one without a single spike cannot.
+    """
+    logits = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)) or loss_fn in (
+        F.cross_entropy,
+        F.binary_cross_entropy_with_logits,
+    )
+    if readout != "step" or not logits:
+        return True
+    if not output.any():
+        return False
+    if ((output == 0) | (output == 1)).all():
+        warnings.warn(
+            "the loss sees spikes, all 0 or 1, as logits, so no step can be sure of its class: pass readout='mean' for "
+            "firing rates, or end the network in an integrator, LTCIntegrator(), without spikes",
+            FPTTWarning,
+            stacklevel=4,
+        )
+    return True
+
+
+READOUTS = ("step", "mean", "sum", "max")
+
+
 class Readout:
-    """Turns the outputs of the steps into what loss and decision see: each by itself, or their mean so far.
+    """Turns the outputs of the steps into what loss and decision see.
 
     Args:
-        mode: ``"step"`` or ``"mean"``.
+        mode: ``"step"``: each output by itself; ``"mean"``, ``"sum"``, ``"max"``: of the outputs so far.
 
     Example:
         >>> import torch
@@ -258,24 +338,35 @@ class Readout:
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.total: Tensor | None = None
-        self.count: int | Tensor = 0  # a number, or one per sample
+        self.count: int | Tensor = 0  # of time steps: a number, or one per sample
 
-    def __call__(self, output: Tensor) -> Tensor:
+    def __call__(self, output: Tensor, steps: int = 1) -> Tensor:
+        """What loss and decision see.
+
+        Args:
+            output: Output ``[B, ...]`` of one step, or of several, combined by the network in the same mode.
+            steps: How many steps it stands for.
+        """
         if self.mode == "step":
             return output
-        self.total = output if self.total is None else self.total + output
-        self.count = self.count + 1
-        return self.total / self.count
+        if self.mode == "mean" and steps > 1:
+            output = steps * output
+        if self.total is None:
+            self.total = output
+        else:
+            self.total = torch.maximum(self.total, output) if self.mode == "max" else self.total + output
+        self.count = self.count + steps
+        return self.total / self.count if self.mode == "mean" else self.total
 
     def restart(self, rows: Tensor) -> None:
-        """The mean of some rows of the batch begins anew; boolean ``[B]``."""
+        """Restart the readout of some rows of the batch, boolean ``[B]``."""
         if self.total is not None:
             rows = rows.to(self.total.device).view(-1, *[1] * (self.total.dim() - 1))
-            self.total = self.total.masked_fill(rows, 0.0)
+            self.total = self.total.masked_fill(rows, float("-inf") if self.mode == "max" else 0.0)
             self.count = torch.where(rows, 0, self.count)
 
     def detach(self) -> None:
-        """The past of the mean carries no gradient from here on."""
+        """Detach the past from its graph."""
         if self.total is not None:
             self.total = self.total.detach()
 
@@ -284,5 +375,5 @@ class Readout:
         return self.total, self.count
 
     def set(self, state: tuple[Tensor | None, int | Tensor]) -> None:
-        """Restores what :meth:`get` returned."""
+        """Restore what :meth:`get` returned."""
         self.total, self.count = state

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from ._finite import all_finite, blame
-from .drivers import normalizations
-from .regularizer import DynamicRegularizer
-from .state import ModelState
+from ..errors import NotFiniteError
+from ..regularizer import DynamicRegularizer
+from ..state import ModelState
+from .finite import all_finite, not_finite
+from .statistics import RunningStatistics
 
 
 class Updater:
-    """Gathers gradients of windows and turns them into FPTT updates.
+    """Accumulates the gradients of windows and turns them into FPTT updates.
 
     Args:
         net: The network.
@@ -41,16 +41,15 @@ class Updater:
         self.regularizer = regularizer
         self.state = state
         self.grad_scaler = grad_scaler
+        self.statistics = RunningStatistics(net)
         self._parameters: list[nn.Parameter] = []
-        self._in_groups = 0
-        self._loss = torch.zeros(())  # sum since the last update
-        self._normalizations = list(normalizations(net).values())
-        self._statistics: list[tuple[Tensor, Tensor]] = []  # of normalisations, beside their values at the last update
+        self._in_groups = -1
+        self._losses: list[Tensor] = []  # since the last update
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of network and optimizer; looked up anew when the optimizer has got more of them."""
-        in_groups = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        """Parameters of network and optimizer; looked up again when the optimizer has got more of them."""
+        in_groups = sum([len(group["params"]) for group in self.optimizer.param_groups])
         if in_groups != self._in_groups:  # walking the modules at every step would cost more than the norm
             groups = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
             self._parameters = list(dict.fromkeys([*self.net.parameters(), *groups]))
@@ -58,50 +57,40 @@ class Updater:
         return self._parameters
 
     def backward(self, loss: Tensor, *, first: bool) -> None:
-        """Adds the gradients of one window; the ``first`` since the last update starts from none."""
+        """Add the gradients of one window; the ``first`` since the last update starts from none."""
         if first:
             self.zero_grad()
-            self._loss = torch.zeros(())
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
-        self._loss = self._loss.to(loss.device) + loss.detach()
+        self._losses.append(loss.detach())
 
     def zero_grad(self) -> None:
-        """Forgets the gradients of every parameter, those unknown to the optimizer too."""
+        """Drop the gradients of every parameter, those unknown to the optimizer too."""
         for parameter in self.parameters:
             parameter.grad = None
+        self._losses = []
 
     @contextmanager
-    def gradients_back_on_error(self) -> Iterator[None]:
-        """Whatever error leaves the context, gradients that waited for an update before it wait again."""
-        kept, loss = [(parameter, parameter.grad) for parameter in self.parameters], self._loss
+    def gradients_restored_on_error(self) -> Iterator[None]:
+        """Context that restores gradients which wait for an update when an error leaves it."""
+        kept, losses = [(parameter, parameter.grad) for parameter in self.parameters], self._losses
         try:
             yield
         except BaseException:
             for parameter, grad in kept:
                 parameter.grad = grad
-            self._loss = loss
+            self._losses = losses
             raise
 
-    def keep_statistics(self) -> None:
-        """Notes the running statistics of normalisations, which every forward pass moves."""
-        buffers = (b for m in self._normalizations for b in m._buffers.values() if b is not None and not is_lazy(b))
-        self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
-
-    def restore_statistics(self) -> None:
-        """Puts them back: what is not finite would stay in them for good."""
-        for buffer, kept in self._statistics:
-            buffer.copy_(kept)
-
-    def complaint(self, step: int) -> str | None:
-        """What is not finite, if something is; infinite gradients of scaled losses are the scaler's business."""
+    def error(self, step: int) -> NotFiniteError | None:
+        """The error if loss, gradients or statistics are not finite; a scaler deals with its infinite gradients."""
         grads = [] if self.grad_scaler else [p.grad for p in self.parameters if p.grad is not None]
-        # Input too large to be squared leaves loss and gradient finite, and the statistics not.
-        if all_finite([self._loss, *grads, *(buffer for buffer, _ in self._statistics)]):
+        # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
+        if all_finite([*self._losses, *grads, *self.statistics.tensors()]):
             return None
-        return blame(self.net, self.state, self._loss, step)
+        return not_finite(self.net, self.state, torch.stack(self._losses).sum(), step)
 
-    def step(self, windows: int, replayed_loss: Callable[[], Tensor]) -> bool:
-        """One update with the mean gradient of so many windows.
+    def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> bool:
+        """One update with the gradient averaged over ``windows`` backward passes.
 
         Args:
             windows: Number of backward passes since the last update.
@@ -119,6 +108,6 @@ class Updater:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         moved = self.regularizer.updates > before
-        if moved and self.regularizer.variant == "gradient":
+        if moved and replayed_loss is not None:
             self.regularizer.second_gradient(replayed_loss)
         return moved

@@ -13,8 +13,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ._cuda_graph import Function, Replay
-from .state import map_tensors, tensors_in
+from ..tree import map_tensors, tensors_in
+from .cuda_graph import Function, Replay
 
 # Random numbers come from PyTorch's generators, as without compilation.
 _OPTIONS = {"fallback_random": True, "size_asserts": False}
@@ -190,16 +190,6 @@ def compiling() -> Iterator[None]:
         torch.compiler._is_compiling_flag = kept
 
 
-def refill(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """The nested structure with its tensors replaced by the next ones, in the order of :func:`tensors_in`.
-
-    Example:
-        >>> refill({"a": [torch.zeros(1), None]}, iter([torch.ones(1)]))
-        {'a': [tensor([1.]), None]}
-    """
-    return map_tensors(lambda tensor: next(tensors), tree)
-
-
 def layout(tree: Any) -> Any:
     """A nested structure, with each tensor's shape, type and place instead of it; equal for what one graph fits.
 
@@ -208,7 +198,7 @@ def layout(tree: Any) -> Any:
         (True, False)
     """
     return map_tensors(
-        lambda tensor: (tensor.shape, tensor.stride(), tensor.dtype, tensor.device),  # type: ignore[arg-type, return-value]
+        lambda tensor: (tensor.shape, tensor.stride(), tensor.dtype, tensor.device),
         tree,
     )
 

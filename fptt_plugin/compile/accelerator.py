@@ -13,29 +13,22 @@ other objects (a surrogate's slope, say) and tensors that are neither parameter,
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
-from torch import nn
-
-from ._capture import CannotCompile
-from ._compiled_update import CompiledUpdate
-from ._compiled_window import CompiledWindow, Outcome
-from ._position import Chunk
-from .drivers import StepDriver
-
-if TYPE_CHECKING:
-    from ._engine import Engine
+from ..drivers import unwrapped
+from ..errors import FPTTWarning
+from ..training import TrainingLoop, Window, WindowResult
+from .capture import CannotCompile
+from .update import CompiledUpdate
+from .window import CompiledWindow
 
 MODES = ("none", "compile", "cudagraph", "auto")
 
-_PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-
 
 class Accelerator:
-    """Runs windows and updates of an engine as compiled graphs, as far as they can be.
+    """Runs windows and updates of a loop as compiled graphs, as far as they can be.
 
     Args:
-        engine: The engine.
+        loop: The loop.
         mode: ``"compile"``; ``"cudagraph"`` also records the graph's kernels, which takes a GPU and a ``capturable``
             optimizer; ``"auto"`` does so where that is given.
 
@@ -43,42 +36,42 @@ class Accelerator:
         reasons: What runs eagerly, and why.
     """
 
-    def __init__(self, engine: Engine, mode: str) -> None:
-        self._engine = engine
+    def __init__(self, loop: TrainingLoop, mode: str) -> None:
+        self._loop = loop
         self._mode = mode
         self._update: CompiledUpdate | None = None
         self._window: CompiledWindow | None = None
         self.reasons: list[str] = []
-        replay = mode in ("cudagraph", "auto") and _on_gpu(engine)
+        replay = mode in ("cudagraph", "auto") and _on_gpu(loop)
         try:
-            if engine.updater.grad_scaler is not None:
+            if loop.updater.grad_scaler is not None:
                 raise CannotCompile("a GradScaler steps the optimizer")
-            self._update = CompiledUpdate(engine.updater.regularizer)
+            self._update = CompiledUpdate(loop.updater.regularizer)
         except CannotCompile as reason:
             self._give_up("training runs", reason)
             return
-        why = _refusal(engine)
+        why = _uncompilable(loop)
         if why is None:
-            self._window = CompiledWindow(engine, self._update, replay=replay)
+            self._window = CompiledWindow(loop, self._update, replay=replay)
             if mode == "cudagraph" and not replay:
                 needed = "a CUDA graph takes a network on a GPU and an optimizer built with capturable=True"
                 self._give_up("kernels are launched one by one, compiled but not recorded", CannotCompile(needed), "")
         else:
             self._give_up("forward and backward pass run", CannotCompile(why))
 
-    def windows(self, chunk: Chunk, window: int) -> Outcome | None:
-        """Trains as many windows as one graph fits; ``None`` if the first of them must be trained eagerly."""
+    def run(self, window: Window) -> WindowResult | None:
+        """Train a window, and those after it that one graph fits; ``None`` if it must be trained eagerly."""
         if self._window is None or self._update is None:
             return None
         try:
-            return self._window.run(chunk, window)
+            return self._window.run(window)
         except CannotCompile as reason:
             self._window = None
             self._give_up("forward and backward pass run", reason)
             return None
 
     def update(self, windows: int) -> bool:
-        """Updates the weights with the gradients of so many windows; ``False`` if the optimizer must do it."""
+        """Update the weights with the gradients of that many windows; ``False`` if the optimizer must do it."""
         # Beside a compiled window few updates are left, not worth a graph of their own.
         if self._update is None or self._window is not None:
             return False
@@ -96,23 +89,23 @@ class Accelerator:
 
     def _give_up(self, what: str, reason: CannotCompile, how: str = " eagerly") -> None:
         self.reasons.append(f"{what}{how}, because {reason}")
-        warnings.warn(f"accelerate={self._mode!r}: {self.reasons[-1]}", UserWarning, stacklevel=2)
+        warnings.warn(f"accelerate={self._mode!r}: {self.reasons[-1]}", FPTTWarning, stacklevel=2)
 
 
-def _on_gpu(engine: Engine) -> bool:
-    weights = next(engine.net.parameters(), None)
-    groups = engine.updater.optimizer.param_groups
+def _on_gpu(loop: TrainingLoop) -> bool:
+    weights = next(loop.net.parameters(), None)
+    groups = loop.updater.optimizer.param_groups
     return weights is not None and weights.is_cuda and all(group.get("capturable", False) for group in groups)
 
 
-def _refusal(engine: Engine) -> str | None:
-    """Why the windows of an engine cannot be compiled, if they cannot."""
-    if not isinstance(engine.driver, StepDriver):
+def _uncompilable(loop: TrainingLoop) -> str | None:
+    """Why the windows of a loop cannot be compiled, if they cannot."""
+    if loop.driver.pushes:
         return "the network runs its own loop over time, of which no step can be called by itself"
-    if isinstance(engine.net, _PARALLEL):
+    if unwrapped(loop.net) is not loop.net and hasattr(loop.net, "module"):
         return "the processes exchange gradients in the middle of it"
-    if engine.strides.window is None:
+    if loop.schedule.window is None:
         return "the window is the whole sequence: a graph of one step, or a few, would serve any length"
-    if engine.strides.update_every not in (None, engine.strides.window):
+    if loop.schedule.update_every not in (None, loop.schedule.window):
         return "update_every is not the window"
     return None

@@ -1,0 +1,186 @@
+"""What a driver is, the drivers by name, and what they ask a network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from ..errors import CannotStepError, ConfigurationError
+from ..state import ModelState
+
+Select = Callable[[Any], Tensor]
+
+PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+
+
+class Driver:
+    """How a network is called in time.
+
+    Subclass it for a network that none of the built-in drivers can call, implement :meth:`advance`, and pass an
+    instance to the trainer, ``driver=MyDriver(...)``, or register it under a name with :func:`register_driver`. The
+    trainer calls :meth:`bind` once, and again on copies of the driver for its dry runs on a copy of the network, so
+    ``__init__`` may take options but never the network.
+
+    Attributes:
+        net: The network.
+        state: Its recurrent state. Modules that the driver adds with ``state.add`` count as part of it.
+        select: Picks the output that the loss sees from what the network returns.
+        readout: How the network itself combines its steps into what it returns: ``"step"`` (it returns every step, or
+            the last), ``"mean"``, ``"sum"`` or ``"max"``.
+        combines_steps: Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
+        pushes: ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
+            over time, and the trainer calls :meth:`run` once per batch.
+        mixing_remedy: What to do where they do, for the error message.
+
+    Example:
+        >>> class Repeats(Driver):
+        ...     '''Calls the network twice per time step, as if every input lasted two steps.'''
+        ...     def advance(self, x):
+        ...         return [self.select((self.net(x_t), self.net(x_t))[1]) for x_t in x]
+        >>> register_driver("repeats", Repeats)
+        >>> driver_named("repeats").explain()
+        'driver: Repeats'
+    """
+
+    net: nn.Module
+    state: ModelState
+    select: Select
+    pushes = False
+    readout = "step"
+    combines_steps = False
+    mixing_remedy = ""
+
+    @property
+    def checks_samples(self) -> bool:
+        """Whether the preflight checks that the samples of a batch do not mix."""
+        return True
+
+    def bind(self, net: nn.Module, state: ModelState, select: Select) -> Self:
+        """Attach the driver to a network; returns the driver."""
+        self.net, self.state, self.select = net, state, select
+        return self
+
+    def on_copy(self, net: nn.Module, state: ModelState) -> Driver:
+        """A copy of this driver on a copy of the network."""
+        return copy.copy(self).bind(net, state, self.select)
+
+    def advance(self, x: Tensor) -> Iterable[Tensor]:
+        """Run the network over some steps.
+
+        Args:
+            x: Input ``[K, B, ...]``.
+
+        Returns:
+            Their outputs ``[B, ...]``: one per step, best as they come, or a single one with :attr:`combines_steps`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement advance(x)")
+
+    def run(self, x: Tensor, take: Callable[[Tensor], None]) -> None:
+        """Run the network over a whole batch ``x`` and hand the output of every step to ``take`` as it comes.
+
+        ``take`` may go backward, call :meth:`detach` and change the weights. Needed where ``pushes`` is true.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement run(x, take)")
+
+    def detach(self) -> None:
+        """Detach the network's present state from its graph."""
+        self.state.detach()
+
+    def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
+        """Number of steps and samples of an input as the user passes it, where its shape does not say them.
+
+        ``None`` where the input is ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``).
+        """
+        return None
+
+    def check_losses(self, window: int | None, loss_every: int | None) -> None:
+        """Check that the losses which are due can be formed from what :meth:`advance` returns.
+
+        Raises:
+            ConfigurationError: If they cannot.
+        """
+
+    def explain(self) -> str:
+        """One line on how the network is called."""
+        return f"driver: {type(self).__name__}"
+
+
+_drivers: dict[str, Callable[[], Driver]] = {}
+
+
+def register_driver(name: str, make: Callable[[], Driver]) -> None:
+    """Make a driver available by name, as ``FPTTTrainer(..., driver=name)``.
+
+    Args:
+        name: The name.
+        make: Returns a new driver: the class, if its ``__init__`` needs no arguments.
+
+    Raises:
+        ConfigurationError: If the name is taken by a built-in driver.
+    """
+    if name in ("auto", "step", "slice", "explicit", "in-flight") and name in _drivers:
+        raise ConfigurationError(f"driver {name!r} is built in", "choose another name")
+    _drivers[name] = make
+
+
+def driver_names() -> tuple[str, ...]:
+    """Every name that ``driver=`` accepts."""
+    return ("auto", "in-flight", *_drivers)
+
+
+def driver_named(name: str) -> Driver:
+    """Return a new driver of that name, not yet bound to a network."""
+    return _drivers[name]()
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The network that the user wrote, without the wrappers of ``torch.compile`` and data parallelism."""
+    inner = getattr(net, "_orig_mod", net.module if isinstance(net, PARALLEL) else None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else net
+
+
+def step_modes(net: nn.Module) -> dict[str, str]:
+    """SpikingJelly's step mode, ``"s"`` or ``"m"``, of every module that has one and is not part of another such."""
+    found: dict[str, str] = {}
+    inside: set[nn.Module] = set()
+    for name, module in net.named_modules():
+        supported = getattr(module, "supported_step_mode", None)
+        mode = "m" if callable(supported) and tuple(supported()) == ("m",) else getattr(module, "step_mode", None)
+        if mode in ("s", "m") and module not in inside:
+            found[name] = mode
+            inside.update(module.modules())
+    return found
+
+
+class StepModes:
+    """The step modes of a network at one time, to see whether they have changed.
+
+    Args:
+        net: The network. Its modules are looked up once, here.
+
+    Example:
+        >>> from spikingjelly.activation_based import functional, layer
+        >>> net = nn.Sequential(layer.Linear(2, 3))
+        >>> modes = StepModes(net)
+        >>> functional.set_step_mode(net, "m"); modes.changed()
+        True
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._modules: list[Any] = [module for module in net.modules() if hasattr(module, "step_mode")]
+        self._kept = self._now()
+
+    def _now(self) -> list[str]:
+        return [module.step_mode for module in self._modules]
+
+    def changed(self) -> bool:
+        """Whether a step mode differs from what it was; cheap enough for every step of a stream."""
+        return bool(self._modules) and self._now() != self._kept
+
+
+def cannot_step(net: nn.Module, reason: str, remedy: str = "") -> CannotStepError:
+    """An error about the network as a whole; the reason continues a sentence that begins with its class."""
+    return CannotStepError(f"{type(unwrapped(net)).__name__} {reason}", remedy)

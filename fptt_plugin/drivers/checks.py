@@ -1,0 +1,255 @@
+"""The preflight: does the network, called as its driver calls it, keep sequences, time steps and samples apart?"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import zip_longest
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CannotStepError, FPTTError, FPTTWarning
+from ..tree import tensors_in
+from .base import Driver, cannot_step, step_modes, unwrapped
+from .returned import identify, lively_inputs
+from .slice import SliceDriver
+from .trial import ABSENT, TrialCopy
+
+STEPS, SAMPLES = 5, 3  # of the trial; different, so that a time axis is told from a batch axis
+_TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
+_ROUNDING = 1e-4  # of the norm: of one and the same computation, done twice
+
+
+def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool = True) -> None:
+    """Check a driver on a few steps and samples of the first batch, in evaluation mode, on a copy of the network.
+
+    Tells a slice driver what its output is. A driver that pushes is not checked: the network itself keeps time and
+    samples apart.
+
+    Args:
+        driver: How the network will be called.
+        x: Input ``[T, B, ...]``.
+        window: Steps per slice, ``None`` for the whole sequence.
+        thorough: ``False`` finds out what the output of a slice is, and checks nothing else.
+
+    Raises:
+        CannotStepError: If a sequence depends on the one before, if slice by slice is not the whole sequence, or if
+            samples mix.
+    """
+    if driver.pushes:
+        return
+    try:
+        is_random = thorough and _check_reset(driver, x, window)
+        if isinstance(driver, SliceDriver):
+            _check_slices(driver, x, window, is_random, thorough)
+        if thorough and driver.checks_samples:
+            _check_samples(driver, x, is_random)
+            _warn_of_records(driver.net)
+    except FPTTError as error:
+        error.remedy += ". (If this is meant to be so, preflight=False skips this check)"
+        raise
+
+
+def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
+    """Run a few steps of all samples from reset, twice; returns whether the network is random: nothing to compare."""
+    try:
+        copy = TrialCopy(driver.net, driver)
+    except CannotStepError:  # it cannot be copied
+        return False
+    x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
+    before = copy.attributes()
+    first = copy.trial(x)
+    if not first or _alike(first, copy.trial(x), _ROUNDING):
+        return copy.drew
+    copy.state.reset()
+    after = copy.attributes()
+    clean = {name: before.get(name, ABSENT) for name in after if not _equal(after[name], before.get(name, ABSENT))}
+
+    def repeats(attributes: dict[str, Any]) -> bool:
+        copy.put_back(attributes)
+        return _alike(first, copy.trial(x), _ROUNDING)
+
+    if clean and repeats(clean):  # else it draws random numbers that are not torch's
+        kept = [name for name in clean if not repeats({**clean, name: after[name]})]
+        raise _not_reset(copy.net, kept or list(clean), clean)
+    return True
+
+
+def _not_reset(net: nn.Module, kept: list[str], initial: dict[str, Any]) -> CannotStepError:
+    owner = kept[0].rpartition(".")[0]
+    own = [name for name in kept if name.rpartition(".")[0] == owner]
+    values = ", ".join(f"{name.rpartition('.')[2]}={_as_code(initial[name])}" for name in own)
+    handler = f"register_state_handler({type(net.get_submodule(owner)).__name__}, AttributeHandler({values}))"
+    return CannotStepError(
+        f"{type(net).__name__} begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which "
+        "reset() does not reach",
+        "let the neurons keep their state themselves (init_hidden=True in snnTorch), or name such attributes, each "
+        f"with its value before the first input, before you build the trainer: fptt_plugin.state.{handler}",
+    )
+
+
+def _as_code(value: Any) -> str:
+    """The value before the first input, as Python code; ``None`` where a tensor or an object stands."""
+    if isinstance(value, (bool, int, float, str)) or value in ([], {}, ()):
+        return repr(value)
+    return "None"
+
+
+def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random: bool, thorough: bool) -> None:
+    net, name = unwrapped(driver.net), type(unwrapped(driver.net)).__name__
+    steps = STEPS if window else len(x)
+    samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
+    x = _excerpt(x, steps, samples)
+    copy = TrialCopy(driver.net, driver)
+    try:
+        output = driver.select(copy.run(x))
+    except FPTTError:
+        raise
+    except Exception as error:
+        raise CannotStepError(
+            f"{name} does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} "
+            f"({error!r})",
+            "forward() must take a leading time axis, [T, B, ...]; a network that repeats a still image over time "
+            "takes the image repeated before: x.unsqueeze(0).expand(T, *x.shape)",
+        ) from error
+    after = copy.state.get()
+    driver.note_time_axis(output, steps, samples)
+    if window is None or is_random:
+        return
+    copy.state.reset()
+    try:
+        slices = [driver.select(copy.run(x_t)) for x_t in x.split(1)]
+    except FPTTError:
+        raise
+    except Exception as error:
+        raise CannotStepError(
+            f"{name} runs on {steps} time steps at once and not on one ({error!r}), so it cannot be trained online",
+            "replace the layer that needs the whole sequence, or train with BPTT",
+        ) from error
+    state = copy.state.get()
+    if thorough:
+        forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
+        if driver.keeps_time:
+            whole = _alike([output], [torch.cat(slices)])
+        else:
+            whole = all(s.shape == output.shape for s in slices)
+        if not whole or forgetful or not tensors_in(after):
+            raise _slices_differ(net, forgetful)
+    if not driver.keeps_time:
+        driver.readout = _readout_of_slices(driver, copy, x)
+
+
+def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
+    """How a network that returns one output for several steps combines them.
+
+    Raises:
+        CannotStepError: If it is none of the last step, mean, sum and maximum.
+    """
+    with torch.random.fork_rng():
+        for part in lively_inputs(x):
+            copy.state.reset()
+            output = driver.select(copy.run(part))
+            copy.state.reset()
+            slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
+            if output.any():
+                break
+    # A mean first: of a silent network all are the same.
+    found = "mean" if not output.any() else None
+    returned = identify(output, {"net": slices})
+    if found is None and returned is not None:
+        found = returned.readout
+    if found is None:
+        raise cannot_step(
+            copy.net,
+            "returns one output for several time steps which is not the last, mean, sum or maximum of those of the "
+            "single steps, so no window can be trained on it",
+            "let forward() return its output of every step, [T, B, ...], or their mean, and do what follows in the "
+            "loss function",
+        )
+    return found
+
+
+def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
+    reason = "does not compute slice by slice what it computes on the whole sequence: "
+    single = [name for name, mode in step_modes(net).items() if mode == "s" and name in forgetful]
+    if single:
+        return cannot_step(
+            net,
+            f"{reason}{', '.join(map(repr, single))} in 's' mode take time steps for samples",
+            "set the whole network to one mode, functional.set_step_mode(net, 'm') or "
+            "functional.set_step_mode(net, 's')",
+        )
+    where = f" ({', '.join(map(repr, forgetful))} end in another state)" if forgetful else ""
+    return cannot_step(
+        net,
+        f"{reason}it forgets between calls or looks at several time steps at once{where}",
+        "move a reset (functional.reset_net) out of forward(), the trainer resets before each sequence; a layer that "
+        "needs the whole sequence cannot be trained online: replace it, or train with BPTT",
+    )
+
+
+def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
+    x = _excerpt(x, STEPS, SAMPLES)
+    copy = TrialCopy(driver.net, driver)
+    try:
+        output = torch.stack(copy.advance(x))
+    except Exception:  # says in training what is wrong
+        return
+    after = copy.state.get()
+    remedy = "in 's' mode there is no time axis" if "m" not in step_modes(driver.net).values() else "it is in 'm' mode"
+    remedy += driver.mixing_remedy
+    if output.shape[1:2] != (SAMPLES,):
+        raise cannot_step(driver.net, f"returned shape {tuple(output.shape[1:])} for {SAMPLES} samples", remedy)
+    if is_random:
+        return
+    copy.state.reset()
+    alone = torch.stack(copy.advance(x[:, -1:]))
+    ones, others = _last_sample(tensors_in(after), tensors_in(copy.state.get()))
+    if not _alike([output[:, -1:], *ones], [alone, *others]):
+        raise cannot_step(driver.net, "takes the samples of a batch for time steps, so that they mix", remedy)
+
+
+def _warn_of_records(net: nn.Module) -> None:
+    for name, module in net.named_modules():
+        if getattr(module, "store_v_seq", False) and getattr(module, "step_mode", "s") == "s":
+            warnings.warn(
+                f"{name!r} has store_v_seq=True: in 's' mode it keeps every step until the reset, so memory grows with "
+                "the length of the sequence; switch it off, or watch 'v' with a monitor",
+                FPTTWarning,
+                stacklevel=2,
+            )
+
+
+def _excerpt(x: Tensor, steps: int, samples: int) -> Tensor:
+    """Some steps from all over the sequence, as its beginning may be empty, and some samples; repeated if too few."""
+    times = torch.arange(steps, device=x.device) * len(x) // steps
+    return x[times][:, torch.arange(samples, device=x.device) % x.shape[1]]
+
+
+def _last_sample(ones: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The state of the last of several samples, beside that of this sample alone; wherever the batch axis is."""
+    pairs = []
+    for one, other in zip(ones, others, strict=False):
+        axes = [axis for axis in range(min(one.dim(), other.dim())) if one.shape[axis] != other.shape[axis]]
+        one = one.narrow(axes[0], one.shape[axes[0]] - 1, 1) if axes else one
+        if one.shape == other.shape:  # a queue of flattened samples has no batch axis
+            pairs.append((one, other))
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+def _alike(ones: list[Tensor], others: list[Tensor], tolerance: float = _TOLERANCE) -> bool:
+    for one, other in zip_longest(ones, others):
+        if one is None or other is None or one.shape != other.shape:
+            return False
+        one, other = one.float(), other.float()
+        if (one - other).norm() > tolerance * torch.maximum(one.norm(), other.norm()):
+            return False
+    return True
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two attributes hold the same tensors, or are the same number; other things are not told apart."""
+    same = type(one) is type(other) and _alike(tensors_in(one), tensors_in(other), 0.0)
+    return same and (not isinstance(one, Number) or one == other)

@@ -1,0 +1,392 @@
+"""Finds out how a network wants to be driven, from dry runs on a copy of it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import BatchError, CannotStepError, ErrorList, FPTTWarning, OutputError
+from ..state import ModelState, unsupported_layers
+from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
+from .in_flight import InFlightDriver, TimeAxis, check_eager
+from .returned import Returned, identify, lively_inputs
+from .step import StepDriver
+from .trial import Calls, TrialCopy
+
+_SAMPLES = 3  # of the look at what forward() returns
+
+
+def known_driver(choice: str | Driver, net: nn.Module, state: ModelState, select: Select) -> Driver | None:
+    """The driver, where the user's choice or the network's own marks settle it without a dry run."""
+    if isinstance(choice, Driver):
+        return choice.bind(net, state, select)
+    if choice == "auto" and "m" in step_modes(net).values():
+        choice = "slice"
+    if choice == "auto" and takes_state(net):
+        choice = "explicit"
+    return None if choice in ("auto", "in-flight") else driver_named(choice).bind(net, state, select)
+
+
+def takes_state(net: nn.Module) -> bool:
+    """Whether ``forward`` names its second argument a state: ``net(x_t, state) -> (output, state)``."""
+    names = list(inspect.signature(net.forward).parameters)
+    return len(names) == 2 and names[1] in ("state", "states", "hidden", "h", "hx")
+
+
+def find_driver(
+    choice: str,
+    net: nn.Module,
+    state: ModelState,
+    select: Select,
+    x: Tensor,
+    *,
+    output_module: str | None,
+    output_chosen: bool,
+    batch_first: bool,
+    window: int | None,
+) -> Driver:
+    """Find the driver for a network by dry runs of a copy on the first batch.
+
+    Args:
+        choice: ``"auto"``, or ``"in-flight"`` if the user asked for it.
+        net: The network; not changed.
+        state: Its recurrent state.
+        select: Picks the output from what the network returns.
+        x: A batch as the user passes it.
+        output_module: The user's choice of the module that ends a time step.
+        output_chosen: Whether ``select`` follows a choice of the user.
+        batch_first: Layout of ``x`` for step and slice drivers.
+        window: Steps per window, ``None`` for the whole sequence.
+
+    Raises:
+        CannotStepError: If the network cannot be stepped; says why, and what to do.
+        BatchError: If the batch is empty.
+    """
+    if 0 in x.shape[:2]:
+        raise BatchError(f"x of shape {tuple(x.shape)} is empty", "leave it out, or check how the data were cut")
+    copy = TrialCopy(net)
+    failure = None
+    if choice == "auto":
+        runs, failure = _runs_on_one_step(copy, x[:, 0] if batch_first else x[0])
+        if runs:
+            return StepDriver().bind(net, state, select)
+    try:
+        calls = copy.calls(x)
+    except Exception as error:
+        raise _does_not_run(copy.net, x, error, failure) from error
+    steps, time, calls = _time_axis(copy, calls, x, output_module, batch_first)
+    module = output_module or _end_of_step(calls, steps)
+    late = [m for m in _after(calls, module) if m and calls.modules.count(m) < steps and copy.trainable(m)]
+    if late:
+        raise cannot_step(
+            net,
+            f"calls {', '.join(map(repr, late))} after its loop over time, where no time step could train it",
+            "move it to the end of the loop's body",
+        )
+    check_eager(net)
+    returned = None
+    if output_module is None:
+        returned = _what_it_returns(copy, x, time, select, chosen=output_chosen)
+    every = calls.modules.count(module) // steps
+    if window is not None:
+        early = calls.modules[: calls.modules.index(calls.neurons[0])]
+        hoisted = [m for m in early if calls.modules.count(m) < steps and copy.trainable(m)]
+        _rehearse(InFlightDriver(module, time, every, returned).bind(copy.net, copy.state, select), x, copy, hoisted)
+    return InFlightDriver(module, time, every, returned).bind(net, state, select)
+
+
+def _runs_on_one_step(copy: TrialCopy, x_t: Tensor) -> tuple[bool, Exception | None]:
+    """Whether ``forward`` takes one time step and calls each neuron once, and the error if it does not run."""
+    failure: Exception | None = None
+    for rows in (x_t.repeat(2, *[1] * (x_t.dim() - 1)) if len(x_t) == 1 else x_t[:2], x_t):
+        try:
+            calls = copy.calls(rows)
+        except Exception as error:  # a network that loops over time fails on one step in any way it likes
+            failure = failure or error
+            continue
+        if calls.unique:
+            _warn_of_resets(copy, rows)
+        return calls.unique, failure
+    return False, failure
+
+
+def check_driver(problems: ErrorList, net: nn.Module, driver: str | Driver, output_module: str | None) -> None:
+    """Record an unknown driver, and an output module that the network does not have or the driver does not use."""
+    if isinstance(driver, type):
+        problems.check(False, f"driver={driver.__name__} is a class", f"pass an instance, {driver.__name__}(...)")
+    elif not isinstance(driver, Driver):
+        problems.check_choice("driver", driver, driver_names())
+    if output_module is None:
+        return
+    names = [known for known, _ in net.named_modules() if known]
+    problems.check(
+        output_module in names,
+        f"output_module={output_module!r} is not a module of the network; it has {', '.join(names)}",
+    )
+    problems.check(
+        driver in ("auto", "in-flight"),
+        f"output_module={output_module!r} is for networks that loop over time in forward(), driver='in-flight', not "
+        f"{driver!r}",
+    )
+
+
+def check_network(
+    problems: ErrorList, net: nn.Module, state: ModelState, optimizer: Optimizer, driver: str | Driver
+) -> None:
+    """Record layers that cannot be stepped, a network without state, and an optimizer of another network."""
+    for error in unsupported_layers(net):
+        problems.add(error)
+    carries_state = driver == "explicit" or isinstance(driver, Driver) or takes_state(net)
+    if not state.modules() and not carries_state:
+        problems.add(
+            cannot_step(
+                net,
+                "has no stateful neuron that this package knows, so there is nothing to train through time",
+                "use snnTorch or SpikingJelly neurons, or name the state of your own neuron with "
+                "fptt_plugin.state.register_state_handler",
+            )
+        )
+    if isinstance(optimizer, Optimizer):
+        own = set(net.parameters())
+        foreign = sum(p not in own for group in optimizer.param_groups for p in group["params"])
+        problems.check(
+            foreign == 0,
+            f"the optimizer has {foreign} parameter(s) that are not the network's",
+            "build it from net.parameters(), after the last change to the network",
+        )
+
+
+# ---------------------------------------------------------------------- where the time axis is
+
+
+def _time_axis(
+    copy: TrialCopy, calls: Calls, x: Tensor, output_module: str | None, batch_first: bool
+) -> tuple[int, TimeAxis, Calls]:
+    """Time steps of the loop in ``forward``, where it gets their number from, and the calls that show it."""
+    for axis in (1, 0) if batch_first else (0, 1):
+        size = x.shape[axis] if x.dim() >= 3 else 0
+        if size == 0:
+            continue
+        # A cut along the time axis changes the number of calls, one along others does not.
+        other = torch.cat([x, x], axis) if size == 1 else x.narrow(axis, 0, min(2, size - 1))
+        try:
+            others = copy.calls(other)
+        except Exception:
+            if 1 < size == _steps(calls, output_module):  # the loop asked for the steps that were cut off
+                return size, TimeAxis(axis, size, fixed=True), calls
+            continue
+        if len(others.neurons) == len(calls.neurons):
+            continue
+        if size == 1:  # one step looks like any other network; two show the loop
+            return 2, TimeAxis(axis, 2), _interleaved(copy, others, 2, output_module)
+        return size, TimeAxis(axis, size), _interleaved(copy, calls, size, output_module)
+    steps = _steps(calls, output_module)
+    if steps == 1:
+        raise _not_stepwise(copy.net, calls)
+    return steps, TimeAxis(None, steps), calls
+
+
+def _interleaved(copy: TrialCopy, calls: Calls, steps: int, output_module: str | None) -> Calls:
+    """The calls, if they go through the time steps one by one.
+
+    Raises:
+        CannotStepError: If they do not, or if nothing is called in every time step.
+    """
+    if output_module is not None:
+        count = calls.modules.count(output_module)
+        if count == 0 or count % steps:
+            raise cannot_step(
+                copy.net,
+                f"calls output_module={output_module!r} {count} times on an input of {steps} time steps",
+                "name a module that is called in every time step",
+            )
+        return calls
+    if calls.interleave(steps):
+        return calls
+    counts = {name: calls.neurons.count(name) for name in dict.fromkeys(calls.neurons)}
+    if all(count % steps for count in counts.values()):
+        names = ", ".join(f"{name!r} {count} times" for name, count in counts.items())
+        raise cannot_step(
+            copy.net,
+            f"calls {names} on an input of {steps} time steps",
+            "name a module that is called in every time step with output_module, if need be an nn.Identity that the "
+            "output passes through",
+        )
+    raise _not_stepwise(copy.net, calls)
+
+
+def _steps(calls: Calls, output_module: str | None) -> int:
+    """Time steps of a loop whose length the input does not show: how often the pattern of calls repeats.
+
+    Layers that differ from step to step break the pattern; then the neurons alone must fall into equal steps.
+    """
+    if output_module is not None:
+        count = calls.modules.count(output_module)
+        if count == 0:
+            raise CannotStepError(
+                f"output_module={output_module!r} is not called by forward()", "name a module that is called"
+            )
+        steps = calls.steps()
+        return count if count % steps or steps == 1 else steps
+    steps = calls.steps()
+    counts = [calls.neurons.count(name) for name in set(calls.neurons)]
+    common = math.gcd(*counts) if len(counts) > 1 else 1
+    return common if steps == 1 and common > 1 and calls.interleave(common) else steps
+
+
+def _end_of_step(calls: Calls, steps: int) -> str:
+    """The last module called in every time step: a readout layer behind the last neuron, or that neuron."""
+    last = next(name for name in reversed(calls.neurons) if calls.neurons.count(name) % steps == 0)
+    ends = [index for index, name in enumerate(calls.modules) if name == last]
+    per_step = len(ends) // steps
+    ends = ends[per_step - 1 :: per_step]
+    gaps = [calls.modules[begin + 1 : end] for begin, end in pairwise(ends)]
+    # What follows the last neuron of the last step follows it in every step, unless it comes after the loop.
+    tail = [name for name in calls.modules[ends[-1] + 1 :] if all(name in gap for gap in gaps)]
+    return tail[-1] if tail else last
+
+
+def _after(calls: Calls, module: str) -> list[str]:
+    """What is called when ``module`` has been called for the last time."""
+    return calls.modules[len(calls.modules) - calls.modules[::-1].index(module) :]
+
+
+# ---------------------------------------------------------------------- what forward returns
+
+
+def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool) -> Returned | None:
+    """The module whose outputs ``forward`` returns, and how it combines them; ``None`` where that is not known.
+
+    Raises:
+        CannotStepError: If ``forward`` returns something that none of its modules returned.
+        OutputError: If it returns several things, and none was chosen.
+    """
+    batch = 1 if time.axis == 0 else 0
+    few = x.narrow(batch, 0, min(_SAMPLES, x.shape[batch]))
+    with torch.random.fork_rng():
+        for part in lively_inputs(few):
+            try:
+                returned, records = copy.records(part, time(part))
+            except Exception:  # it may need all samples
+                part = torch.cat([part] * -(-x.shape[batch] // part.shape[batch]), batch).narrow(
+                    batch, 0, x.shape[batch]
+                )
+                returned, records = copy.records(part, time(part))
+            if returned is None:
+                return None
+            try:
+                result = select(returned)
+            except OutputError:
+                if chosen:  # the user chose from what the module returns
+                    return None
+                raise
+            if result.any():
+                break
+    found = identify(result, records)
+    if found is None and not chosen:
+        raise cannot_step(
+            copy.net,
+            f"returns {tuple(result.shape)} for an input {tuple(part.shape)}, which is not the stack, last value, "
+            "mean, sum or maximum over time of what one of its modules returns, so no single step can be trained on it",
+            "pass what the loss is to see through an nn.Identity() at the end of the loop's body and return that, or "
+            "name the module with output_module",
+        )
+    if found is not None and not result.any():
+        warnings.warn(
+            f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
+            f"combines its time steps: readout={found.readout!r} is assumed. Pass readout to the trainer, or lower the "
+            "thresholds",
+            FPTTWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+# ---------------------------------------------------------------------- what would go wrong
+
+
+class _Enough(Exception):  # noqa: N818 - not an error
+    pass
+
+
+def _rehearse(driver: InFlightDriver, x: Tensor, copy: TrialCopy, hoisted: list[str]) -> None:
+    """Go backward after each of the first steps of a copy, to see whether something outlives the step."""
+    count = 0
+
+    def take(output: Tensor) -> None:
+        nonlocal count
+        if output.requires_grad:
+            output.sum().backward()
+        driver.detach()
+        count += 1
+        if count == 3:
+            raise _Enough
+
+    copy.state.reset()
+    driver.hoisted = hoisted
+    try:
+        with torch.enable_grad(), torch.random.fork_rng():
+            driver.run(x, take)
+    except _Enough:
+        pass
+    except CannotStepError:
+        raise
+    except RuntimeError as error:  # in training, it would come in the middle of a sequence
+        raise CannotStepError(str(error)) from error
+
+
+def _warn_of_resets(copy: TrialCopy, rows: Tensor) -> None:
+    forgotten = copy.forgotten(rows)
+    if forgotten:
+        warnings.warn(
+            f"{type(copy.net).__name__} resets {', '.join(map(repr, forgotten))} at every call of forward(), so it "
+            "has no memory from one time step to the next: move the reset (init_leaky(), reset_mem(), utils.reset(), "
+            "functional.reset_net()) out of forward() and call the neuron without its state; the trainer resets "
+            "before each sequence",
+            FPTTWarning,
+            stacklevel=2,
+        )
+
+
+def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> CannotStepError:
+    step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
+    required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
+    remedy = "call it on your data by hand to see why"
+    if len(required) > 1 and "args" not in required:
+        remedy = (
+            f"its forward() takes {', '.join(required)}; wrap it in a module whose forward(x_t, state) returns "
+            "(output, state), where state is a tuple of the states, and None at the start of a sequence"
+        )
+    tuples = [name for name, module in net.named_modules() if getattr(module, "init_hidden", True) is False]
+    if tuples and "not tuple" in str(error):
+        names = ", ".join(map(repr, tuples))
+        remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
+    return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)} ({error!r}){step}", remedy)
+
+
+def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:
+    neurons = calls.neurons
+    if not neurons:
+        return cannot_step(net, "calls none of its neurons", "check forward() on your data by hand")
+    if calls.unique:
+        return cannot_step(
+            net,
+            "calls each of its neurons once on an input of this shape, so there is no time in it",
+            "pass sequences, [T, B, ...]; for a still image, x.unsqueeze(0).expand(T, *x.shape)",
+        )
+    runs = [name for index, name in enumerate(neurons) if index == 0 or neurons[index - 1] != name]
+    order = ", ".join(map(repr, runs[:6])) + (", ..." if len(runs) > 6 else "")
+    return cannot_step(
+        net,
+        f"does not go through its neurons time step by time step (it calls {order}), for instance because it runs one "
+        "layer over the whole sequence before the next",
+        "call all layers within one loop over time, or let forward() take one step; if it does and calls one neuron "
+        "several times in it, pass driver='step'; if it loops and does so, name the module whose call ends a time "
+        "step with output_module",
+    )

@@ -1,0 +1,274 @@
+"""Dry runs on a copy of a network: which modules it calls, what it returns, and what outlives a time step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import CannotStepError
+from ..state import ModelState, isolated, random_state
+from ..tree import map_tensors, tensors_in
+from .base import Driver, unwrapped
+
+ABSENT = object()  # stands for an attribute that is not there
+_RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
+_MODULE_ATTRIBUTES = vars(nn.Module()).keys()
+
+
+class Calls(NamedTuple):
+    """What one run of a network called, in the order in which the calls returned.
+
+    Attributes:
+        modules: Names of all modules, those inside a neuron left out.
+        neurons: Names of the neurons among them.
+    """
+
+    modules: list[str]
+    neurons: list[str]
+
+    @property
+    def unique(self) -> bool:
+        """Every neuron that is called is called once."""
+        return len(self.neurons) == len(set(self.neurons)) > 0
+
+    def steps(self) -> int:
+        """How often the pattern of calls repeats, 1 if it does not.
+
+        A neuron counts together with the call before it: one that serves two layers of a step stays one step.
+        """
+        calls = [i for i, name in enumerate(self.modules) if name in self.neurons]
+        before = [self.modules[i - 1] if i else "" for i in calls]
+        tail = self.modules[calls[-1] :] if calls else []
+        for period in range(1, len(calls) // 2 + 1):
+            pairs = zip(self.neurons, self.neurons[period:], before, before[period:], strict=False)
+            same = [(one == other, b == c) for one, other, b, c in pairs]
+            # The first step follows on what comes before the loop, a later one on the end of the step before.
+            follows = same[0][1] or before[period] in tail
+            if len(calls) % period == 0 and follows and same[0][0] and all(all(pair) for pair in same[1:]):
+                return len(calls) // period
+        return 1
+
+    def interleave(self, steps: int) -> bool:
+        """Whether the calls of the neurons fall into that many time steps, one after the other.
+
+        Neurons that are not called in every step, or not equally often, do not count.
+        """
+        counts = {name: self.neurons.count(name) for name in self.neurons}
+        regular = {name: count // steps for name, count in counts.items() if count % steps == 0}
+        order = [name for name in self.neurons if name in regular]
+        per_step = sum(regular.values())
+        if not regular:
+            return False
+        pieces = [sorted(order[i : i + per_step]) for i in range(0, len(order), per_step)]
+        return all(piece == pieces[0] for piece in pieces)
+
+
+class TrialCopy:
+    """A copy of a network to try things on; the network, its state, its monitors and other networks stay as they are.
+
+    Args:
+        net: The network, or its wrapper.
+        driver: A driver to bind to the copy, which then is in evaluation mode and keeps no records of its steps.
+
+    Attributes:
+        net: The copy.
+        state: Its recurrent state.
+        drew: Whether the last run drew random numbers.
+
+    Raises:
+        CannotStepError: If the network cannot be copied.
+    """
+
+    drew = False
+
+    def __init__(self, net: nn.Module, driver: Driver | None = None) -> None:
+        self.net = _copy(unwrapped(net))
+        self.state = ModelState(self.net)
+        self._driver = driver
+        if driver is not None:
+            self.net.eval()
+            for module in self.net.modules():
+                for option in _RECORDS:
+                    if getattr(module, option, False):
+                        setattr(module, option, False)
+            self._driver = driver.on_copy(self.net, self.state)
+            self.state.reset()
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """The random numbers that the network would get, for every run, and no other network is touched."""
+        with torch.random.fork_rng(), isolated(self.net):
+            before = random_state()
+            yield
+            self.drew = not all(map(torch.equal, before, random_state()))
+
+    def run(self, x: Tensor) -> Any:
+        """One call of the copy, without gradients."""
+        with torch.no_grad(), self._apart():
+            return self.net(x)
+
+    # ------------------------------------------------------------------ what the network calls and returns
+
+    def calls(self, x: Tensor) -> Calls:
+        """What the copy calls on ``x``, from its initial state and without gradients."""
+        calls, neurons = Calls([], []), dict(self.state.modules())
+        inside = {id(m) for neuron in neurons.values() for m in neuron.modules() if m is not neuron}
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                calls.modules.append(name)
+                if name in neurons:
+                    calls.neurons.append(name)
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(note(name))
+            for name, module in self.net.named_modules()
+            if id(module) not in inside
+        ]
+        try:
+            self.state.reset()
+            self.run(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    def forgotten(self, x_t: Tensor) -> list[str]:
+        """Names of neurons whose state does not survive from one call of the network to the next."""
+        forgotten: list[str] = []
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                now = self.state.get()[name]
+                if any(isinstance(v, Tensor) and now.get(key) is not v for key, v in before[name].items()):
+                    forgotten.append(name)
+
+            return hook
+
+        self.state.reset()
+        self.run(x_t)
+        before = self.state.get()
+        handles = [module.register_forward_pre_hook(watch(name)) for name, module in self.state.modules()]
+        self.run(x_t)
+        for handle in handles:
+            handle.remove()
+        return forgotten
+
+    def records(self, x: Tensor, steps: int) -> tuple[Any, dict[str, list[list[Tensor | None]]]]:
+        """What the copy returns on ``x``, and what its modules return in each of the ``steps``, without gradients.
+
+        Modules that are not called in every step are left out, and ``None`` stands for tensors whose size shows that
+        they are not part of the result. The modules come in the order of their calls within the last step.
+        """
+        returned = self._recorded(x, {}, set())
+        sizes = {tensor.numel() for tensor in tensors_in(returned)}
+        sizes |= {size // steps for size in sizes if size % steps == 0}
+        calls: dict[str, list[list[Tensor | None]]] = {}
+        returned = self._recorded(x, calls, sizes)
+        every = {name: len(found) // steps for name, found in calls.items() if len(found) % steps == 0}
+        return returned, {name: calls[name][count - 1 :: count] for name, count in every.items()}
+
+    def _recorded(self, x: Tensor, calls: dict[str, list[list[Tensor | None]]], sizes: set[int]) -> Any:
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                tensors = [tensor.clone() if tensor.numel() in sizes else None for tensor in tensors_in(output)]
+                if any(tensor is not None for tensor in tensors):
+                    calls[name] = [*calls.pop(name, []), tensors]  # to the end: the order of the last calls
+
+            return hook
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in self.net.named_modules() if name]
+        try:
+            self.state.reset()
+            return self.run(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def trainable(self, name: str) -> bool:
+        """Whether this module is a layer with weights to train."""
+        module = self.net.get_submodule(name)
+        return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+    # ------------------------------------------------------------------ what the driver makes of it
+
+    def advance(self, x: Tensor) -> list[Tensor]:
+        """Outputs of some steps, as the driver gives them, without gradients."""
+        assert self._driver is not None
+        with torch.no_grad(), self._apart():
+            return list(self._driver.advance(x))
+
+    def trial(self, x: Tensor) -> list[Tensor]:
+        """Outputs and states after some steps from reset; empty if the network does not run."""
+        self.state.reset()
+        try:
+            return [tensor.clone() for tensor in (*self.advance(x), *tensors_in(self.state.get()))]
+        except Exception:  # training, or a later check, says what is wrong
+            return []
+
+    def attributes(self) -> dict[str, Any]:
+        """Copies of what the modules hold, by name; without parameters."""
+        return {
+            f"{prefix}.{name}" if prefix else name: map_tensors(Tensor.clone, value)
+            for prefix, module in self.net.named_modules()
+            for name, value in (vars(module) | module._buffers).items()
+            if name not in _MODULE_ATTRIBUTES and not is_lazy(value)
+        }
+
+    def put_back(self, attributes: dict[str, Any]) -> None:
+        """Set what :meth:`attributes` returned, or remove what was not there."""
+        for name, value in attributes.items():
+            owner, _, attribute = name.rpartition(".")
+            module = self.net.get_submodule(owner)
+            if value is ABSENT:
+                vars(module).pop(attribute, None)
+            else:
+                setattr(module, attribute, map_tensors(Tensor.clone, value))
+
+
+def _copy(net: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+
+    def cut(tensor: Tensor) -> Tensor:
+        if tensor.grad_fn is not None:  # deepcopy refuses these
+            memo[id(tensor)] = tensor.detach().clone()
+        return tensor
+
+    for module in net.modules():
+        map_tensors(cut, vars(module))
+        for hooks in _hooks(module):
+            memo.update((id(hook), _nothing) for hook in hooks.values() if not _is_torch(hook))
+    try:
+        copied = copy.deepcopy(net, memo)
+    except Exception as error:
+        raise CannotStepError(
+            f"{type(net).__name__} cannot be copied for the dry run that finds out how to call it ({error!r})",
+            "pass driver='step' if forward() takes one time step; otherwise take what copy.deepcopy refuses out of the "
+            "network's attributes",
+        ) from error
+    for module in copied.modules():
+        for hooks in _hooks(module):
+            for key in [key for key, hook in hooks.items() if not _is_torch(hook)]:
+                del hooks[key]  # monitors of the original have nothing to see here
+    return copied
+
+
+def _hooks(module: nn.Module) -> list[dict[int, Any]]:
+    return [module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks]
+
+
+def _is_torch(hook: Any) -> bool:
+    """Whether a hook is part of how torch computes (lazy layers, weight normalisation) rather than a monitor."""
+    return (getattr(hook, "__module__", None) or "").startswith("torch.")
+
+
+def _nothing(*_: Any) -> None:
+    pass

@@ -1,0 +1,242 @@
+"""Epochs over data loaders, through the trainer's public methods: ``epochs``, ``fit`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .errors import BatchError, ConfigurationError
+from .monitor import FiringRates, unobserved
+from .regularizer import DynamicRegularizer
+from .results import EpochRecord, SequenceResult
+from .training import Batch
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+class Trainer(Protocol):
+    """What these loops use of :class:`~fptt_plugin.FPTTTrainer`."""
+
+    net: nn.Module
+    regularizer: DynamicRegularizer
+    average_weights: str
+
+    @property
+    def updates(self) -> int: ...
+    def prepare(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Batch: ...
+    def train_batch(self, batch: Batch) -> SequenceResult: ...
+    def evaluation(self, averaged: bool | None = None) -> AbstractContextManager[None]: ...
+    def visit(self, batch: Batch, visitor: Callable[[int, Tensor], None] | None = None) -> Tensor: ...
+    def save(self, path: str | PathLike[str]) -> None: ...
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Fraction of samples whose largest output is the one of their class.
+
+    Args:
+        output: Class scores ``[B, C]``.
+        target: Class indices ``[B]``.
+
+    Returns:
+        A 0-d tensor.
+
+    Raises:
+        BatchError: If the shapes are others.
+
+    Example:
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).item()
+        0.5
+    """
+    if output.dim() != 2 or target.dim() != 1 or target.is_floating_point():
+        raise BatchError(
+            f"accuracy needs class scores [B, C] and integer labels [B], got output {tuple(output.shape)} and target "
+            f"{tuple(target.shape)} ({target.dtype})",
+            "pass metric=..., a function of output and target",
+        )
+    return (output.argmax(dim=1) == target).float().mean()
+
+
+def epochs(
+    trainer: Trainer,
+    loader: Iterable[Any],
+    count: int,
+    *,
+    first: int = 1,
+    val_loader: Iterable[Any] | None = None,
+    metric: Metric = accuracy,
+    progress: bool = False,
+) -> Iterator[EpochRecord]:
+    """Train epoch by epoch; the caller does what is to be done between two epochs.
+
+    With ``average_weights="epoch"`` the averages are loaded into the weights at the end of each epoch.
+
+    Args:
+        trainer: An :class:`~fptt_plugin.FPTTTrainer`.
+        loader: Gives ``(x, y)`` or ``(x, y, mask)``.
+        count: Number of the last epoch.
+        first: Number of the first epoch, to resume.
+        val_loader: Evaluated after each epoch.
+        metric: ``metric(output, target) -> scalar tensor``.
+        progress: Show a progress bar where ``tqdm`` is installed.
+
+    Yields:
+        One record per epoch, right after it.
+
+    Example:
+        >>> import snntorch as snn
+        >>> from fptt_plugin import FPTTTrainer
+        >>> net = nn.Sequential(nn.Linear(2, 3), snn.Leaky(beta=0.9, init_hidden=True, output=True))
+        >>> trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.1), nn.CrossEntropyLoss())
+        >>> loader = [(torch.rand(5, 4, 2), torch.randint(3, (4,)))]
+        >>> [record.epoch for record in epochs(trainer, loader, 2)]
+        [1, 2]
+    """
+    for epoch in range(first, count + 1):
+        begin = time.perf_counter()
+        loss, score, rates = _train_epoch(trainer, _bar(loader, progress, f"epoch {epoch}/{count}"), metric)
+        seconds = time.perf_counter() - begin
+        if trainer.average_weights == "epoch":
+            trainer.regularizer.load_averages()
+        val = None if val_loader is None else evaluate(trainer, val_loader, metric=metric)
+        yield EpochRecord(epoch, loss, score, val, rates, trainer.updates, seconds)
+
+
+def fit(
+    trainer: Trainer,
+    loader: Iterable[Any],
+    count: int,
+    *,
+    val_loader: Iterable[Any] | None = None,
+    scheduler: Any = None,
+    metric: Metric = accuracy,
+    higher_is_better: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[EpochRecord]:
+    """Implement :meth:`FPTTTrainer.fit`."""
+    _check(scheduler, higher_is_better, checkpoint)
+    history: list[EpochRecord] = []
+    best = math.nan
+    is_better = operator.gt if higher_is_better else operator.lt
+    for record in epochs(trainer, loader, count, val_loader=val_loader, metric=metric, progress=progress):
+        history.append(record)
+        current = record.train_score if record.val_score is None else record.val_score
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(current)
+        elif scheduler is not None:
+            scheduler.step()
+        if checkpoint is not None and (math.isnan(best) or is_better(current, best)):
+            best = current
+            trainer.save(checkpoint)
+    return history
+
+
+def evaluate(
+    trainer: Trainer, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool | None = None
+) -> float:
+    """Implement :meth:`FPTTTrainer.evaluate`."""
+    device = _device(trainer)
+    score, seen = torch.zeros((), device=device), 0
+    with trainer.evaluation(averaged):
+        for parts in loader:
+            batch = trainer.prepare(*(part.to(device) for part in parts))
+
+            def visit(t: int, output: Tensor, batch: Batch = batch) -> None:
+                nonlocal score, seen
+                total, count = _score(metric, *batch.scored_at(t, output))
+                score, seen = score + total, seen + count
+
+            if batch.per_sequence:
+                total, count = _score(metric, *batch.scored(trainer.visit(batch)))
+                score, seen = score + total, seen + count
+            else:
+                trainer.visit(batch, visit)
+    if seen == 0:
+        raise BatchError("the loader gave no batch to evaluate, or no labelled sample")
+    return score.item() / seen
+
+
+def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float, float, dict[str, float]]:
+    """Mean loss, mean score and firing rates of one pass over the data."""
+    if not trainer.net.training:  # a layer that the user put into evaluation mode stays there
+        trainer.net.train()
+    device = _device(trainer)
+    loss, score, seen, scored = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0
+    learned = torch.zeros((), device=device)  # samples whose sequence had a loss
+    with FiringRates(trainer.net) as firing:
+        for parts in batches:
+            batch = trainer.prepare(*(part.to(device) for part in parts))
+            if metric is accuracy and trainer.updates == seen == 0:
+                _try_metric(trainer, batch, metric)
+            result = trainer.train_batch(batch)
+            loss += batch.size * result.loss.nan_to_num(0.0)
+            learned += batch.size * result.loss.isfinite()
+            total, count = _score(metric, *batch.scored(result.output))
+            score, scored = score + total, scored + count
+            seen += batch.size
+            if hasattr(batches, "set_postfix"):
+                rates = firing.rates().values()
+                figures = {
+                    "loss": f"{(loss / learned).item():.3f}",
+                    getattr(metric, "__name__", "metric"): f"{score.item() / max(scored, 1):.3f}",
+                    "firing rate": f"{100 * sum(rates) / max(len(rates), 1):.1f}%",
+                }
+                batches.set_postfix(figures)
+    if seen == 0:
+        raise BatchError(
+            "the loader gave no batch: the data set is empty, or smaller than a batch with drop_last=True, or it is a "
+            "generator, which is used up after one epoch",
+            "pass a DataLoader or a list",
+        )
+    return (loss / learned).item(), score.item() / scored if scored else math.nan, firing.rates()
+
+
+def _check(scheduler: Any, higher_is_better: bool, checkpoint: str | PathLike[str] | None) -> None:
+    """Check before the first update what would only show after the first epoch."""
+    if scheduler is not None and not hasattr(scheduler, "step"):
+        raise ConfigurationError(f"scheduler must be one of torch.optim.lr_scheduler, got {scheduler!r}")
+    mode = "max" if higher_is_better else "min"
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:
+        raise ConfigurationError(
+            f"ReduceLROnPlateau has mode={scheduler.mode!r}, and the metric is better when "
+            f"{'higher' if higher_is_better else 'lower'}",
+            f"build the scheduler with mode={mode!r}, or pass higher_is_better={not higher_is_better} with a metric of "
+            "your own",
+        )
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise ConfigurationError(f"the folder of checkpoint={str(checkpoint)!r} does not exist", "make it first")
+
+
+def _score(metric: Metric, output: Tensor, target: Tensor) -> tuple[Tensor | float, int]:
+    """Metric times the number of samples, and that number."""
+    return (len(output) * metric(output, target) if len(output) else 0.0), len(output)
+
+
+def _try_metric(trainer: Trainer, batch: Batch, metric: Metric) -> None:
+    """Try a metric that does not count its calls on the untrained network: before the first update."""
+    with trainer.evaluation(averaged=False), torch.random.fork_rng(), unobserved(trainer.net):
+        _score(metric, *batch.scored(trainer.visit(batch)))
+
+
+def _device(trainer: Trainer) -> torch.device:
+    return next(trainer.net.parameters()).device
+
+
+def _bar(loader: Iterable[Any], progress: bool, title: str) -> Any:
+    if not progress:
+        return loader
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # a convenience, not a dependency
+        return loader
+    return tqdm(loader, desc=title, leave=False)

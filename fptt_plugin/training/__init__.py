@@ -1,0 +1,34 @@
+"""Training: the loop, its state, the schedule, the objective and the update."""
+
+from .batch import TARGETS, Batch, Window, check_input, time_first
+from .loop import Executor, TrainingLoop, WindowResult
+from .objective import READOUTS, LossFunction, Objective, Output, Ramp, Readout, check_objective, warn_of_spikes
+from .run_state import RunState, check_data_parallel
+from .schedule import Schedule, check_schedule
+from .statistics import normalizations
+from .update import Updater
+
+__all__ = [
+    "READOUTS",
+    "TARGETS",
+    "Batch",
+    "Executor",
+    "LossFunction",
+    "Objective",
+    "Output",
+    "Ramp",
+    "Readout",
+    "RunState",
+    "Schedule",
+    "TrainingLoop",
+    "Updater",
+    "Window",
+    "WindowResult",
+    "check_data_parallel",
+    "check_input",
+    "check_objective",
+    "check_schedule",
+    "normalizations",
+    "time_first",
+    "warn_of_spikes",
+]

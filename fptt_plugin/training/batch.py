@@ -1,0 +1,374 @@
+"""One checked batch of sequences, or one step of a stream, and the windows that training cuts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import BatchError, BatchTypeError
+from .finite import all_finite
+from .schedule import Schedule
+
+TARGETS = ("auto", "sequence", "step")
+
+
+class Batch(NamedTuple):
+    """A checked batch of sequences with time first, or one step of a stream.
+
+    Attributes:
+        x: Input ``[T, B, ...]``.
+        y: Target ``[B, ...]`` (per sequence, or of the stream's step) or ``[T, B, ...]`` (per step); ``None`` without.
+        per_sequence: Whether one target serves all steps.
+        steps: Length ``T``; ``None`` for a stream.
+        size: Batch size ``B``.
+        mask: Which samples are labelled, boolean ``[B]`` or ``[T, B]``; ``None``: all.
+        ends: Last step of every sample, where one target per sequence comes with sequences of different lengths: -1
+            for a sample without any step. ``None``: all samples have ``T`` steps.
+        new_rows: Which samples of a stream begin a new sequence with this step, boolean ``[B]``.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    per_sequence: bool
+    steps: int | None
+    size: int
+    mask: Tensor | None = None
+    ends: tuple[int, ...] | None = None
+    new_rows: Tensor | None = None
+
+    @classmethod
+    def of_sequences(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        *,
+        batch_first: bool = False,
+        targets: str = "auto",
+        ignore_index: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Batch:
+        """Check a batch of sequences and put time first.
+
+        Args:
+            x: ``[T, B, ...]``, or ``[B, T, ...]`` with ``batch_first``.
+            y: ``[B, ...]``, or per step in the layout of ``x``.
+            mask: Which targets count: boolean ``[B]``, boolean per step in the layout of ``x``, or integer lengths
+                ``[B]``; ``None``: all.
+            batch_first: Layout of ``x``, ``mask`` and of a target per step.
+            targets: ``"sequence"``, ``"step"``, or ``"auto"`` to decide by the shape of ``y``.
+            ignore_index: Class index that stands for no label.
+            size: Steps and batch size, where the shape of ``x`` does not say them; ``x`` then stays as it is.
+
+        Raises:
+            BatchError: If ranks, lengths or values do not fit.
+            BatchTypeError: If ``y`` or ``mask`` has the wrong type.
+
+        Example:
+            >>> Batch.of_sequences(torch.zeros(5, 2, 3), torch.zeros(2)).per_sequence
+            True
+        """
+        if size is None:
+            x = time_first(x, batch_first=batch_first)
+        steps, samples = size or tuple(x.shape[:2])
+        if not isinstance(y, Tensor):
+            raise BatchTypeError(f"y must be a tensor, got {type(y).__name__}")
+        if mask is not None:
+            mask = _time_first_mask(mask, steps, samples, batch_first)
+        y, per_sequence = _time_first_target(y, steps, samples, batch_first, targets)
+        mask = _without_ignored(y, mask, ignore_index, rank=1 if per_sequence else 2)
+        labelled, ends = mask, None
+        if mask is not None and per_sequence and mask.dim() == 2:
+            # One label and a mask over time: every sample ends at its own last step.
+            labelled, ends = mask.any(dim=0), _last_steps(mask)
+        elif mask is not None and not per_sequence:
+            labelled = mask.expand(steps, samples)
+        if not finite_targets(y, labelled):
+            raise BatchError("y has non-finite values", "pass a mask that says which samples have a target")
+        if ends is not None and mask is not None and mask.all():
+            mask = ends = None
+        return cls(x, y, per_sequence, steps, samples, mask, ends)
+
+    @classmethod
+    def without_target(
+        cls, x: Tensor, mask: Tensor | None, *, batch_first: bool, size: tuple[int, int] | None = None
+    ) -> Batch:
+        """Sequences to predict on: ``x`` with time first, and a mask or lengths as :meth:`of_sequences` takes them."""
+        steps, samples = size or tuple(x.shape[:2])
+        mask = None if mask is None else _time_first_mask(mask, steps, samples, batch_first)
+        ends = _last_steps(mask) if mask is not None and mask.dim() == 2 else None
+        return cls(x, None, True, steps, samples, mask, ends)
+
+    @classmethod
+    def of_step(
+        cls,
+        x: Tensor,
+        y: Tensor | None,
+        mask: Tensor | None = None,
+        new_sequence: Tensor | None = None,
+        *,
+        ignore_index: int | None = None,
+        finite: bool = True,
+    ) -> Batch:
+        """Check one step of a stream.
+
+        Args:
+            x: Input ``[B, ...]``.
+            y: Target ``[B, ...]``, or ``None``.
+            mask: Boolean ``[B]``, which samples have a target, or ``None``.
+            new_sequence: Boolean ``[B]``, which samples begin a new sequence, or ``None``.
+            ignore_index: Class index that stands for no label.
+            finite: Whether to reject values that are not finite.
+
+        Raises:
+            BatchError: If ranks, lengths or values do not fit.
+            BatchTypeError: If ``x`` is not a floating-point tensor, or a mask not a boolean one.
+        """
+        what = "x_t must be [B, ...] with at least 2 dimensions; for one sample use x_t.unsqueeze(0)"
+        check_input(x, rank=2, what=what, finite=finite)
+        if x.shape[0] == 0:
+            raise BatchError("x_t is an empty batch", "leave the step out")
+        for name, rows in (("mask", mask), ("new_sequence", new_sequence)):
+            if rows is not None:
+                _check_boolean(name, rows)
+                if rows.shape != (len(x),):
+                    raise BatchError(
+                        f"{name} of shape {tuple(rows.shape)} does not fit a batch of {len(x)}", "pass [B]"
+                    )
+        if y is not None:
+            if not isinstance(y, Tensor):
+                raise BatchTypeError(f"y_t must be a tensor or None, got {type(y).__name__}")
+            if y.dim() == 0 or len(y) != len(x):
+                raise BatchError(f"y_t of shape {tuple(y.shape)} does not fit a batch of {len(x)} samples")
+            if finite and not finite_targets(y, mask):
+                raise BatchError(
+                    "y_t has non-finite values",
+                    "pass None for a step without a target, or mask=y_t.isfinite() for samples without",
+                )
+            mask = _without_ignored(y, mask, ignore_index, rank=1)
+        if new_sequence is not None and not new_sequence.any():
+            new_sequence = None
+        return cls(x.unsqueeze(0), y, False, None, len(x), mask, None, new_sequence)
+
+    def window(self, t: int, schedule: Schedule, *, count: int | None = None, x: Tensor | None = None) -> Window:
+        """The window that begins at step ``t``.
+
+        Args:
+            t: First step.
+            schedule: Its length, unless ``count`` is given, and the steps with a loss.
+            count: Number of steps.
+            x: Input of these steps; cut from the batch if ``None``.
+        """
+        if self.steps is None:
+            return Window(self, self.x, t, 1, schedule.losses_due(t, 1, None), last=False)
+        if count is None:
+            count = min(schedule.window or self.steps, self.steps - t)
+        due = schedule.losses_due(t, count, self.steps)
+        if self.ends is not None:  # every sample has a loss at its own last step, too
+            due = sorted({*due, *(end for end in self.ends if t <= end < t + count)})
+        x = self.x[t : t + count] if x is None else x
+        return Window(self, x, t, count, due, last=t + count == self.steps)
+
+    def target(self, t: int) -> Tensor | None:
+        """The target of step ``t``."""
+        return self.y if self.per_sequence or self.steps is None or self.y is None else self.y[t]
+
+    def labelled(self, t: int) -> Tensor | None:
+        """Which samples are labelled at step ``t``, boolean ``[B]``; ``None``: all."""
+        return self.mask[t] if self.mask is not None and self.mask.dim() == 2 else self.mask
+
+    def groups(self, t: int, schedule: Schedule) -> Iterator[tuple[Tensor | None, int | None]]:
+        """Samples with a loss at step ``t``, in groups of equal length: rows (``None``: all) and that length."""
+        rows = self.labelled(t)
+        if self.ends is None:
+            if rows is None or rows.any():
+                yield rows, self.steps
+            return
+        assert rows is not None
+        scheduled = len(schedule.losses_due(t, 1, self.steps)) > 0
+        ends = torch.tensor(self.ends, device=rows.device)
+        for end in sorted(set(self.ends)):
+            if t == end or (scheduled and t < end):
+                group = rows & (ends == end)
+                if group.any():
+                    yield group, end + 1
+
+    def merge(self, decision: Tensor | None, output: Tensor, t: int) -> Tensor:
+        """The decision so far ``[B, ...]``: the output at each sample's own last step, or at ``t`` before it."""
+        if self.ends is None or decision is None:
+            return output
+        over = torch.tensor([0 <= end < t for end in self.ends], device=output.device)
+        return torch.where(over.view(-1, *[1] * (output.dim() - 1)), decision, output)
+
+    def scored(self, decision: Tensor) -> tuple[Tensor, Tensor]:
+        """Decisions at the end of the sequences, and their targets, of the samples that count."""
+        assert self.steps is not None
+        if self.ends is None:
+            return self.scored_at(self.steps - 1, decision)
+        assert self.y is not None
+        rows = torch.tensor([end >= 0 for end in self.ends], device=decision.device)
+        return decision[rows], self.y[rows]
+
+    def scored_at(self, t: int, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of step ``t``, and their targets, of the samples that count there."""
+        target, rows = self.target(t), self.labelled(t)
+        assert target is not None
+        return (output, target) if rows is None else (output[rows], target[rows])
+
+
+class Window(NamedTuple):
+    """Consecutive steps that training takes at once.
+
+    Attributes:
+        batch: Where they come from.
+        x: Input ``[K, B, ...]``.
+        t: First step, counted from the last reset.
+        length: Number of steps.
+        due: Steps that carry a loss.
+        last: Whether the sequence ends with this window.
+        random: State of the random generators before these steps, where the window is run a second time.
+    """
+
+    batch: Batch
+    x: Tensor
+    t: int
+    length: int
+    due: range | list[int]
+    last: bool
+    random: tuple[Tensor, ...] = ()
+
+
+def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
+    """Return the input of a batch of sequences as ``[T, B, ...]``.
+
+    Raises:
+        BatchError: If it is empty or has fewer than three dimensions.
+    """
+    layout = _layout(batch_first)
+    check_rank(x, 3, f"x must be {layout} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)")
+    if batch_first:
+        x = x.transpose(0, 1)
+    steps, samples = x.shape[:2]
+    if steps == 0 or samples == 0:
+        raise BatchError(
+            f"x is an empty sequence: T={steps}, B={samples}", "leave it out, or check how the data were cut"
+        )
+    return x
+
+
+def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None:
+    """Check type, rank and values of an input.
+
+    Raises:
+        BatchError: If rank or values are wrong.
+        BatchTypeError: If ``x`` is not a floating-point tensor.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise BatchTypeError(
+            f"the input must be a floating-point tensor, got {kind}",
+            "convert it, e.g. with x.float(); for integer frames such as tonic's, add "
+            "lambda frames: frames.astype('float32') to the transform",
+        )
+    check_rank(x, rank, what)
+    if finite and not all_finite([x]):
+        raise BatchError("the input has non-finite values (nan or inf)", "clean the data, e.g. with torch.nan_to_num")
+
+
+def check_rank(x: Tensor, rank: int, what: str) -> None:
+    """Check the number of dimensions of an input.
+
+    Raises:
+        BatchError: If there are fewer than ``rank``.
+    """
+    if x.dim() < rank:
+        raise BatchError(f"{what}; got shape {tuple(x.shape)}")
+
+
+def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
+    """Return whether the targets that count are finite."""
+    labelled = y if mask is None else y[mask]
+    return not labelled.is_floating_point() or all_finite([labelled])
+
+
+def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, targets: str) -> tuple[Tensor, bool]:
+    """The target with time first, and whether it is one per sequence."""
+    stepwise = y.transpose(0, 1) if batch_first and y.dim() >= 2 else y
+    fits_step = stepwise.dim() >= 2 and tuple(stepwise.shape[:2]) == (steps, samples)
+    fits_sequence = y.dim() >= 1 and len(y) == samples
+    if targets == "auto" and fits_step and fits_sequence:
+        raise BatchError(
+            f"y of shape {tuple(y.shape)} can be a target per sequence or per step with T={steps} and B={samples}",
+            "pass targets='sequence' or targets='step' to the trainer",
+        )
+    if fits_step and targets != "sequence":
+        return stepwise, False
+    if fits_sequence and targets != "step":
+        return y, True
+    asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
+    raise BatchError(
+        f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={samples} samples",
+        f"pass [B, ...] (one target per sequence) or {_layout(batch_first)} (one per step){asked}",
+    )
+
+
+def _time_first_mask(mask: Tensor, steps: int, samples: int, batch_first: bool) -> Tensor:
+    """The mask as boolean ``[B]`` or ``[T, B]``; integer lengths ``[B]`` become the latter."""
+    is_integer = isinstance(mask, Tensor) and mask.dtype != torch.bool and not mask.is_floating_point()
+    if is_integer and mask.shape == (samples,):
+        return _mask_of_lengths(mask, steps)
+    _check_boolean("mask", mask)
+    stepwise = mask.transpose(0, 1) if batch_first and mask.dim() == 2 else mask
+    if stepwise.shape not in ((samples,), (steps, samples)):
+        layout = _layout(batch_first).replace(", ...", "")
+        raise BatchError(
+            f"mask of shape {tuple(mask.shape)} does not fit T={steps} steps and B={samples} samples",
+            f"pass [B] or {layout}, or the integer lengths [B]",
+        )
+    return stepwise
+
+
+def _mask_of_lengths(lengths: Tensor, steps: int) -> Tensor:
+    """Boolean mask ``[T, B]`` of sequences of those lengths ``[B]``."""
+    if bool(((lengths < 1) | (lengths > steps)).any()) or bool(lengths.max() == 1 < steps):
+        raise BatchError(
+            f"an integer mask [B] holds the lengths of the sequences, 1 to T={steps}, got {lengths.tolist()}",
+            "if it says which samples count, pass mask.bool()",
+        )
+    return torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
+
+
+def _last_steps(mask: Tensor) -> tuple[int, ...]:
+    """Last labelled step of every sample of a mask ``[T, B]``, -1 without any."""
+    steps = torch.arange(1, len(mask) + 1, device=mask.device).unsqueeze(1)
+    return tuple((steps * mask).amax(dim=0).sub(1).tolist())
+
+
+def _without_ignored(y: Tensor, mask: Tensor | None, ignore_index: int | None, *, rank: int) -> Tensor | None:
+    """The mask without samples whose label stands for none; the same mask where there are none of these.
+
+    Args:
+        y: Labels ``[B]`` or ``[T, B]``.
+        mask: Boolean ``[B]`` or ``[T, B]``, or ``None``.
+        ignore_index: The label.
+        rank: Dimensions of one label per sample; targets of more, as of each pixel, are left to the loss function.
+    """
+    if ignore_index is None or y.is_floating_point() or y.dim() != rank:
+        return mask
+    labelled = y != ignore_index
+    if labelled.all():
+        return mask
+    return labelled if mask is None else labelled & mask
+
+
+def _check_boolean(name: str, rows: Tensor) -> None:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
+        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise BatchTypeError(f"{name} must be a boolean tensor, got {kind}", f"convert it, e.g. with {name}.bool()")
+
+
+def _layout(batch_first: bool) -> str:
+    return "[B, T, ...]" if batch_first else "[T, B, ...]"

@@ -1,0 +1,368 @@
+"""The training loop: advance the network through a window, go backward, detach the state, update the weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..drivers import Driver
+from ..errors import BatchError, FPTTWarning
+from ..results import SequenceResult, StepResult
+from .batch import Batch, Window
+from .finite import all_finite
+from .objective import Objective
+from .replay import Replay
+from .restart import check_rows
+from .run_state import RunState
+from .schedule import Schedule
+from .statistics import FrozenNormalization
+from .update import Updater
+
+
+class WindowResult(NamedTuple):
+    """What an executor made of some windows.
+
+    Attributes:
+        steps: Time steps that were trained.
+        output: Decision after the last.
+        losses: Loss of every window.
+    """
+
+    steps: int
+    output: Tensor
+    losses: list[Tensor]
+
+
+class Executor(Protocol):
+    """Trains windows in another way than the loop: compiled."""
+
+    def run(self, window: Window) -> WindowResult | None:
+        """Train a window and update the weights; ``None`` if the loop must do it."""
+
+    def update(self, windows: int) -> bool:
+        """Update the weights with the gradients of that many windows; ``False`` if the loop must do it."""
+
+    def explain(self) -> str:
+        """One line on what is compiled."""
+
+
+class TrainingLoop:
+    """Trains one network window by window.
+
+    Args:
+        net: The network.
+        objective: The loss of a step.
+        run_state: The network's recurrent state and the position of training.
+        updater: Updates the weights.
+        schedule: When losses, ends of windows and updates are due.
+        on_nonfinite: ``"raise"`` or ``"skip"``.
+
+    Attributes:
+        driver: How the network is called; ``None`` until it is found.
+        executor: Trains windows compiled, where it can; ``None`` trains all of them eagerly.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        objective: Objective,
+        run_state: RunState,
+        updater: Updater,
+        schedule: Schedule,
+        on_nonfinite: str,
+    ) -> None:
+        self.net = net
+        self._driver: Driver | None = None
+        self.objective = objective
+        self.run_state = run_state
+        self.updater = updater
+        self.schedule = schedule
+        self.on_nonfinite = on_nonfinite
+        self.executor: Executor | None = None
+        second_gradient = updater.regularizer.variant == "gradient"
+        self._replay = Replay(net, run_state, objective, schedule) if second_gradient else None
+        self._decision: Tensor | None = None
+        self._loss_sum: Tensor | None = None  # of the windows of this sequence
+        self._loss_count: int | Tensor = 0
+        self._had_loss = self._loss_reaches_weights = False
+        self._warned = self._rows_checked = False
+        self._streams = True  # False within a batch of sequences
+
+    @property
+    def driver(self) -> Driver:
+        assert self._driver is not None, "the trainer finds the driver before the first batch"
+        return self._driver
+
+    @driver.setter
+    def driver(self, driver: Driver | None) -> None:
+        self._driver = driver
+
+    @property
+    def has_driver(self) -> bool:
+        return self._driver is not None
+
+    def reset(self) -> None:
+        """Begin a new sequence or stream."""
+        self.run_state.reset()
+        self._begin_update()
+
+    # ------------------------------------------------------------------ a batch of sequences
+
+    def train(self, batch: Batch) -> SequenceResult:
+        """Train on one batch of sequences, from the initial state."""
+        run_state, schedule, driver = self.run_state, self.schedule, self.driver
+        assert batch.steps is not None
+        before = run_state.updates
+        self._decision, self._loss_sum, self._loss_count = None, None, 0
+        self._had_loss = self._loss_reaches_weights = False
+        with run_state.rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
+            run_state.reset(tuple(batch.x.shape[1:]))
+            self._begin_update()
+            if driver.pushes:
+                # The network runs its own loop over time and hands over the output of every step.
+                def take(output: Tensor) -> None:
+                    t = run_state.position.t
+                    self._learn([output], batch.window(t, schedule, count=1, x=batch.x))
+
+                driver.run(batch.x, take)
+            else:
+                t = 0
+                while t < batch.steps:
+                    window = batch.window(t, schedule)
+                    if not self._run_compiled(window):
+                        self._record(window)
+                        self._learn(driver.advance(window.x), window)
+                    t = run_state.position.t
+            assert self._decision is not None
+            decision = self._decision.detach().clone()
+        run_state.position = run_state.position._replace(t=schedule.next_stream(run_state.position.t))
+        run_state.set_restore_point()
+        self._warn_if_nothing_is_learned()
+        loss = torch.full((), torch.nan) if self._loss_sum is None else self._loss_sum / self._loss_count
+        return SequenceResult(decision, loss, run_state.updates - before)
+
+    @contextmanager
+    def _within_batch(self) -> Iterator[None]:
+        self._streams = False
+        try:
+            yield
+        finally:
+            self._streams, self._decision = True, None
+
+    def _span(self, window: Window) -> int:
+        """Steps that one output of the driver stands for."""
+        return window.length if self.driver.combines_steps else 1
+
+    def _record(self, window: Window) -> None:
+        if self._replay:
+            self._replay.record(window)
+
+    def _learn(self, outputs: Iterable[Tensor], window: Window) -> None:
+        """Losses of some steps; at the end of a window the backward pass and, where it is due, the update."""
+        run_state = self.run_state
+        self._decision, losses = self.objective.losses(
+            outputs, self._span(window), window, run_state.readout, self.schedule, self._decision
+        )
+        run_state.losses += losses
+        run_state.advance(window.length)
+        if window.last or run_state.position.in_window == self.schedule.window:
+            self._close_window(last=window.last)
+
+    def _close_window(self, *, last: bool = False) -> None:
+        """Go backward through the window and detach the state; update the weights if an update is due.
+
+        Raises:
+            NotFiniteError: If loss or gradient is not finite and ``on_nonfinite="raise"``.
+        """
+        run_state, updater = self.run_state, self.updater
+        at = run_state.position
+        backwards = at.backwards
+        if run_state.losses:
+            loss = run_state.losses[0] if len(run_state.losses) == 1 else torch.stack(run_state.losses).mean()
+            self._count_loss(loss.detach())
+            # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
+            if loss.requires_grad:
+                updater.backward(loss, first=backwards == 0)
+                backwards += 1
+                self._loss_reaches_weights = True
+            run_state.losses = []
+        # The state is detached after the backward pass and before the update: the next window starts from new leaves,
+        # and no graph holds weights that are about to change.
+        self.driver.detach()
+        run_state.detach()
+        run_state.position = at._replace(in_window=0, backwards=backwards)
+        if last or self.schedule.update_is_due(at.since_update):
+            if backwards:
+                self._update(backwards)
+            run_state.position = run_state.position._replace(since_update=0, backwards=0)
+            self._begin_update()
+
+    def _update(self, windows: int) -> None:
+        """One FPTT update from the gradients of that many windows, unless something is not finite."""
+        run_state, updater = self.run_state, self.updater
+        if self.executor is not None and self.executor.update(windows):
+            run_state.updates += 1
+            return
+        error = updater.error(run_state.steps)
+        if error is None:
+            replay, driver = self._replay, self.driver
+            moved = updater.step(windows, None if replay is None else lambda: replay.loss(driver))
+            run_state.updates += moved
+            run_state.skipped += not moved
+            return
+        updater.zero_grad()
+        updater.statistics.restore()
+        if self.on_nonfinite == "raise":
+            raise error
+        run_state.skipped += 1
+        run_state.model.set(run_state.restore_point.recurrent)
+        run_state.readout.set(run_state.restore_point.readout)
+        if run_state.restarted_rows is not None:
+            run_state.restart_rows(run_state.restarted_rows)
+
+    def _begin_update(self) -> None:
+        """Remember what the next update begins with: it may have to go back there."""
+        # An error in a batch of sequences undoes all of it, so a point in the middle serves skipped updates alone.
+        if self._streams or self._replay or self.on_nonfinite == "skip":
+            self.run_state.set_restore_point()
+        self.updater.statistics.keep()
+        if self._replay:
+            self._replay.begin()
+
+    def _count_loss(self, loss: Tensor) -> None:
+        self._had_loss = True
+        finite: int | Tensor = 1
+        if self.on_nonfinite == "skip":  # a skipped window does not count in the mean loss
+            loss, finite = loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite()
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        self._loss_count = self._loss_count + finite
+
+    def _run_compiled(self, window: Window) -> int:
+        """Train from a window on by compiled graphs; the number of steps, 0 if the window must be trained eagerly."""
+        result = None if self.executor is None else self.executor.run(window)
+        if result is None:
+            return 0
+        run_state = self.run_state
+        self._decision = result.output
+        for loss in result.losses:
+            self._count_loss(loss)
+        self._loss_reaches_weights = True
+        run_state.updates += len(result.losses)
+        run_state.advance(result.steps)
+        run_state.position = run_state.position._replace(in_window=0, since_update=0)
+        self._begin_update()
+        return result.steps
+
+    def _warn_if_nothing_is_learned(self) -> None:
+        if self._had_loss and not (self._loss_reaches_weights or self._warned):
+            self._warned = True
+            warnings.warn(
+                "no loss of this sequence depends on a parameter, so nothing was learned. Possible causes: the output "
+                "is detached, all parameters are frozen, gradients are off (torch.no_grad), or a delay in the network "
+                "is longer than the window",
+                FPTTWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ a stream
+
+    def step(self, batch: Batch) -> StepResult:
+        """Train on one step of a stream."""
+        run_state = self.run_state
+        shape = tuple(batch.x.shape[1:])
+        if run_state.position.shape not in ((), shape):
+            raise BatchError(
+                f"this stream has inputs of shape {run_state.position.shape}, x_t has {shape}, and the neurons' state "
+                "belongs to its samples",
+                "call reset() first to begin another stream; pass new_sequence where single samples end",
+            )
+        window = batch.window(run_state.position.t, self.schedule)
+        losses, updates = len(run_state.losses), run_state.updates
+        self._loss_sum, self._loss_count = None, 0
+        with run_state.rolled_back_on_error():
+            self._restart_rows(batch)
+            if self.on_nonfinite == "skip" and not all_finite([batch.x]):
+                return self._skip_step(window)
+            if self.schedule.window == 1 and self._run_compiled(window):
+                assert self._decision is not None
+                assert self._loss_sum is not None
+                return StepResult(self._decision.clone(), self._loss_sum, True)
+            self._record(window)
+            decision, found = self.objective.losses(
+                self.driver.advance(window.x), 1, window, run_state.readout, self.schedule, None
+            )
+            run_state.losses += found
+            run_state.advance(1)
+            run_state.position = run_state.position._replace(shape=shape)
+        loss = run_state.losses[-1].detach() if len(run_state.losses) > losses else None
+        if run_state.position.in_window == self.schedule.window:
+            # An error in the update undoes the steps since the last update, not this one alone.
+            with run_state.rolled_back_on_error(run_state.restore_point, run_state.restarted_rows):
+                self._close_window()
+        return StepResult(decision.detach().clone(), loss, run_state.updates > updates)
+
+    def _restart_rows(self, batch: Batch) -> None:
+        """Begin new sequences in some rows of the batch."""
+        rows, run_state = batch.new_rows, self.run_state
+        if rows is None or run_state.position.t == 0:
+            return
+        if not self._rows_checked:
+            x = torch.nan_to_num(batch.x)
+            check_rows(self.net, run_state.model, rows, lambda: list(self.driver.advance(x)))
+            self._rows_checked = True
+        run_state.restart_rows(rows)
+        before = run_state.restarted_rows
+        run_state.restarted_rows = rows if before is None else before | rows
+
+    def _skip_step(self, window: Window) -> StepResult:
+        """The output for an input that is not finite; neither state nor statistics see it."""
+        run_state = self.run_state
+        kept = run_state.snapshot()
+        with torch.no_grad(), FrozenNormalization(self.net):
+            output = run_state.readout(next(iter(self.driver.advance(window.x))))
+        run_state.restore(kept)
+        run_state.skipped += 1
+        run_state.steps += 1  # it has a place in the data, too
+        return StepResult(output, None, False)
+
+    # ------------------------------------------------------------------ without training
+
+    def visit(self, batch: Batch, visitor: Callable[[int, Tensor], None] | None = None) -> Tensor:
+        """Run a batch of sequences from the initial state without losses.
+
+        Args:
+            batch: The sequences.
+            visitor: Called with every step and what the loss would see there.
+
+        Returns:
+            The decision.
+        """
+        run_state, driver = self.run_state, self.driver
+        decision: Tensor | None = None
+
+        def take(outputs: Iterable[Tensor], first: int, span: int) -> None:
+            nonlocal decision
+            for t, raw in enumerate(outputs, start=first + span - 1):
+                output = run_state.readout(raw, span)
+                decision = batch.merge(decision, output, t)
+                if visitor is not None:
+                    visitor(t, output)
+            driver.detach()
+
+        assert batch.steps is not None
+        run_state.model.reset()
+        run_state.readout.set((None, 0))
+        if driver.pushes:
+            steps = iter(range(batch.steps))
+            driver.run(batch.x, lambda output: take([output], next(steps), 1))
+        else:
+            for t in self.schedule.windows(batch.steps):
+                window = batch.window(t, self.schedule)
+                take(driver.advance(window.x), t, self._span(window))
+        assert decision is not None
+        return decision

@@ -1,0 +1,166 @@
+"""What a training step changes apart from the weights: restored after an error, saved in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..errors import CallOrderError, ErrorList
+from ..functional.losses import ClassDistribution
+from ..state import ModelState
+from ..tree import map_tensors
+from .objective import Readout
+from .restart import restarted
+from .schedule import Position
+
+
+class Snapshot(NamedTuple):
+    """Values of a :class:`RunState`: references, since states are replaced and never overwritten."""
+
+    recurrent: dict[str, dict[str, Any]]
+    readout: tuple[Tensor | None, int | Tensor]
+    position: Position
+    losses: list[Tensor]
+    restarted: Tensor | None
+    steps: int
+
+
+class RunState:
+    """Recurrent state, readout and position of one training in its sequence, window and update.
+
+    Args:
+        model: The network's recurrent state.
+        readout: What loss and decision see of the outputs, with their mean so far.
+        distribution: Class distribution of the auxiliary term.
+
+    Attributes:
+        steps: Time steps trained so far.
+        updates: Weight updates so far.
+        skipped: Updates, and steps of a stream, that were skipped because something was not finite.
+        position: Where training stands.
+        losses: Losses of the open window.
+        restarted_rows: Rows of the batch that began a new sequence since the last update, boolean ``[B]``.
+        restore_point: The state after the last update.
+    """
+
+    def __init__(self, model: ModelState, readout: Readout, distribution: ClassDistribution) -> None:
+        self.model = model
+        self.readout = readout
+        self.distribution = distribution
+        self.steps = self.updates = self.skipped = 0
+        self.position = Position()
+        self.losses: list[Tensor] = []
+        self.restarted_rows: Tensor | None = None
+        self.restore_point = self.snapshot()
+
+    def reset(self, shape: tuple[int, ...] = ()) -> None:
+        """Begin a new sequence, or a stream of inputs of that shape ``[B, ...]``."""
+        self.model.reset()
+        self.readout.set((None, 0))
+        self.position = Position(shape=shape)
+        self.losses, self.restarted_rows = [], None
+        self.restore_point = self.snapshot()
+
+    def detach(self) -> None:
+        """Detach the past of the readout's mean from its graph; the driver detaches the recurrent state."""
+        self.readout.detach()
+
+    def advance(self, steps: int) -> None:
+        """Count time steps."""
+        self.steps += steps
+        at = self.position
+        self.position = Position(at.t + steps, at.in_window + steps, at.since_update + steps, at.backwards, at.shape)
+
+    def restart_rows(self, rows: Tensor) -> None:
+        """Restore the state before the first input in some rows of the batch, boolean ``[B]``."""
+        self.model.set(restarted(self.model, rows))
+        self.readout.restart(rows)
+
+    # ------------------------------------------------------------------ back to an earlier state
+
+    def snapshot(self) -> Snapshot:
+        """The present values."""
+        return Snapshot(
+            self.model.get(), self.readout.get(), self.position, list(self.losses), self.restarted_rows, self.steps
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Restore what :meth:`snapshot` returned."""
+        self.model.set(snapshot.recurrent)
+        self.readout.set(snapshot.readout)
+        self.position = snapshot.position
+        self.losses = list(snapshot.losses)
+        self.restarted_rows = snapshot.restarted
+        self.steps = snapshot.steps
+
+    def set_restore_point(self) -> None:
+        """Remember the present state as that after the last update."""
+        self.restarted_rows = None
+        self.restore_point = self.snapshot()
+
+    @contextmanager
+    def rolled_back_on_error(self, to: Snapshot | None = None, rows: Tensor | None = None) -> Iterator[None]:
+        """Context that restores a state when an error leaves it.
+
+        Args:
+            to: The state; ``None`` for the present one.
+            rows: Rows of the batch to restart after that, boolean ``[B]``.
+        """
+        to = to or self.snapshot()
+        try:
+            yield
+        except BaseException:
+            self.restore(to)
+            if rows is not None:
+                self.restart_rows(rows)
+            raise
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, class distribution, readout and recurrent state.
+
+        Raises:
+            CallOrderError: Between two updates.
+        """
+        if self.position.in_window or self.position.backwards:
+            raise CallOrderError(
+                "a checkpoint between two updates would lose the pending gradients",
+                "take it when step() has returned updated=True, or call reset() first",
+            )
+        total, count = self.readout.get()
+        return {
+            "counters": [self.steps, self.updates, self.skipped],
+            "progress": list(self.position),
+            "readout": {"total": total, "count": count},
+            "distribution": map_tensors(Tensor.clone, self.distribution.state_dict()),
+            "state": map_tensors(lambda tensor: tensor.detach().clone(), self.model.get()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.steps, self.updates, self.skipped = state["counters"]
+        self.distribution.load_state_dict(state["distribution"])
+        recurrent = map_tensors(Tensor.clone, state["state"])
+        readout = state["readout"]["total"], state["readout"]["count"]
+        self.restore(Snapshot(recurrent, readout, Position(*state["progress"]), [], None, self.steps))
+        self.restore_point = self.snapshot()
+
+
+def check_data_parallel(problems: ErrorList, net: nn.Module, state: ModelState) -> None:
+    """Record a ``DistributedDataParallel`` that overwrites the neurons' state with that of another process."""
+    if not isinstance(net, nn.parallel.DistributedDataParallel):
+        return
+    if not net.broadcast_buffers or net.process_group.size() == 1:
+        return
+    entries = state.get()
+    names = [name for name, module in state.modules() if entries[name].keys() & module._buffers.keys()]
+    problems.check(
+        not names,
+        f"DistributedDataParallel would replace the state of {', '.join(map(repr, names))}, kept in buffers, by that "
+        "of process 0 at every call",
+        "build it with broadcast_buffers=False",
+    )

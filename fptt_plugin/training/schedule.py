@@ -1,0 +1,91 @@
+"""When a loss, a window's end and an update are due."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..errors import ErrorList
+
+
+class Schedule(NamedTuple):
+    """Strides between losses, ends of windows and updates, in time steps.
+
+    Attributes:
+        window: Steps per window; ``None`` for the whole sequence.
+        loss_every: Steps per loss; ``None`` for one at each window's end.
+        update_every: Steps per update; ``None`` for one at each window's end.
+
+    Example:
+        >>> schedule = Schedule(window=4, loss_every=None, update_every=None)
+        >>> list(schedule.windows(10)), list(schedule.losses_due(8, 2, steps=10))
+        ([0, 4, 8], [9])
+    """
+
+    window: int | None = 1
+    loss_every: int | None = None
+    update_every: int | None = None
+
+    def windows(self, steps: int) -> range:
+        """First step of every window of a sequence."""
+        return range(0, steps, self.window or steps)
+
+    def losses_due(self, t: int, count: int, steps: int | None) -> range | list[int]:
+        """Which of the ``count`` steps from ``t`` on carry a loss.
+
+        Args:
+            t: First step.
+            count: Number of steps.
+            steps: Length of the sequence, whose last step always carries a loss; ``None`` for a stream.
+        """
+        end = t + count
+        stride = self.loss_every or self.window
+        if stride is None:
+            return [end - 1] if end == steps else []
+        due = range(t + (stride - 1 - t) % stride, end, stride)
+        return [*due, end - 1] if end == steps and end % stride else due
+
+    def update_is_due(self, since_update: int) -> bool:
+        """Whether the weights move at the end of a window, that many steps after their last update."""
+        return since_update >= (self.update_every or 0)
+
+    def next_stream(self, t: int) -> int:
+        """Step at which a stream goes on after a sequence of ``t`` steps, so that losses end its windows again."""
+        stride = math.lcm(self.window or 1, self.loss_every or 1)
+        return -(-t // stride) * stride
+
+
+class Position(NamedTuple):
+    """Where training stands in sequence, window and update.
+
+    Attributes:
+        t: Steps since the last reset; after a whole sequence, see :meth:`Schedule.next_stream`.
+        in_window: Steps since the state was last detached.
+        since_update: Steps since the weights last moved.
+        backwards: Windows whose gradients wait in ``.grad``.
+        shape: Shape of a step's input ``[B, ...]``; empty before the first.
+    """
+
+    t: int = 0
+    in_window: int = 0
+    since_update: int = 0
+    backwards: int = 0
+    shape: tuple[int, ...] = ()
+
+
+def check_schedule(
+    problems: ErrorList, window: int | None, loss_every: int | None, update_every: int | None, variant: str
+) -> None:
+    """Record strides that are not positive integers, or that do not go together."""
+    for name, stride in (("window", window), ("loss_every", loss_every), ("update_every", update_every)):
+        is_stride = stride is None or (isinstance(stride, int) and not isinstance(stride, bool) and stride >= 1)
+        problems.check(is_stride, f"{name}={stride!r} must be an integer >= 1")
+    if isinstance(update_every, int) and isinstance(window, int | None):
+        problems.check(
+            window is not None and update_every % max(window, 1) == 0,
+            f"update_every={update_every} must be a multiple of window={window}: no update may fall into a window",
+        )
+        problems.check(
+            variant != "gradient" or update_every == window,
+            "variant='gradient' takes its second gradient over one window: leave update_every out",
+        )
