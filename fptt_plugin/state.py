@@ -25,7 +25,11 @@ _LIBRARIES = {"snntorch": "fptt_plugin.snntorch", "spikingjelly.activation_based
 
 
 class StateHandler(Protocol):
-    """Where the recurrent state of one type of module lives."""
+    """Where the recurrent state of one type of module lives.
+
+    A handler may also have ``detach(module)``, which cuts the state from its graph, out of place. Without it the state
+    is read, detached and written back.
+    """
 
     def get(self, module: Any) -> StateDict:
         """The state by name: tensors, numbers, ``None``, or containers of them; only the containers are copies."""
@@ -68,6 +72,39 @@ class AttributeHandler:
 
     def reset(self, module: Any) -> None:
         self.set(module, copy.deepcopy(self.initial))
+
+
+class BufferHandler:
+    """State kept in the non-persistent buffers of a module, as in snnTorch's neurons.
+
+    Example:
+        >>> import torch
+        >>> neuron = nn.Module()
+        >>> neuron.register_buffer("mem", torch.ones(2), persistent=False)
+        >>> handler = BufferHandler()
+        >>> handler.get(neuron)
+        {'mem': tensor([1., 1.])}
+        >>> handler.reset(neuron); neuron.mem
+        tensor([])
+    """
+
+    def get(self, module: Any) -> StateDict:
+        return {name: getattr(module, name) for name in sorted(module._non_persistent_buffers_set)}
+
+    def set(self, module: Any, state: StateDict) -> None:
+        for name, value in state.items():
+            setattr(module, name, value)
+
+    def reset(self, module: Any) -> None:
+        for name, value in self.get(module).items():
+            # Empty tensors, which the next input replaces by ones of its own shape; snnTorch's DeltaLeaky has None.
+            setattr(module, name, None if value is None else value.detach().new_zeros(0))
+
+    def detach(self, module: Any) -> None:
+        for name in module._non_persistent_buffers_set:
+            value = getattr(module, name)
+            if value is not None and value.requires_grad:
+                setattr(module, name, value.detach())
 
 
 _handlers: dict[type, StateHandler] = {}
@@ -275,4 +312,8 @@ class ModelState:
     def detach(self) -> None:
         """Cuts the state from the graph that produced it, out of place: tensors that others hold keep their graph."""
         for _, module, handler in self._entries:
-            handler.set(module, map_tensors(Tensor.detach, handler.get(module)))
+            detach = getattr(handler, "detach", None)
+            if detach is not None:
+                detach(module)
+            else:
+                handler.set(module, map_tensors(Tensor.detach, handler.get(module)))
