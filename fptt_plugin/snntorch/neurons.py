@@ -1,4 +1,4 @@
-"""Liquid time-constant neurons in place of snnTorch's: ``LTCLeaky``, ``RLTCLeaky`` and the readout ``LTCIntegrator``."""
+"""Liquid time-constant neurons for snnTorch: ``LTCLeaky``, ``RLTCLeaky`` and the readout ``LTCIntegrator``."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class LiquidSpikingNeuron(LiquidNeuron):
         initial = initial_state(self._zeros_like(x), self.init_state)
         return LTCState(*(old if old.shape == x.shape else new for old, new in zip((u, s, a), initial, strict=True)))
 
-    def _step(self, x: Tensor, state: LTCState) -> Any:
+    def _step(self, x: Tensor, state: LTCState) -> Tensor | tuple[Tensor, Tensor]:
         """Advance the stored state by one step; return what snnTorch's neurons return."""
         spk, (self.mem, self.spk, self.b) = ltc_step(
             x,
@@ -132,7 +132,7 @@ class _OtherState:
         self._neuron = neuron
         self._state = state
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # the library asks isinstance()
         return type(self._neuron)
 
@@ -213,7 +213,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         init_state: ``"zeros"``, or ``"random"``: membrane uniform in [0, 1), ``b = 0.1`` (the authors' code).
 
     Shape:
-        Input ``[B, N]`` or ``[B, C, H, W]`` (any shape with an explicit ``gate``); spikes and membrane have the same shape.
+        Input ``[B, N]`` or ``[B, C, H, W]`` (any shape with an explicit ``gate``); so are spikes and membrane.
 
     Raises:
         ConfigurationError: If an option has an impossible value.

@@ -1,4 +1,4 @@
-"""Liquid time-constant neurons in place of SpikingJelly's nodes: ``LTCLeaky`` and the readout ``LTCIntegrator``."""
+"""Liquid time-constant neurons for SpikingJelly: ``LTCLeaky`` and the readout ``LTCIntegrator``."""
 
 from __future__ import annotations
 
@@ -61,13 +61,39 @@ def materialize(value: Any, initial: float, like: Tensor) -> Any:
     return value
 
 
-def _start_decay(beta: Tensor | float | None, tau: float | None, decay_input: bool) -> Tensor | float:
-    """Return ``beta`` from SpikingJelly's options, where they mean the same."""
+# The first is v_threshold in most other nodes, so that a position alone may be misread.
+_POSITIONS_OF_LIFNODE = (
+    "tau",
+    "decay_input",
+    "v_threshold",
+    "v_reset",
+    "surrogate_function",
+    "detach_reset",
+    "step_mode",
+    "store_v_seq",
+)
+
+
+def _refuse_positional(values: tuple[Any, ...]) -> None:
+    named = dict(zip(_POSITIONS_OF_LIFNODE, values, strict=False))
+    _check_decay_input(named.pop("decay_input", True))
+    line = ", ".join(f"{name}={value!r}" for name, value in named.items())
+    raise ConfigurationTypeError(
+        "LTCLeaky takes keyword arguments only", f"pass {line} if these were arguments of neuron.LIFNode"
+    )
+
+
+def _check_decay_input(decay_input: bool) -> None:
     if not decay_input:
         raise ConfigurationError(
             "decay_input=False adds the input to the membrane, but a liquid neuron averages it (kappa * x)",
-            "leave decay_input out; nn.Linear or nn.Conv2d in front learns the scale",
+            "leave decay_input out; the layer in front learns the scale",
         )
+
+
+def _start_decay(beta: Tensor | float | None, tau: float | None, decay_input: bool) -> Tensor | float:
+    """Return ``beta`` from SpikingJelly's options, where they mean the same."""
+    _check_decay_input(decay_input)
     if tau is None:
         return 0.5 if beta is None else beta
     if beta is not None:
@@ -162,14 +188,9 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         learn_beta: bool = True,
     ) -> None:
         if positional:
-            # The first argument is tau for LIFNode, but v_threshold for IFNode: neither may pass for the other.
-            names = ("tau", "decay_input", "v_threshold", "v_reset", "surrogate_function", "detach_reset", "step_mode")
-            line = ", ".join(f"{name}={value!r}" for name, value in zip(names, positional, strict=False))
-            raise ConfigurationTypeError(
-                "LTCLeaky takes keyword arguments only", f"in place of a LIFNode, write LTCLeaky({line})"
-            )
+            _refuse_positional(positional)
         # BaseNode asserts; an int is as good a threshold as a float.
-        v_threshold = checkcheck_number("v_threshold", v_threshold)
+        v_threshold = check_number("v_threshold", v_threshold)
         v_reset = None if v_reset is None else check_number("v_reset", v_reset)
         surrogate_function = MultiGaussian() if surrogate_function is None else surrogate_function
         if isinstance(surrogate_function, type) or not callable(surrogate_function):

@@ -20,7 +20,8 @@ class MemoryState:
 
     def get(self, module: Any) -> StateDict:
         records = {record: getattr(module, record) for option, record in _RECORDS.items() if getattr(module, option, 0)}
-        return copy_containers({**module._memories, **records})
+        state: StateDict = copy_containers({**module._memories, **records})
+        return state
 
     def set(self, module: Any, state: StateDict) -> None:
         for name, value in copy_containers(state).items():
