@@ -48,17 +48,19 @@ class LiquidNode(base.MemoryModule):
         super().detach()
 
 
-def materialize(value: Any, initial: float, like: Tensor) -> Any:
-    """Return a memory as a tensor like ``like``, by the rules of SpikingJelly's ``BaseNode`` for ``v``.
+def _materialize(states: States, initial: tuple[float, ...], like: Tensor) -> States:
+    """Return memories as tensors like ``like``, by the rules of SpikingJelly's ``BaseNode`` for ``v``.
 
-    A number fills the shape, a tensor of another shape (the batch size changed) is replaced by ``initial``, and any
-    other tensor follows dtype and device.
+    A number fills the shape, a tensor of another shape (the batch size changed) is replaced by its initial value, and
+    any other tensor follows dtype and device.
     """
-    if isinstance(value, float):
-        return torch.full_like(like, value)
-    if isinstance(value, Tensor):
-        return value.to(like) if value.shape == like.shape else torch.full_like(like, initial)
-    return value
+    tensors = []
+    for value, start in zip(states, initial, strict=True):
+        if isinstance(value, Tensor) and value.shape == like.shape:
+            tensors.append(value.to(like))
+        else:
+            tensors.append(torch.full_like(like, value if isinstance(value, (int, float)) else start))
+    return tuple(tensors)
 
 
 # The first is v_threshold in most other nodes, so that a position alone may be misread.
@@ -218,11 +220,11 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
     def materialize_states(self, inputs: tuple[Tensor, ...], states: States, step_mode: str) -> States:
         """Turn the memories' initial numbers into tensors, out of place."""
         like = self._state_like(inputs, step_mode)
-        v, b, spike = states
+        v = states[0]
         if self.init_state == "random" and not (isinstance(v, Tensor) and v.shape == like.shape):
-            v, spike, b = initial_state(torch.zeros_like(like), self.init_state)
-        (v,) = super().materialize_states((like,), (v,), "s")
-        return v, materialize(b, 0.0, like), materialize(spike, 0.0, like)
+            initial = initial_state(torch.zeros_like(like), self.init_state)
+            return initial.u, initial.b, initial.s
+        return _materialize(states, (self.v_reset or 0.0, 0.0, 0.0), like)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: States, **kwargs: Any
@@ -299,7 +301,7 @@ class LTCIntegrator(LiquidNode):
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: States, step_mode: str) -> States:
         """Turn the memory's initial number into a tensor, out of place."""
-        return (materialize(states[0], 0.0, self._state_like(inputs, step_mode)),)
+        return _materialize(states, (0.0,), self._state_like(inputs, step_mode))
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: States, **kwargs: Any
