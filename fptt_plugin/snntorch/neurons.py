@@ -84,7 +84,7 @@ class LiquidSpikingNeuron(LiquidNeuron):
     def _state(self, x: Tensor, mem: Tensor | None, spk: Tensor | None, b: Tensor | None) -> LTCState:
         """Return the state that a step starts from: what was passed, else what is stored.
 
-        A state that has not the shape of ``x`` is replaced by the initial one, as in snnTorch.
+        A state of another shape than ``x`` is replaced by the initial one, as in snnTorch.
         """
         u = self.mem if mem is None else mem
         s = self.spk if spk is None else spk
@@ -423,7 +423,7 @@ def _check_recurrence(
     if flat and (maps or kernel_size):
         raise ConfigurationTypeError(
             "linear_features is the size of a flat layer, conv2d_channels and kernel_size that of a feature map",
-            "pass not both",
+            "pass one of the two",
         )
 
 
