@@ -89,12 +89,8 @@ _refuse(
     layer.TemporalEffectiveBatchNorm2d,
     layer.TemporalEffectiveBatchNorm3d,
 )
-_refuse(f"{_TIME}leave it out", layer.TemporalWiseAttention)
-_refuse(
-    f"{_TIME}pass use_temporal=False",
-    layer.MultiDimensionalAttention,
-    when=lambda attention: attention.ta is not None,
-)
+# Without its temporal part, too: its channel and spatial attention pool over time.
+_refuse(f"{_TIME}leave it out", layer.TemporalWiseAttention, layer.MultiDimensionalAttention)
 _refuse(
     "keeps its dropped weights for a whole sequence, out of reach of updates in between: pass invariant=False",
     layer.DropConnectLinear,
