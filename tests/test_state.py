@@ -116,6 +116,18 @@ def test_detach_is_out_of_place(name):
 
 
 @every_neuron
+def test_looking_and_detaching_what_has_no_graph_write_nothing(name):
+    net = build(name)
+    state = ModelState(net)
+    with torch.no_grad():
+        run(net, sequence())
+    held = tensors(state.get())
+    state.detach()
+    assert held
+    assert all(one is two for one, two in zip(held, tensors(state.get()), strict=True))
+
+
+@every_neuron
 @pytest.mark.parametrize("action", ["reset", "detach"])
 def test_only_this_model_is_touched(name, action):
     """snnTorch's class methods walk every neuron of the process."""

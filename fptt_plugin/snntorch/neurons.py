@@ -188,6 +188,13 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
     spikes                 float32                        the membrane's dtype
     ====================== ============================== ==========================================
 
+    Positional arguments have the same order, so ``snn.Leaky = LTCLeaky`` swaps a whole code base. ``utils.reset`` then
+    finds a network by its ``LTCLeaky`` layers, and passes over one whose top level has :class:`LTCIntegrator` alone.
+
+    The state is ``mem``, ``spk`` (last spikes) and ``b`` (adaptation). Assigning one leaves the others alone.
+    ``reset_mem()``, ``utils.reset``, ``Leaky.reset_hidden`` and ``Leaky.detach_hidden`` act on all three; a copy or an
+    unpickled neuron is not in snnTorch's list of neurons, which the last three walk, as with ``snn.Leaky``.
+
     Args:
         beta: Membrane decay per step at the start, in (0, 1): the membrane gate's bias is ``logit(1 - beta)``. A
             number, or a tensor with one entry per neuron or channel.
