@@ -10,7 +10,7 @@ import torch
 from models import StaticGate, recurrent_net
 from torch import nn
 
-from fptt_plugin.gates import ConvGate, Gate
+from fptt_plugin.neurons import ConvGate, Gate
 
 _STAGE = r"C(\d+)(?:k(\d+))?(-MP)?-"
 _LINE = re.compile(rf"(?:{_STAGE})+(?:\d+-)*\d+R?")

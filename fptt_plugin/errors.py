@@ -5,6 +5,7 @@ also derives from the built-in exception that fits it, so ``except ValueError`` 
 
     FPTTError
     ├── ConfigurationError (ValueError)     options of a constructor, or options that do not fit together
+    │   └── ConfigurationTypeError (TypeError)  options of the wrong type
     ├── CannotStepError    (ValueError)     a network or layer that cannot be trained step by step
     ├── BatchError         (ValueError)     data whose shape or values are impossible
     │   └── BatchTypeError (TypeError)      data of the wrong type
@@ -68,6 +69,10 @@ class FPTTError(Exception):
 
 class ConfigurationError(FPTTError, ValueError):
     """Options of a constructor that are impossible, or impossible together."""
+
+
+class ConfigurationTypeError(ConfigurationError, TypeError):
+    """Options of the wrong type, or arguments that exclude each other: a ``TypeError`` in snnTorch and SpikingJelly."""
 
 
 class CannotStepError(FPTTError, ValueError):

@@ -77,6 +77,39 @@ class AttributeHandler:
         self.set(module, copy.deepcopy(self.initial))
 
 
+class BufferHandler:
+    """State kept in the non-persistent buffers of a module, as in snnTorch's neurons.
+
+    Example:
+        >>> import torch
+        >>> neuron = nn.Module()
+        >>> neuron.register_buffer("mem", torch.ones(2), persistent=False)
+        >>> handler = BufferHandler()
+        >>> handler.get(neuron)
+        {'mem': tensor([1., 1.])}
+        >>> handler.reset(neuron); neuron.mem
+        tensor([])
+    """
+
+    def get(self, module: Any) -> StateDict:
+        return {name: getattr(module, name) for name in sorted(module._non_persistent_buffers_set)}
+
+    def set(self, module: Any, state: StateDict) -> None:
+        for name, value in state.items():
+            setattr(module, name, value)
+
+    def reset(self, module: Any) -> None:
+        for name, value in self.get(module).items():
+            # Empty tensors, which the next input replaces by ones of its own shape; snnTorch's DeltaLeaky has None.
+            setattr(module, name, None if value is None else value.detach().new_zeros(0))
+
+    def detach(self, module: Any) -> None:
+        for name in module._non_persistent_buffers_set:
+            value = getattr(module, name)
+            if value is not None and value.requires_grad:
+                setattr(module, name, value.detach())
+
+
 _handlers: dict[type, StateHandler] = {}
 
 
@@ -233,7 +266,8 @@ class ModelState:
     def detach(self) -> None:
         """Detach the state from its graph, out of place: tensors that others hold keep their graph."""
         for _, module, handler in self._entries:
-            if hasattr(handler, "detach"):
-                handler.detach(module)
+            detach = getattr(handler, "detach", None)
+            if detach is not None:
+                detach(module)
             else:
                 handler.set(module, map_tensors(Tensor.detach, handler.get(module)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fptt_plugin import DynamicRegularizer
 from fptt_plugin.compile.update import CompiledUpdate
-from fptt_plugin.gates import ConvGate
+from fptt_plugin.neurons import ConvGate
 from fptt_plugin.state import ModelState
 
 Product = Callable[[], object]

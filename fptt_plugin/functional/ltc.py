@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import check_choice
 from .surrogate import MultiGaussian
 
 RESET_MECHANISMS = ("zero", "subtract", "none")
@@ -108,7 +109,7 @@ def ltc_step(
         ``(spikes, new_state)``; spikes are 0 or 1, of ``x``'s shape and in the state's dtype.
 
     Raises:
-        ValueError: If ``reset`` is unknown.
+        ConfigurationError: If ``reset`` is unknown.
 
     Example:
         >>> zeros = torch.zeros(1, 2)
@@ -117,7 +118,7 @@ def ltc_step(
         (tensor([[0., 1.]]), tensor([[0.0500, 0.0000]]))
     """
     if reset not in RESET_MECHANISMS:
-        raise ValueError(f"reset={reset!r} is unknown; choose one of {', '.join(map(repr, RESET_MECHANISMS))}")
+        check_choice("reset", reset, RESET_MECHANISMS)  # raises
     spike_fn = spike_fn or MultiGaussian()
     u, s, b = state
 

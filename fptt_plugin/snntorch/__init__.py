@@ -5,9 +5,7 @@ try:
 except ImportError as error:
     raise ImportError("fptt_plugin.snntorch needs snnTorch: pip install 'fptt_plugin[snntorch]'") from error
 
-from . import _state  # noqa: F401  (registers the state handlers)
-from ._integrator import LTCIntegrator
-from ._leaky import LTCLeaky
-from ._rleaky import RLTCLeaky
+from . import state  # noqa: F401  (registers the state handler)
+from .neurons import LTCIntegrator, LTCLeaky, RLTCLeaky
 
 __all__ = ["LTCIntegrator", "LTCLeaky", "RLTCLeaky"]

@@ -13,8 +13,7 @@ if not hasattr(_neuron.BaseNode, "materialize_states"):
         f"found {metadata.version('spikingjelly')}: pip install 'fptt_plugin[spikingjelly]'"
     )
 
-from . import _state  # noqa: F401  (registers the state handler)
-from ._integrator import LTCIntegrator
-from ._leaky import LTCLeaky
+from . import state  # noqa: F401  (registers the state handler)
+from .neurons import LTCIntegrator, LTCLeaky
 
 __all__ = ["LTCIntegrator", "LTCLeaky"]

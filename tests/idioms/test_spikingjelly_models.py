@@ -48,5 +48,5 @@ def test_models_follow_the_loop_over_slices(name):
 
 def test_attention_over_time_is_refused():
     net = model.MASNN(4, 2, 3, (8, 8), (4, 4, 4), (1, 2, 2), 8, 2, 2)
-    with pytest.raises(ValueError, match=r"'conv_blocks.0.attn' \(MultiDimensionalAttention\).*use_temporal=False"):
+    with pytest.raises(ValueError, match=r"'conv_blocks.0.attn' \(MultiDimensionalAttention\).*leave it out"):
         FPTTTrainer(net, sgd(net), CE)

@@ -54,10 +54,6 @@ def masked(lambda_init, mode):
     return around(neuron.MaskedPSN(k=2, T=T, lambda_init=lambda_init, step_mode=mode), mode=mode)
 
 
-def attention(**options):
-    return layer.MultiDimensionalAttention(T, 4, reduction_t=2, reduction_c=2, kernel_size=3, **options)
-
-
 # name -> (network that is refused, part of the remedy, network that follows it, input)
 REFUSED = {
     "PSN": (lambda: around(neuron.PSN(T)), "SlidingPSN", lambda: around(neuron.SlidingPSN(2), mode="s"), vectors),
@@ -87,9 +83,10 @@ REFUSED = {
     ),
     "TemporalWiseAttention": (lambda: conv(layer.TemporalWiseAttention(T, 2)), "leave it out", conv, frames),
     "MultiDimensionalAttention": (
-        lambda: conv(attention()),
-        "use_temporal=False",
-        lambda: conv(attention(use_temporal=False)),
+        # Its channel and spatial attention pool over time, too.
+        lambda: conv(layer.MultiDimensionalAttention(T, 4, 2, 2, 3, use_temporal=False)),
+        "leave it out",
+        conv,
         frames,
     ),
     "DropConnectLinear": (

@@ -139,7 +139,7 @@ def test_to_a_device_takes_the_state_along(form):
     lif = build(form)
     run(lif, sequence())
     lif.to("meta")
-    assert {tensor.device.type for tensor in (*lif.parameters(), lif.mem, lif.spk, lif.b)} == {"meta"}
+    assert {tensor.device.type for tensor in (*lif.parameters(), *lif.buffers())} == {"meta"}
     assert lif(torch.zeros(4, N, device="meta")).device.type == "meta"
 
 

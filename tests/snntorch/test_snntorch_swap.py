@@ -147,3 +147,60 @@ def test_snntorchs_own_truncated_backprop():
     backprop.TBPTT(net, [(x, y)], optimizer, losses.mse_count_loss(), num_steps=STEPS, time_var=False, K=4)
     assert 0 < net[1].spk.mean() < 1
     assert not torch.equal(net[0].weight, before)
+
+
+@pytest.fixture
+def swapped(monkeypatch):
+    """A whole code base swapped at once: every ``snn.Leaky`` and ``snn.RLeaky`` is a liquid neuron."""
+    monkeypatch.setattr(snn, "Leaky", LTCLeaky)
+    monkeypatch.setattr(snn, "RLeaky", RLTCLeaky)
+
+
+CALLS = {
+    "positional": lambda: snn.Leaky(0.9, 1.0, snn.surrogate.atan(), False, True, False, True, True, "subtract"),
+    "keywords": lambda: snn.Leaky(beta=torch.tensor(0.9), threshold=1, init_hidden=True, reset_mechanism="subtract"),
+    "one to one": lambda: snn.RLeaky(0.9, 0.5, False, threshold=1.0, init_hidden=True),
+    "all to all": lambda: snn.RLeaky(beta=0.9, linear_features=24, init_hidden=True),
+}
+
+
+@pytest.mark.usefixtures("swapped")
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_of_a_swapped_code_base(call):
+    lif = CALLS[call]()
+    assert isinstance(lif, (LTCLeaky, RLTCLeaky))
+    spikes = lif(8 * torch.rand(2, 24))
+    assert isinstance(spikes, torch.Tensor)
+    assert 0 < spikes.mean() < 1
+    assert torch.allclose(torch.sigmoid(lif.mem_gate.bias), torch.tensor(0.1))
+    with pytest.raises(TypeError, match="init_hidden"):
+        lif(torch.rand(2, 24), torch.rand(2, 24))
+    utils.reset(nn.Sequential(lif))
+    assert not any(state.any() for state in (lif.mem, lif.spk, lif.b))
+
+
+@pytest.mark.usefixtures("swapped")
+@pytest.mark.parametrize("neuron", [lambda **o: snn.Leaky(**o), lambda **o: snn.RLeaky(V=0.5, all_to_all=False, **o)])
+def test_what_snntorch_promises_of_its_neurons_holds_for_a_swapped_code_base(neuron):
+    """What its own tests check, save the values of its dynamics and the default of ``reset_mechanism``."""
+    for number, (mechanism, other) in enumerate([("subtract", "zero"), ("zero", "none"), ("none", "subtract")]):
+        lif = neuron(beta=0.5, reset_mechanism=mechanism)
+        assert lif.reset_mechanism_val == number
+        lif.reset_mechanism = other
+        assert lif.reset_mechanism_val == (number + 1) % 3
+    assert neuron(beta=0.5).reset_mechanism_val == 1  # "zero" where snnTorch has "subtract"
+    lif = neuron(beta=0.5, surrogate_disable=True)
+    assert torch._dynamo.explain(lif)(torch.rand(1)).graph_break_count == 0
+    states = lif.reset_mem()
+    assert len(lif(torch.rand(1), *(states if isinstance(states, tuple) else (states,)))) == 2
+
+
+@pytest.mark.usefixtures("swapped")
+def test_a_swapped_tutorial_network_trains_in_chunks():
+    net = TutorialNet(lambda: snn.Leaky(beta=0.5))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    losses = train(net, optimizer, loss_of_tutorial(*problem()), updates=15)
+    assert losses[-1] < 0.9 * losses[0]
+    assert 0 < net.rate1 < 1
+    snn.Leaky.detach_hidden()
+    assert not any(state.requires_grad for state in (net.lif1.mem, net.lif1.spk, net.lif1.b))

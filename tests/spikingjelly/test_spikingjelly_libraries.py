@@ -39,7 +39,8 @@ def gradients(module, out):
 def test_same_weights_and_input_give_the_same_spikes_membrane_and_gradient(snn, shape, sizes, dtype, reset):
     # 1/8 is exact in float32, in which snnTorch creates its threshold; 0.1 differs by 1.5e-9 once in float64.
     threshold = 0.125
-    ours = sj.LTCLeaky(threshold, None if reset == "subtract" else 0.0, beta=0.8, **sizes).to(dtype)
+    ours = sj.LTCLeaky(v_threshold=threshold, v_reset=None if reset == "subtract" else 0.0, beta=0.8, **sizes)
+    ours.to(dtype)
     theirs = snn.LTCLeaky(0.8, threshold, reset_mechanism=reset, **sizes).to(dtype)
     theirs.load_state_dict(ours.state_dict(), strict=False)
     x_seq = torch.rand(shape, dtype=dtype)

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from fptt_plugin.gates import ConvGate, DenseGate, ElementwiseGate, LazyGate, infer_kind, make_gate, make_gates
+from fptt_plugin.errors import ConfigurationError, ConfigurationTypeError
+from fptt_plugin.neurons import (
+    ConvGate,
+    DenseGate,
+    ElementwiseGate,
+    GateOptions,
+    LazyGate,
+    infer_kind,
+    make_gate,
+)
 
 # kind, shape of the input, class, number of neurons or channels
 FORMS = [
@@ -73,7 +82,7 @@ def test_kernel_size(size):
 @pytest.mark.parametrize(("kind", "shape"), [("dense", (2, 3)), ("conv", (2, 3, 4, 4)), ("elementwise", (2, 3, 4, 4))])
 @pytest.mark.parametrize("features", [3, None])
 def test_beta_becomes_the_bias_of_the_membranes_gate_alone(beta, kind, shape, features):
-    membrane, adaptation = make_gates(2, beta, kind, features, None, None)
+    membrane, adaptation = GateOptions(beta, kind, features).build(2)
     x = torch.zeros(shape)
     start = torch.sigmoid(membrane(x, x).detach()).transpose(0, 1).flatten(1)[:, 0]  # kappa per neuron or channel
     assert torch.allclose(start, 1 - torch.as_tensor(beta).flatten().expand(3))
@@ -91,7 +100,7 @@ def test_a_new_draw_keeps_the_initial_bias():
 
 def test_learn_false_freezes_also_what_has_no_size_yet():
     for learn in (True, False):
-        gates = make_gates(2, 0.5, "auto", None, None, None, learn=learn)
+        gates = GateOptions(learn=learn).build(2)
         for gate in gates:
             gate(*torch.randn(2, 2, 3))
         assert {parameter.requires_grad for gate in gates for parameter in gate.parameters()} == {learn}
@@ -170,39 +179,39 @@ def test_what_waits_says_so():
 def test_even_kernels_are_refused(size, features):
     make_gate("conv", features, size)
     even = (size[0], 4) if isinstance(size, tuple) else 4
-    with pytest.raises(ValueError, match="must be odd"):
+    with pytest.raises(ConfigurationError, match="must be odd"):
         make_gate("conv", features, even)
 
 
 @pytest.mark.parametrize(
-    ("error", "match", "arguments"),
+    ("error", "match", "options"),
     [
-        (ValueError, "'auto', 'dense', 'conv', 'elementwise'", (2, 0.5, "spline", None, None, None)),
-        (ValueError, "beta must lie strictly between 0 and 1", (2, 1.0, "auto", None, None, None)),
-        (ValueError, "beta must lie strictly between 0 and 1", (2, torch.tensor([0.5, 0.0]), "auto", 2, None, None)),
-        (ValueError, "beta must lie strictly between 0 and 1", (2, float("nan"), "auto", None, None, None)),
-        (ValueError, "2 entries for a gate of 3 neurons", (2, torch.tensor([0.5, 0.6]), "auto", 3, None, None)),
-        (TypeError, "not both", (2, 0.5, "auto", 3, 3, 3)),
+        (ConfigurationError, "'auto', 'dense', 'conv', 'elementwise'", {"gate": "spline"}),
+        (ConfigurationError, "beta must lie strictly between 0 and 1", {"beta": 1.0}),
+        (ConfigurationError, "beta must lie strictly", {"beta": torch.tensor([0.5, 0.0]), "linear_features": 2}),
+        (ConfigurationError, "beta must lie strictly between 0 and 1", {"beta": float("nan")}),
+        (ConfigurationError, "2 entries for a gate of 3", {"beta": torch.tensor([0.5, 0.6]), "linear_features": 3}),
+        (ConfigurationTypeError, "not both", {"linear_features": 3, "conv2d_channels": 3, "kernel_size": 3}),
     ],
 )
-def test_impossible_options_are_refused(error, match, arguments):
+def test_impossible_options_are_refused(error, match, options):
     with pytest.raises(error, match=match):
-        make_gates(*arguments)
+        GateOptions(**options).build(2)
 
 
 def test_a_bias_of_the_wrong_size_is_refused_at_every_call_of_a_lazy_gate():
     gate = make_gate("auto", None, bias=torch.zeros(2))
     for _ in range(2):  # a half-initialised gate would let the second call through
-        with pytest.raises(ValueError, match="2 entries for a gate of 3 neurons"):
+        with pytest.raises(ConfigurationError, match="2 entries for a gate of 3 neurons"):
             gate(*torch.randn(2, 5, 3))
     assert gate(*torch.randn(2, 5, 2)).shape == (5, 2)
 
 
 def test_a_rank_without_default_is_refused_with_the_remedy():
     x = torch.randn(2, 3, 4)
-    with pytest.raises(ValueError, match=r"gate='dense'.*gate='elementwise'"):
+    with pytest.raises(ConfigurationError, match=r"gate='dense'.*gate='elementwise'"):
         infer_kind(x)
-    with pytest.raises(ValueError, match="no default gate"):
+    with pytest.raises(ConfigurationError, match="no default gate"):
         lazily("auto", x)
 
 
@@ -210,9 +219,9 @@ def test_a_rank_without_default_is_refused_with_the_remedy():
 def test_batch_norm_on_convolutional_gates(learn):
     x, state = torch.rand(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
     torch.manual_seed(1)
-    (plain,) = make_gates(1, 0.9, "auto", None, 3, None)
+    (plain,) = GateOptions(0.9, conv2d_channels=3).build(1)
     torch.manual_seed(1)
-    (gate,) = make_gates(1, 0.9, "auto", None, 3, None, learn, norm=True)
+    (gate,) = GateOptions(0.9, conv2d_channels=3, learn=learn, norm=True).build(1)
     drive = plain(x, state) - plain.bias.view(-1, 1, 1)
     expected = (drive - drive.mean((0, 2, 3), keepdim=True)) / (
         drive.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5
@@ -229,5 +238,5 @@ def test_batch_norm_on_convolutional_gates(learn):
     ("gate", "features", "channels"), [("auto", None, None), ("dense", 4, None), ("conv", None, None)]
 )
 def test_batch_norm_needs_the_size_of_a_map(gate, features, channels):
-    with pytest.raises(TypeError, match="conv2d_channels"):
-        make_gates(2, 0.5, gate, features, channels, None, norm=True)
+    with pytest.raises(ConfigurationTypeError, match="conv2d_channels"):
+        GateOptions(gate=gate, linear_features=features, conv2d_channels=channels, norm=True).build(2)

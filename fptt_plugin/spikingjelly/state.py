@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from spikingjelly.activation_based import base, layer, neuron
+from torch import Tensor
 
-from ..state import StateDict, map_tensors, refuse_to_step, register_state_handler
+from ..state import StateDict, refuse_to_step, register_state_handler
+from ..tree import copy_containers, map_tensors
 
 # Option -> the attribute, not a memory, in which a node then records every step: it holds the graph, too.
 _RECORDS = {"store_v_seq": "v_seq", "store_state_seqs": "state_seqs"}
@@ -19,10 +21,11 @@ class MemoryState:
 
     def get(self, module: Any) -> StateDict:
         records = {record: getattr(module, record) for option, record in _RECORDS.items() if getattr(module, option, 0)}
-        return _copy_lists({**module._memories, **records})
+        state: StateDict = copy_containers({**module._memories, **records})
+        return state
 
     def set(self, module: Any, state: StateDict) -> None:
-        for name, value in _copy_lists(state).items():
+        for name, value in copy_containers(state).items():
             setattr(module, name, value)  # MemoryModule sends the names of memories to _memories
 
     def reset(self, module: Any) -> None:
@@ -30,10 +33,18 @@ class MemoryState:
         module._memories.update(copy.deepcopy(module._memories_rv))
         module.reset()
 
-
-def _copy_lists(state: StateDict) -> StateDict:
-    """A copy down to the tensors, which stay the same objects; ``layer.Delay`` changes its list in place."""
-    return {name: map_tensors(lambda tensor: tensor, value) for name, value in state.items()}
+    def detach(self, module: Any) -> None:
+        memories = module._memories
+        for name, value in memories.items():
+            # Most memories are tensors or numbers; containers, such as a delay's queue, are rare.
+            if isinstance(value, Tensor):
+                if value.requires_grad:
+                    memories[name] = value.detach()
+            elif not isinstance(value, float):
+                memories[name] = map_tensors(Tensor.detach, value)
+        for option, record in _RECORDS.items():
+            if getattr(module, option, False):
+                setattr(module, record, map_tensors(Tensor.detach, getattr(module, record)))
 
 
 register_state_handler(base.MemoryModule, MemoryState())
@@ -79,12 +90,8 @@ _refuse(
     layer.TemporalEffectiveBatchNorm2d,
     layer.TemporalEffectiveBatchNorm3d,
 )
-_refuse(f"{_TIME}leave it out", layer.TemporalWiseAttention)
-_refuse(
-    f"{_TIME}pass use_temporal=False",
-    layer.MultiDimensionalAttention,
-    when=lambda attention: attention.ta is not None,
-)
+# Without its temporal part, too: its channel and spatial attention pool over time.
+_refuse(f"{_TIME}leave it out", layer.TemporalWiseAttention, layer.MultiDimensionalAttention)
 _refuse(
     "keeps its dropped weights for a whole sequence, out of reach of updates in between: pass invariant=False",
     layer.DropConnectLinear,
