@@ -18,12 +18,12 @@ from ._inputs import TARGETS, Sequence, check_step, finite_targets, without_igno
 from ._loop import Metric, accuracy
 from ._position import Chunk, Strides
 from ._update import Updater
-from ._validation import Problems, check_data_parallel, check_regularizer_options, check_strides
+from ._validation import Problems, check_data_parallel, check_strides
 from .acceleration import MODES
 from .drivers import DRIVERS, check_network
 from .functional.losses import ClassDistribution
 from .objective import LossFunction, Objective, Output, Ramp, Readout, check_objective
-from .regularizer import DynamicRegularizer, check_optimizer
+from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
 from .results import EpochRecord, SequenceResult, StepResult
 from .state import ModelState
 

@@ -2,7 +2,7 @@
 
 Notation: ``W`` weights, ``W_bar`` running averages, ``d = lambda / alpha`` the *scaled* dual. The authors' update keeps
 ``lambda``; dividing it by the constant ``alpha`` gives the same numbers and takes the division out of the
-update. :mod:`fptt_plugin.functional.reference` writes the same equations per tensor in the paper's letters.
+update. ``tests/reference.py`` writes the same equations per tensor in the paper's letters.
 """
 
 from __future__ import annotations
