@@ -229,6 +229,7 @@ class CompiledUpdate:
         graph = self._graphs.find(key, update, lambda: tensors_in(tree), len(grads) + len(rates))
         norm, finite = graph([*grads, *rates, *self.flat])
         if not finite:
+            note_updates(regularizer, None, 0)
             return False
         note_updates(regularizer, norm)
         return True
@@ -246,8 +247,8 @@ class CompiledUpdate:
         return self._gathered
 
 
-def note_updates(regularizer: DynamicRegularizer, norm: Tensor, updates: int = 1) -> None:
+def note_updates(regularizer: DynamicRegularizer, norm: Tensor | None, updates: int = 1) -> None:
     """Keeps the books of optimizer and regulariser after compiled updates."""
     regularizer.note_updates(updates, norm)
-    if hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
+    if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
         regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this

@@ -96,6 +96,7 @@ class CompiledWindow:
             losses.append(loss)
             t += plan.steps
         if not losses:
+            note_updates(self.engine.updater.regularizer, None, 0)
             return None
         steps = len(losses) * plan.steps
         self._hand_back(refill(carried, iter(flow)), steps)

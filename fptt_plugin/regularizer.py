@@ -148,6 +148,7 @@ class DynamicRegularizer:
 
     # ------------------------------------------------------------------ one update, in the order of its equations
 
+    @torch.compiler.disable
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -203,6 +204,7 @@ class DynamicRegularizer:
         if scale is not None:
             torch._foreach_div_(grads, scale.to(grads[0].device))
 
+    @torch.compiler.disable
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Within autocast the next forward pass would use low-precision copies of the weights before this step.
         torch.clear_autocast_cache()
@@ -225,8 +227,7 @@ class DynamicRegularizer:
             self._move_averages(None)
 
     def _move_averages(self, new_duals: list[Tensor] | None) -> None:
-        weights = [weight.detach() for weight in self._updated]
-        update_averages_(weights, self._averages, self._duals, beta=self.beta, new_duals=new_duals)
+        update_averages_(self._updated, self._averages, self._duals, beta=self.beta, new_duals=new_duals)
 
     def second_gradient(self, loss: Callable[[], Tensor]) -> None:
         """Complete an update of ``variant="gradient"`` with the loss gradient at the new weights.
@@ -424,7 +425,7 @@ class DynamicRegularizer:
             ...     weight.sum().backward()
             ...     optimizer.step()
             ...     with torch.no_grad():
-            ...         weight.clamp_(min=0.0)
+            ...         _ = weight.clamp_(min=0.0)
             ...     regularizer.accept_weights()
         """
         self._left, self._changed, self._awaits_gradient = {}, False, False
@@ -459,11 +460,11 @@ class DynamicRegularizer:
         """Record updates that were made without ``optimizer.step()``.
 
         Args:
-            updates: Their number.
+            updates: Their number; 0 if the weights were written to without a change of their values.
             grad_norm: Norm before clipping of the last one.
         """
         self.updates += updates
-        if self.max_grad_norm is not None:
+        if updates and self.max_grad_norm is not None:
             self.grad_norm = grad_norm
         self._note([weight for weight, _ in self._averaged()])
         torch.clear_autocast_cache()
