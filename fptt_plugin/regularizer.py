@@ -7,6 +7,7 @@ the same to them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,9 +50,10 @@ class DynamicRegularizer:
     **Weights changed from outside.** Each optimizer step, :meth:`averaged_weights` and :meth:`load_averages` first
     check that the weights are as the last update left them, and raise :class:`~fptt_plugin.errors.WeightsChangedError`
     otherwise. They notice ``net.load_state_dict()``, every in-place operation, and a new tensor in ``weight.data``
-    (as after ``net.to()``); not an in-place operation on ``weight.data``. Weights and optimizer state that are loaded
-    together, in either order, belong together. Otherwise call :meth:`restart_averages` after loading other weights,
-    or :meth:`accept_weights` after a change that belongs to training, as weight clipping does.
+    (as after ``net.to()``); not an in-place operation on ``weight.data``. After ``optimizer.load_state_dict()``, before
+    or after that of the network, they compare the norms of the weights with those at the time of saving. Call
+    :meth:`restart_averages` after loading other weights, or :meth:`accept_weights` after a change that belongs to
+    training, as weight clipping does.
 
     **Closures.** ``optimizer.step(closure)`` evaluates the closure once, adds the gradient of the regulariser, then
     steps.
@@ -117,7 +119,6 @@ class DynamicRegularizer:
         self.updates = 0
         self._dual_unit = self._alpha  # lam = _dual_unit * d: the alpha of the last update
         self._swapped = False
-        self._changed = False  # the optimizer was loaded from a file whose weights were not those of its averages
         self._awaits_gradient = False
         self._updated: list[Tensor] = []  # parameters of the step in progress, their averages and scaled duals
         self._averages: list[Tensor] = []
@@ -126,6 +127,7 @@ class DynamicRegularizer:
         self._begun: dict[Tensor, Entry] = {}  # entries that this step puts into the optimizer
         self._waiting: dict[Tensor, Entry] = {}  # entries of a 0.1 checkpoint, until their parameter's next step
         self._left: dict[Tensor, tuple[int, int]] = {}  # fingerprint of each weight after its last update
+        self._saved_norms: dict[Tensor, float] = {}  # norms of the weights that loaded averages belong to
         self._check_record(optimizer.param_groups)
         self._register()
         self._adopt(optimizer)
@@ -213,7 +215,7 @@ class DynamicRegularizer:
             self._note([weight for weight in self._updated if weight in self._left])  # the kernel did touch them
             return
         self.updates += 1
-        if self._alpha == 0:
+        if self._alpha == 0 or not self._updated:
             return
         # Only now: an optimizer takes whatever it finds in a parameter's state at the first step for its own.
         for weight, entry in self._begun.items():
@@ -222,7 +224,7 @@ class DynamicRegularizer:
         self._begun = {}
         self._note(self._updated)
         if self.variant == "gradient":
-            self._awaits_gradient = bool(self._updated)
+            self._awaits_gradient = True
         else:
             self._move_averages(None)
 
@@ -370,18 +372,25 @@ class DynamicRegularizer:
         """Remember these weights as their update left them."""
         self._left.update((weight, _fingerprint(weight)) for weight in weights)
 
-    def _weights_changed(self) -> bool:
-        left = self._left.items()
-        return self._changed or any(seen != _fingerprint(weight) for weight, seen in left if weight.requires_grad)
-
     def _check_fingerprints(self) -> None:
-        if self._weights_changed():
+        changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
+        if changed or not self._are_as_saved():
             raise WeightsChangedError(
-                "weights were changed since their last update, by load_state_dict(), in place or by moving them, and "
-                "their running averages do not follow",
+                "weights were changed since their last update, by load_state_dict(), in place or by moving them, or they "
+                "are not those saved with the optimizer; their running averages do not follow",
                 "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the "
                 "change belongs to training, as weight clipping does, and the averages should stay",
             )
+
+    def _are_as_saved(self) -> bool:
+        """Whether the network holds the weights that were saved with a loaded optimizer. Reads values, once."""
+        due = {w: norm for w, norm in self._saved_norms.items() if w.requires_grad and not is_lazy(w)}
+        if not all(_norms_agree(_norm(weight), norm, weight.dtype) for weight, norm in due.items()):
+            return False
+        self._note([*due])
+        for weight in due:
+            del self._saved_norms[weight]
+        return True
 
     def check_weights(self) -> None:
         """Check that the weights are not swapped for their averages.
@@ -396,7 +405,9 @@ class DynamicRegularizer:
             )
 
     def check_ready(self) -> None:
-        """Check that an update may begin here. Reads no values, so the host does not wait for a device.
+        """Check that an update may begin here.
+
+        Reads no values, so the host does not wait for a device, except once after the optimizer was loaded.
 
         Raises:
             CallOrderError: Within :meth:`averaged_weights`, or if an update of ``variant="gradient"`` is incomplete.
@@ -428,7 +439,7 @@ class DynamicRegularizer:
             ...         _ = weight.clamp_(min=0.0)
             ...     regularizer.accept_weights()
         """
-        self._left, self._changed, self._awaits_gradient = {}, False, False
+        self._left, self._saved_norms, self._awaits_gradient = {}, {}, False
 
     def restart_averages(self) -> None:
         """Start again from the present weights, ``W_bar = W`` and ``lam = 0``: after other weights were loaded."""
@@ -483,12 +494,21 @@ class DynamicRegularizer:
 
     def _write_record(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """Add to ``optimizer.state_dict()`` what its averages mean; in the groups, where every framework keeps it."""
-        changed = self._weights_changed()
-        for group in state["param_groups"]:
-            group[f"{RECORD}_alpha"] = self._dual_unit
-            group[f"{RECORD}_variant"] = self.variant
-            group[f"{RECORD}_updates"] = self.updates
-            group[f"{RECORD}_changed"] = changed
+        self.check_weights()
+        for group, packed in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            packed[f"{RECORD}_alpha"] = self._dual_unit
+            packed[f"{RECORD}_variant"] = self.variant
+            packed[f"{RECORD}_updates"] = self.updates
+            packed[f"{RECORD}_norms"] = [self._norm_to_save(weight) for weight in group["params"]]
+
+    def _norm_to_save(self, weight: Tensor) -> float | None:
+        """Tells after loading whether a weight is the one that its average belongs to; ``None`` if it has none."""
+        if self._entry(weight) is None:
+            return None
+        if weight in self._saved_norms:
+            return self._saved_norms[weight]
+        changed = self._left.get(weight, _fingerprint(weight)) != _fingerprint(weight)
+        return -1.0 if changed else _norm(weight)
 
     def _check_record(self, groups: list[dict[str, Any]]) -> None:
         variant = next((group[f"{RECORD}_variant"] for group in groups if f"{RECORD}_variant" in group), self.variant)
@@ -514,8 +534,9 @@ class DynamicRegularizer:
         record: dict[str, Any] = {}
         for group in optimizer.param_groups:
             record |= {key: group.pop(key) for key in [*group] if str(key).startswith(f"{RECORD}_")}
+            norms = zip(group["params"], record.pop(f"{RECORD}_norms", []), strict=False)
+            self._saved_norms.update((weight, norm) for weight, norm in norms if norm is not None)
         self.updates = record.get(f"{RECORD}_updates", self.updates)
-        self._changed = record.get(f"{RECORD}_changed", False)
         # Without a record, averages of a copied optimizer are taken to be in the present unit; alpha=0 drops them.
         self._dual_unit = record.get(f"{RECORD}_alpha") or self._alpha or 1.0
         for entry in optimizer.state.values():
@@ -589,6 +610,17 @@ def _first_entry(weight: Tensor) -> Entry:
 def _fingerprint(weight: Tensor) -> tuple[int, int]:
     """What changes when a tensor is written to or replaced: no values are read."""
     return weight._version, weight.data_ptr()
+
+
+def _norm(weight: Tensor) -> float:
+    exact = torch.float32 if weight.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(weight.detach().to(exact)))
+
+
+def _norms_agree(norm: float, saved: float, dtype: torch.dtype) -> bool:
+    """Whether they differ by no more than loading into another precision, or onto another device, explains."""
+    tolerance = max(torch.finfo(dtype).eps, 1e-6)
+    return math.isclose(norm, saved, rel_tol=tolerance) or (math.isnan(norm) and math.isnan(saved))
 
 
 def _once(loss: Any) -> Callable[[], Any]:
