@@ -212,7 +212,7 @@ class DynamicRegularizer:
         torch.clear_autocast_cache()
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            self._note([weight for weight in self._updated if weight in self._left])  # the kernel did touch them
+            self._note([weight for weight in self._updated if weight in self._left])  # it may have written to them
             return
         self.updates += 1
         if self._alpha == 0 or not self._updated:
@@ -376,7 +376,7 @@ class DynamicRegularizer:
         changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
         if changed or not self._are_as_saved():
             raise WeightsChangedError(
-                "weights were changed since their last update, by load_state_dict(), in place or by moving them, or they "
+                "weights were changed since their last update (by load_state_dict(), in place or by moving them), or "
                 "are not those saved with the optimizer; their running averages do not follow",
                 "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the "
                 "change belongs to training, as weight clipping does, and the averages should stay",

@@ -382,6 +382,8 @@ def test_a_state_of_version_0_1_resumes(name, regularizer_first):
         train(*one, 4, seed=2)
     assert identical(everything(other, resumed), everything(net, regularizer))
     assert (resumed.alpha, resumed.beta, resumed.rho, resumed.updates) == (0.25, 0.4, 0.1, 8)
+    second.load_state_dict(moments)  # of a plain optimizer
+    assert identical(map(resumed.average_of, other.parameters()), copies(other.parameters()))
 
 
 def test_an_old_state_of_another_network_is_refused():

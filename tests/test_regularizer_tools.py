@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from fptt_plugin import DynamicRegularizer
+from fptt_plugin.functional import add_regularizer_gradient_, update_averages_
 
 
 def train(net, optimizer, updates, scaler=None, spoil=()):
@@ -147,3 +148,62 @@ def test_schedulers_act():
     before = copies(net.parameters())
     train(net, optimizer, 1)
     assert identical(net.parameters(), before)
+
+
+# ---------------------------------------------------------------------- an update made elsewhere
+
+
+@pytest.mark.parametrize("options", [{}, {"rho": 0.5, "beta": 0.2}, {"alpha": 0.0}], ids=str)
+def test_the_pure_functions_make_the_same_update(options):
+    ends = []
+    for elsewhere in (False, True):
+        torch.manual_seed(4)
+        net = spiking_net()
+        optimizer = sgd(net)
+        regularizer = DynamicRegularizer(optimizer, max_grad_norm=0.3, **options)
+        lists = []
+        for _ in range(6):
+            x, y = batch(1)
+            net[1].mem = net[3].mem = None
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(3 * x[0]), y).backward()
+            weights = list(net.parameters())
+            lists.append(regularizer.averages_and_duals(weights))
+            if not elsewhere or lists[-1] is None:
+                optimizer.step()
+                continue
+            regularizer.check_ready()
+            averages, duals = lists[-1]
+            if averages:
+                grads = [weight.grad for weight in weights]
+                add_regularizer_gradient_(
+                    grads, weights, averages, duals, alpha=regularizer.alpha, dual_weight=regularizer.dual_weight
+                )
+            norm = nn.utils.clip_grad_norm_(weights, 0.3)
+            with torch.no_grad():
+                for weight in weights:
+                    weight -= 0.1 * weight.grad
+            if averages:
+                update_averages_(weights, averages, duals, beta=regularizer.beta)
+            regularizer.note_updates(grad_norm=norm)
+        assert [pair is None for pair in lists] == [regularizer.alpha > 0, *[False] * 5]
+        ends.append([*everything(net, regularizer), regularizer.grad_norm])
+        assert regularizer.updates == 6
+    assert distance(*ends) < 1e-6
+
+
+def test_an_update_made_elsewhere_that_was_given_up():
+    net = spiking_net()
+    optimizer = sgd(net)
+    regularizer = DynamicRegularizer(optimizer, max_grad_norm=0.3)
+    train(net, optimizer, 2)
+    norm = regularizer.grad_norm
+    with torch.autocast("cpu", torch.bfloat16):
+        stale = net[0](torch.ones(1, 3))
+        with torch.no_grad():
+            net[0].weight.add_(1.0)
+        regularizer.note_updates(0)
+        assert not torch.equal(net[0](torch.ones(1, 3)), stale)
+    train(net, optimizer, 1)
+    assert regularizer.updates == 3
+    assert regularizer.grad_norm is not norm
