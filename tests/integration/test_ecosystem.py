@@ -17,8 +17,9 @@ from spikingjelly.activation_based import functional, layer, monitor, neuron
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fptt_plugin import FPTTTrainer
+from fptt_plugin import DynamicRegularizer, FPTTTrainer
 from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.state import ModelState
 
 CE = nn.CrossEntropyLoss()
 
@@ -276,6 +277,86 @@ def test_spikingjelly_monitors_while_training(mode):
 
 
 # ---------------------------------------------------------------------- loops of others
+
+
+def fabric():
+    from lightning_fabric import Fabric
+
+    own = Fabric(accelerator="cpu", devices=1)
+
+    def save(folder, *parts):
+        own.save(folder / "a.pt", dict(zip("no", parts, strict=True)))
+
+    def load(folder, *parts):
+        own.load(folder / "a.pt", dict(zip("no", parts, strict=True)))
+
+    return own.setup, own.backward, save, load
+
+
+def accelerator():
+    from accelerate import Accelerator
+
+    own = Accelerator(cpu=True)
+    return (
+        own.prepare,
+        own.backward,
+        lambda folder, *_: own.save_state(folder),
+        lambda folder, *_: own.load_state(folder),
+    )
+
+
+@pytest.mark.parametrize("regularizer_first", [True, False])
+@pytest.mark.parametrize("make", [adam, sgd, lambda net: torch.optim.Adagrad(net.parameters(), lr=0.05)])
+@pytest.mark.parametrize(("package", "framework"), [("lightning_fabric", fabric), ("accelerate", accelerator)])
+def test_other_frameworks_checkpoints_resume_bit_for_bit(package, framework, make, regularizer_first, tmp_path):
+    pytest.importorskip(package)
+
+    def prepared(regularizer_first=True):
+        setup, backward, save, load = framework()
+        torch.manual_seed(0)
+        net = liquid()
+        optimizer = make(net)
+        regularizer = DynamicRegularizer(optimizer, 0.3, max_grad_norm=1.0) if regularizer_first else None
+        model, wrapped = setup(net, optimizer)
+
+        def train(seed):
+            torch.manual_seed(seed)
+            state = ModelState(net)
+            x, y = batch(5)
+            for x_t in x:
+                wrapped.zero_grad()
+                backward(CE(model(x_t), y))
+                wrapped.step()
+                state.detach()
+
+        def result():
+            parameters = list(net.parameters())
+            return copies(
+                [*parameters, *map(regularizer.average_of, parameters), *map(regularizer.dual_of, parameters)]
+            )
+
+        def restore():
+            nonlocal regularizer
+            load(tmp_path, model, wrapped)
+            regularizer = regularizer or DynamicRegularizer(optimizer, 0.3, max_grad_norm=1.0)
+
+        return net, train, lambda: save(tmp_path, model, wrapped), restore, result
+
+    net, train, save, _, result = prepared()
+    with spikes(net):
+        train(1)
+    ModelState(net).reset()
+    save()
+    train(2)
+    if package == "accelerate":
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    net, train, _, restore, resumed = prepared(regularizer_first)
+    restore()
+    train(2)
+    assert identical(resumed(), result())
+    assert not identical(result()[:4], result()[-4:])
 
 
 @pytest.mark.parametrize(
