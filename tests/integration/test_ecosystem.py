@@ -356,7 +356,7 @@ def test_other_frameworks_checkpoints_resume_bit_for_bit(package, framework, mak
     restore()
     train(2)
     assert identical(resumed(), result())
-    assert not identical(result()[:4], result()[-4:])
+    assert result()[-1].abs().max() > 0  # a dual
 
 
 @pytest.mark.parametrize(
