@@ -162,7 +162,9 @@ class DynamicRegularizer:
         with torch.enable_grad():
             loss = closure()
         self._regularize(optimizer)
-        return args[:1], {**kwargs, "closure": _once(loss)}
+        if len(args) > 1:
+            return (args[0], _once(loss), *args[2:]), kwargs
+        return args, {**kwargs, "closure": _once(loss)}
 
     def _regularize(self, optimizer: Optimizer) -> None:
         """Add the gradient of the regulariser to every ``.grad``, then clip."""
@@ -502,7 +504,7 @@ class DynamicRegularizer:
             packed[f"{RECORD}_norms"] = [self._norm_to_save(weight) for weight in group["params"]]
 
     def _norm_to_save(self, weight: Tensor) -> float | None:
-        """Tells after loading whether a weight is the one that its average belongs to; ``None`` if it has none."""
+        """Norm that identifies the weight an average belongs to; ``None`` if it has no average."""
         if self._entry(weight) is None:
             return None
         if weight in self._saved_norms:
@@ -511,9 +513,12 @@ class DynamicRegularizer:
         return -1.0 if changed else _norm(weight)
 
     def _check_record(self, groups: list[dict[str, Any]]) -> None:
-        variant = next((group[f"{RECORD}_variant"] for group in groups if f"{RECORD}_variant" in group), self.variant)
-        trained = any(group.get(f"{RECORD}_alpha") for group in groups)
-        if variant != self.variant and trained and self._alpha > 0:
+        for group in groups:
+            if any(norm is not None for norm in group.get(f"{RECORD}_norms", [])):
+                self._check_variant(group[f"{RECORD}_variant"])
+
+    def _check_variant(self, variant: str) -> None:
+        if variant != self.variant and self._alpha > 0:
             raise CheckpointError(
                 f"the state is of variant={variant!r}, this regulariser of {self.variant!r}, whose dual is another",
                 f"build the regulariser with variant={variant!r}",
@@ -582,14 +587,16 @@ class DynamicRegularizer:
         Raises:
             CheckpointError: If the state belongs to another network or variant.
         """
-        self._check_record([{f"{RECORD}_{key}": state[key] for key in ("alpha", "variant")}])
+        self._check_variant(state["variant"])
         parameters, averages = self._parameters(), state.get("averages", {})
         if any(i >= len(parameters) for i in averages):
             raise CheckpointError(f"the state belongs to another network: it has more than {len(parameters)} weights")
         _check_shapes([(parameters[i], average) for i, average in averages.items()])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**{name: value for name, value in vars(self).items() if name != "_hooks"}, "_left": {}}
+        # The tensors of a copy have fingerprints of their own, and no context gives its weights back.
+        state = {name: value for name, value in vars(self).items() if name != "_hooks"}
+        return {**state, "_left": {}, "_swapped": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -608,13 +615,14 @@ def _first_entry(weight: Tensor) -> Entry:
 
 
 def _fingerprint(weight: Tensor) -> tuple[int, int]:
-    """What changes when a tensor is written to or replaced: no values are read."""
+    """Numbers that change when a tensor is written to or replaced; values are not read."""
     return weight._version, weight.data_ptr()
 
 
 def _norm(weight: Tensor) -> float:
-    exact = torch.float32 if weight.device.type == "mps" else torch.float64
-    return float(torch.linalg.vector_norm(weight.detach().to(exact)))
+    weight = weight.detach()
+    real = torch.view_as_real(weight) if weight.is_complex() else weight
+    return float(torch.linalg.vector_norm(real, dtype=torch.float32 if weight.device.type == "mps" else torch.float64))
 
 
 def _norms_agree(norm: float, saved: float, dtype: torch.dtype) -> bool:

@@ -240,6 +240,44 @@ def test_copies_of_network_optimizer_and_regularizer_go_on_by_themselves(make, d
     assert identical(everything(other, copied), everything(net, regularizer))
 
 
+def test_a_copy_made_with_the_averages_in_place_trains_from_them():
+    net = build()
+    optimizer = sgd(net)
+    regularizer = DynamicRegularizer(optimizer, **OPTIONS)
+    train(net, optimizer, 4)
+    with regularizer.averaged_weights():
+        other, second, copied = copy.deepcopy((net, optimizer, regularizer))
+    regularizer.load_averages()
+    for one in ((net, optimizer), (other, second)):
+        train(*one, 3, seed=2)
+    assert identical(everything(other, copied), everything(net, regularizer))
+
+
+def test_complex_weights_resume():
+    def make_net():
+        torch.manual_seed(0)
+        return nn.ParameterList([torch.randn(3, 2, dtype=torch.complex64)])
+
+    def step(net, optimizer):
+        optimizer.zero_grad()
+        (net[0] - 1j).abs().square().sum().backward()
+        optimizer.step()
+
+    net = make_net()
+    optimizer = adam(net)
+    regularizer = DynamicRegularizer(optimizer, **OPTIONS)
+    step(net, optimizer)
+    weights, moments = saved(net, optimizer)
+    other = make_net()
+    second = adam(other)
+    resumed = DynamicRegularizer(second, **OPTIONS)
+    other.load_state_dict(weights)
+    second.load_state_dict(moments)
+    for one in ((net, optimizer), (other, second)):
+        step(*one)
+    assert identical(everything(other, resumed), everything(net, regularizer))
+
+
 def test_two_optimizers_do_not_share_the_averages_of_a_state():
     net = build()
     optimizer = sgd(net)
@@ -289,6 +327,14 @@ def test_the_state_of_another_variant_is_refused():
         DynamicRegularizer(after)
     with pytest.raises(CheckpointError):
         DynamicRegularizer(sgd(build())).load_state_dict(regularizer.state_dict())
+
+
+def test_a_state_without_averages_has_no_variant():
+    optimizer = sgd(build())
+    DynamicRegularizer(optimizer, alpha=0.0)
+    other = sgd(build())
+    DynamicRegularizer(other, variant="gradient")
+    other.load_state_dict(optimizer.state_dict())
 
 
 def test_the_control_stays_one():
