@@ -142,6 +142,21 @@ def test_bfloat16_autocast_around_a_sequence(window):
     assert 0 < distance(net.parameters(), other.parameters()) < 0.02
 
 
+@pytest.mark.parametrize("options", [{}, {"variant": "gradient"}, {"average_weights": "sequence"}], ids=str)
+def test_autocast_does_not_train_on_the_weights_of_its_first_step(options):
+    ends = []
+    for cached in (True, False):
+        torch.manual_seed(0)
+        net = liquid()
+        trainer = FPTTTrainer(net, adam(net, 0.01), CE, alpha=0.5, **options)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached), spikes(net):
+            for _ in range(3):
+                trainer.train_sequence(*batch(8))
+            answer = trainer.predict(batch()[0])
+        ends.append([*copies(net.parameters()), answer])
+    assert identical(*ends)
+
+
 # ---------------------------------------------------------------------- compilation
 
 
