@@ -27,6 +27,9 @@ RECORD = "fptt"  # prefix of the keys in the parameter groups of optimizer.state
 
 Entry = dict[str, Any]
 
+# As torch's optimizers do it: torch.compiler.disable would import the compiler together with this module.
+_outside_of_compile = torch._disable_dynamo
+
 
 class DynamicRegularizer:
     """Turn the steps of an optimizer into FPTT updates.
@@ -150,7 +153,7 @@ class DynamicRegularizer:
 
     # ------------------------------------------------------------------ one update, in the order of its equations
 
-    @torch.compiler.disable
+    @_outside_of_compile
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -208,7 +211,7 @@ class DynamicRegularizer:
         if scale is not None:
             torch._foreach_div_(grads, scale.to(grads[0].device))
 
-    @torch.compiler.disable
+    @_outside_of_compile
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Within autocast the next forward pass would use low-precision copies of the weights before this step.
         torch.clear_autocast_cache()

@@ -207,3 +207,31 @@ def test_an_update_made_elsewhere_that_was_given_up():
     train(net, optimizer, 1)
     assert regularizer.updates == 3
     assert regularizer.grad_norm is not norm
+
+
+def test_a_compiled_training_step_does_not_recompile_at_every_update():
+    ends = []
+    for compiled in (False, True):
+        torch.manual_seed(4)
+        net = nn.Linear(3, 2)
+        optimizer = sgd(net)
+        regularizer = DynamicRegularizer(optimizer, 0.3, max_grad_norm=0.1)
+
+        def step(x, net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+
+        if compiled:
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            step = torch.compile(step, backend="eager")
+        for update in range(12):
+            step(torch.rand(4, 3))
+            if compiled and update == 3:
+                graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert regularizer.updates == 12
+        ends.append(everything(net, regularizer))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+    assert distance(*ends) < 1e-6
+    torch._dynamo.reset()
