@@ -6,6 +6,7 @@ python examples/fabric_loop.py [--smoke]
 from __future__ import annotations
 
 import argparse
+import tempfile
 
 import torch
 from lightning_fabric import Fabric
@@ -44,6 +45,12 @@ def main() -> None:
         if sequence % (sequences // 5) == 0 or sequence == sequences - 1:
             accuracy = (output.argmax(1) == label).float().mean()
             print(f"sequence {sequence}: loss {loss.item():.3f}, accuracy {accuracy.item():.2f}")
+    assert regularizer.updates == 20 * sequences
+
+    # Averages and duals are part of the optimizer's state: Fabric's checkpoint is enough to go on.
+    with tempfile.TemporaryDirectory() as folder:
+        fabric.save(f"{folder}/checkpoint.pt", {"net": model, "optimizer": wrapped})
+        fabric.load(f"{folder}/checkpoint.pt", {"net": model, "optimizer": wrapped})
     assert regularizer.updates == 20 * sequences
 
 

@@ -1,22 +1,38 @@
-"""FPTT's dynamic regulariser on any ``torch.optim`` optimizer, through its step hooks."""
+"""FPTT's dynamic regulariser on any ``torch.optim`` optimizer, through its step hooks.
+
+The running average ``W_bar`` and the scaled dual ``d = lam / alpha`` of a weight ``p`` are entries of
+``optimizer.state[p]``, beside the optimizer's own. Whatever saves, loads, copies or moves an optimizer therefore does
+the same to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from ._averages import Averages, check_averages
-from .errors import ErrorList
+from .errors import CallOrderError, CheckpointError, ConfigurationError, ErrorList, FPTTWarning, WeightsChangedError
 from .functional.fptt import add_regularizer_gradient_, update_averages_
+
+AVERAGE = "fptt_average"  # keys in optimizer.state[p]
+DUAL = "fptt_dual"
+RECORD = "fptt"  # prefix of the keys in the parameter groups of optimizer.state_dict()
+
+Entry = dict[str, Any]
+
+# As torch's optimizers do it: torch.compiler.disable would import the compiler together with this module.
+_outside_of_compile = torch._disable_dynamo
 
 
 class DynamicRegularizer:
-    """Turns the steps of an optimizer into FPTT updates.
+    """Turn the steps of an optimizer into FPTT updates.
 
     Before each ``optimizer.step()`` the gradient of the regulariser is added to every ``.grad`` and the sum is clipped;
     after it the dual and the running average move (``W`` weights, ``W_bar`` their running average, ``lam`` the dual)::
@@ -27,14 +43,27 @@ class DynamicRegularizer:
         lam  -= alpha (W - W_bar)
         W_bar = (1 - beta) W_bar + beta W - (beta / alpha) lam
 
-    Gradients are taken at ``W``; ``W_bar`` is for evaluation, see :meth:`averaged_weights`. ``alpha=0`` switches all
-    of it off, clipping apart: the optimizer then does truncated BPTT, and ``W_bar`` is ``W``. After weights have been
-    set from outside, as by ``net.load_state_dict()``, call :meth:`restart_averages`.
+    Gradients are taken at ``W``; ``W_bar`` is for evaluation, see :meth:`averaged_weights`. ``alpha=0`` turns all of
+    this off except clipping: the optimizer then does truncated BPTT, and ``W_bar`` is ``W``.
 
-    A parameter without a gradient in some step (frozen, or unused) is left alone in that step. Copies and pickles of
-    the regulariser, with their optimizer, go on by themselves. Parameters may be lazy,
+    **Checkpoints.** ``W_bar`` and the dual are part of ``optimizer.state_dict()``. A loop that saves and loads the
+    network and the optimizer resumes exactly; build the regulariser with the same options, before or after
+    ``optimizer.load_state_dict()``. Copies and pickles of (network, optimizer, regulariser) continue on their own.
+
+    **Weights changed from outside.** Each optimizer step, :meth:`averaged_weights` and :meth:`load_averages` first
+    check that the weights are as the last update left them, and raise :class:`~fptt_plugin.errors.WeightsChangedError`
+    otherwise. They notice ``net.load_state_dict()``, every in-place operation, and a new tensor in ``weight.data``
+    (as after ``net.to()``); not an in-place operation on ``weight.data``. After ``optimizer.load_state_dict()``, before
+    or after that of the network, they compare the norms of the weights with those at the time of saving. Call
+    :meth:`restart_averages` after loading other weights, or :meth:`accept_weights` after a change that belongs to
+    training, as weight clipping does.
+
+    **Closures.** ``optimizer.step(closure)`` evaluates the closure once, adds the gradient of the regulariser, then
+    steps.
+
+    A parameter without a gradient in some step (frozen, or unused) is left alone in that step. Parameters may be lazy,
     shared, and spread over several groups; groups may be added later. Works with schedulers, ``foreach``, ``fused``
-    and ``capturable`` optimizers and ``torch.amp.GradScaler``.
+    and ``capturable`` optimizers, ``torch.amp.GradScaler`` and ``torch.autocast``.
 
     Args:
         optimizer: Optimizer of the network to train.
@@ -46,14 +75,14 @@ class DynamicRegularizer:
         max_grad_norm: Largest global 2-norm of the regularised gradient; ``None`` does not clip.
 
     Attributes:
-        alpha: May be set anew: ``lam`` stays as it is, and with 0 the averages are forgotten.
+        alpha: May be changed: ``lam`` stays as it is. A step with 0 drops the averages.
         grad_norm: Norm before clipping of the last update, a 0-d tensor; ``None`` without clipping.
-        updates: Optimizer steps so far; those that a ``GradScaler`` skipped do not count.
+        updates: Optimizer steps so far; steps that a ``GradScaler`` skipped do not count.
 
     Raises:
-        ValueError: If an argument is out of range, or the optimizer already carries a regulariser.
+        ConfigurationError: If an argument is out of range, or the optimizer already carries a regulariser.
 
-    Source: Yin, Corradi, Bohté 2023, and the authors' training scripts; theirs is the update order.
+    Source: Yin, Corradi, Bohté 2023, and the authors' training scripts, whose update order this is.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -65,6 +94,8 @@ class DynamicRegularizer:
         ...     optimizer.step()
         >>> weight.item(), regularizer.average_of(weight).item()
         (1.5, 2.0)
+        >>> sorted(optimizer.state[weight])
+        ['fptt_average', 'fptt_dual']
     """
 
     def __init__(
@@ -89,24 +120,20 @@ class DynamicRegularizer:
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self.updates = 0
-        self._averages = Averages()
-        self._updated: list[Tensor] = []  # parameters of the step in progress
-        self._signs: list[int] = []  # theirs: -1 where the optimizer maximizes
+        self._dual_unit = self._alpha  # lam = _dual_unit * d: the alpha of the last update
+        self._swapped = False
         self._awaits_gradient = False
+        self._updated: list[Tensor] = []  # parameters of the step in progress, their averages and scaled duals
+        self._averages: list[Tensor] = []
+        self._duals: list[Tensor] = []
+        self._signs: list[int] = []  # -1 where the optimizer maximizes
+        self._begun: dict[Tensor, Entry] = {}  # entries that this step puts into the optimizer
+        self._waiting: dict[Tensor, Entry] = {}  # entries of a 0.1 checkpoint, until their parameter's next step
+        self._left: dict[Tensor, tuple[int, int]] = {}  # fingerprint of each weight after its last update
+        self._saved_norms: dict[Tensor, float] = {}  # norms of the weights that loaded averages belong to
+        self._check_record(optimizer.param_groups)
         self._register()
-
-    def _register(self) -> None:
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_hooks"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._register()  # an optimizer loses its hooks when it is copied
+        self._adopt(optimizer)
 
     @property
     def alpha(self) -> float:
@@ -117,48 +144,59 @@ class DynamicRegularizer:
         problems = ErrorList("DynamicRegularizer")
         check_regularizer_options(problems, alpha, self.beta, self.rho, self.variant, self.max_grad_norm)
         problems.raise_any()
-        if alpha == 0 or self._alpha == 0:
-            self._averages.clear()
-        elif self._averages.dual:
-            torch._foreach_mul_(list(self._averages.dual.values()), self._alpha / alpha)  # they hold lam / alpha
         self._alpha = float(alpha)
 
-    def remove(self) -> None:
-        """Takes the hooks off: the optimizer steps as if the regulariser had never been there."""
-        for hook in self._hooks:
-            hook.remove()
+    @property
+    def dual_weight(self) -> float:
+        """Factor of the dual in the gradient."""
+        return (1 - self.rho) * (1.0 if self.variant == "dual" else 0.5)
 
-    # ------------------------------------------------------------------ one update
+    # ------------------------------------------------------------------ one update, in the order of its equations
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
-            raise ValueError(
-                "FPTT adds its gradient before the optimizer steps, but a closure computes gradients within the step: "
-                "call backward() first and optimizer.step() without a closure"
+    @_outside_of_compile
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self.check_ready()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._regularize(optimizer)
+            return None
+        with torch.enable_grad():
+            loss = closure()
+        self._regularize(optimizer)
+        if len(args) > 1:
+            return (args[0], _once(loss), *args[2:]), kwargs
+        return args, {**kwargs, "closure": _once(loss)}
+
+    def _regularize(self, optimizer: Optimizer) -> None:
+        """Add the gradient of the regulariser to every ``.grad``, then clip."""
+        groups = [[weight for weight in group["params"] if weight.grad is not None] for group in optimizer.param_groups]
+        if any(weight.grad.layout != torch.strided for group in groups for weight in group):
+            raise ConfigurationError("sparse gradients are not supported", "build the embedding with sparse=False")
+        if not any(groups) and self._left:
+            warnings.warn(
+                "optimizer.step() found no gradient in any of its parameters: if the network's parameters were "
+                "replaced, by load_state_dict(assign=True) or a new layer, build optimizer and regulariser again",
+                FPTTWarning,
+                stacklevel=4,
             )
-        self.check_weights()
-        if self._awaits_gradient:
-            raise RuntimeError("variant='gradient': call second_gradient(loss) after every optimizer step")
-        self._updated, self._signs = [], []
-        for group in optimizer.param_groups:
-            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if self._dual_unit != self._alpha:
+            self._change_unit()
+        self._updated, self._averages, self._duals, self._signs, self._begun = [], [], [], [], {}
+        for group, weights in zip(optimizer.param_groups, groups, strict=True):
             if not weights:
                 continue
             grads = [weight.grad for weight in weights]
-            if any(grad.layout != torch.strided for grad in grads):
-                raise ValueError("sparse gradients are not supported: build the embedding with sparse=False")
             self._unscale(optimizer, grads)
             sign = -1 if group.get("maximize") else 1
-            if self.alpha > 0:
-                self._averages.take_in(weights)
+            if self._alpha > 0:
+                averages, duals = self._take(weights)
                 add_regularizer_gradient_(
-                    grads,
-                    weights,
-                    [self._averages.average[weight] for weight in weights],
-                    [self._averages.dual[weight] for weight in weights],
-                    alpha=sign * self.alpha,
-                    dual_weight=(1 - self.rho) * (1.0 if self.variant == "dual" else 0.5),
+                    grads, weights, averages, duals, alpha=sign * self._alpha, dual_weight=self.dual_weight
                 )
+                self._averages += averages
+                self._duals += duals
             self._updated += weights
             self._signs += [sign] * len(weights)
         if getattr(optimizer, "grad_scale", None) is not None:
@@ -166,132 +204,479 @@ class DynamicRegularizer:
         if self.max_grad_norm is not None:
             self.grad_norm = torch.nn.utils.clip_grad_norm_(self._updated, self.max_grad_norm)
 
+    @staticmethod
+    def _unscale(optimizer: Optimizer, grads: list[Tensor]) -> None:
+        """Divide by the scale of ``GradScaler``, which a fused optimizer would do in its kernel: too late for us."""
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is not None:
+            torch._foreach_div_(grads, scale.to(grads[0].device))
+
+    @_outside_of_compile
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Within autocast the next forward pass would use low-precision copies of the weights before this step.
+        torch.clear_autocast_cache()
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
+            self._note([weight for weight in self._updated if weight in self._left])  # it may have written to them
             return
         self.updates += 1
-        if self.alpha == 0 or not self._updated:
+        if self._alpha == 0 or not self._updated:
             return
+        # Only now: an optimizer takes whatever it finds in a parameter's state at the first step for its own.
+        for weight, entry in self._begun.items():
+            optimizer.state[weight].update(entry)
+            self._waiting.pop(weight, None)
+        self._begun = {}
+        self._note(self._updated)
         if self.variant == "gradient":
             self._awaits_gradient = True
         else:
             self._move_averages(None)
 
-    @staticmethod
-    def _unscale(optimizer: Optimizer, grads: list[Tensor]) -> None:
-        """Takes GradScaler's scale out of gradients that a fused optimizer would unscale in its kernel, too late."""
-        scale = getattr(optimizer, "grad_scale", None)
-        if scale is not None:
-            torch._foreach_div_(grads, scale.to(grads[0].device))
-
     def _move_averages(self, new_duals: list[Tensor] | None) -> None:
-        update_averages_(
-            [weight.detach() for weight in self._updated],
-            [self._averages.average[weight] for weight in self._updated],
-            [self._averages.dual[weight] for weight in self._updated],
-            beta=self.beta,
-            new_duals=new_duals,
-        )
-        self._averages.note(self._updated)
+        update_averages_(self._updated, self._averages, self._duals, beta=self.beta, new_duals=new_duals)
 
     def second_gradient(self, loss: Callable[[], Tensor]) -> None:
-        """Completes an update of ``variant="gradient"`` with the loss gradient at the new weights.
+        """Complete an update of ``variant="gradient"`` with the loss gradient at the new weights.
+
+        If ``loss`` raises an exception, ``W_bar`` and the dual skip this update and training can go on.
 
         Args:
             loss: Computes this step's loss again, from the *same* recurrent state as before the step and with
                 normalisation statistics frozen. ``.grad`` stays untouched.
 
         Raises:
-            RuntimeError: If no update of that variant is waiting.
+            CallOrderError: If no update of that variant is waiting.
         """
         if not self._awaits_gradient:
-            if self.alpha == 0 and self.variant == "gradient":
+            if self._alpha == 0 and self.variant == "gradient":
                 return
-            raise RuntimeError("second_gradient() completes an update of variant='gradient'; none is waiting")
-        grads = torch.autograd.grad(loss(), self._updated, allow_unused=True, materialize_grads=True)
-        self._awaits_gradient = False
-        self._move_averages([sign * grad / self.alpha for sign, grad in zip(self._signs, grads, strict=True)])
-
-    # ------------------------------------------------------------------ the averages
-
-    def average_of(self, parameter: Tensor) -> Tensor:
-        """``W_bar`` of a parameter; the parameter itself if frozen, before its first update and with ``alpha=0``."""
-        found = self._averages.average.get(parameter) if parameter.requires_grad else None
-        return parameter.detach() if found is None else found
-
-    def dual_of(self, parameter: Tensor) -> Tensor:
-        """``lam`` of a parameter, zero before its first update and with ``alpha=0``."""
-        if parameter not in self._averages.dual:
-            return torch.zeros_like(parameter, requires_grad=False)
-        return self.alpha * self._averages.dual[parameter]
-
-    def load_averages(self) -> None:
-        """Puts ``W_bar`` into the weights (the authors do so at the end of every epoch); the duals stay.
-
-        Warns if weights have been changed from outside since their last update.
-        """
-        self._averages.load()
-
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within the context the weights hold ``W_bar``; afterwards they are back, bit for bit.
-
-        Warns if weights have been changed from outside since their last update.
-        """
-        return self._averages.in_place_of_weights()
-
-    def restart_averages(self) -> None:
-        """Begins anew from the present weights, ``W_bar = W`` and ``lam = 0``: after weights were set from outside."""
-        self._averages.clear()
-
-    def check_weights(self) -> None:
-        """Refuses, with a RuntimeError, to train or save while the weights are swapped for their averages."""
-        if self._averages.swapped:
-            raise RuntimeError(
-                "within averaged_weights() the network holds W_bar in place of W, so nothing can be trained or saved: "
-                "leave the context first"
+            raise CallOrderError(
+                "second_gradient() completes an update of variant='gradient', and none is waiting",
+                "call it once after each optimizer step",
             )
+        self._awaits_gradient = False
+        grads = torch.autograd.grad(loss(), self._updated, allow_unused=True, materialize_grads=True)
+        self._move_averages([sign * grad / self._alpha for sign, grad in zip(self._signs, grads, strict=True)])
 
-    # ------------------------------------------------------------------ checkpoints
+    # ------------------------------------------------------------------ W_bar and dual of each weight
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def _entry(self, weight: Tensor) -> Entry | None:
+        entry = self.optimizer.state.get(weight)
+        return entry if entry is not None and AVERAGE in entry else self._waiting.get(weight)
+
+    def _take(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """``W_bar`` and scaled dual of weights about to be updated; where there are none, ``W`` and zero."""
+        state, entries = self.optimizer.state, []
+        for weight in weights:
+            entry = state.get(weight)
+            if entry is None or AVERAGE not in entry:
+                entry = self._begun[weight] = self._waiting.get(weight) or _first_entry(weight)
+            entries.append(entry)
+        return [entry[AVERAGE] for entry in entries], [entry[DUAL] for entry in entries]
+
+    def _change_unit(self) -> None:
+        """Bring the scaled duals to the present ``alpha``, so that ``lam`` stays; with ``alpha=0`` drop all."""
+        if self._alpha == 0:
+            self._drop_averages()
+        elif self._dual_unit > 0:
+            entries = [entry for weight in self._parameters() if (entry := self._entry(weight)) is not None]
+            if entries:
+                torch._foreach_mul_([entry[DUAL] for entry in entries], self._dual_unit / self._alpha)
+        self._dual_unit = self._alpha
+
+    def _drop_averages(self) -> None:
+        for entry in self.optimizer.state.values():
+            if isinstance(entry, dict):
+                entry.pop(AVERAGE, None)
+                entry.pop(DUAL, None)
+        self._waiting = {}
+        self.accept_weights()
+
+    def _averaged(self) -> list[tuple[Tensor, Tensor]]:
+        """The weights that are not their own average, each with its average."""
+        if self._alpha == 0:
+            return []
+        found = ((weight, self._entry(weight)) for weight in self._parameters() if weight.requires_grad)
+        return [(weight, entry[AVERAGE]) for weight, entry in found if entry is not None]
+
+    def average_of(self, parameter: Tensor) -> Tensor:
+        """Return ``W_bar`` of a parameter.
+
+        It is the parameter itself if that is frozen, before its first update, and with ``alpha=0``.
+        """
+        entry = self._entry(parameter) if parameter.requires_grad and self._alpha > 0 else None
+        average: Tensor = parameter.detach() if entry is None else entry[AVERAGE]
+        return average
+
+    def dual_of(self, parameter: Tensor) -> Tensor:
+        """Return ``lam`` of a parameter; zero before its first update and with ``alpha=0``."""
+        entry = self._entry(parameter) if self._alpha > 0 else None
+        if entry is None:
+            return torch.zeros_like(parameter, requires_grad=False)
+        dual: Tensor = self._dual_unit * entry[DUAL]
+        return dual
+
+    @torch.no_grad()
+    def load_averages(self) -> None:
+        """Copy ``W_bar`` into the weights, as the authors do at the end of every epoch; the duals stay.
+
+        Raises:
+            WeightsChangedError: If the weights were changed from outside. Nothing is changed then.
+        """
+        self.check_ready()
+        averaged = self._averaged()
+        for weight, average in averaged:
+            weight.copy_(average)
+        self._note([weight for weight, _ in averaged])
+        torch.clear_autocast_cache()
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Let the weights hold ``W_bar`` within the context; afterwards they are back, bit for bit.
+
+        Nothing can be trained within the context. Changes of the weights made there are lost, with a warning.
+
+        Raises:
+            WeightsChangedError: If the weights were changed from outside. Nothing is changed then.
+        """
+        if self._swapped:  # within another such context
+            yield
+            return
+        self._check_fingerprints()
+        averaged = self._averaged()
+        kept = [(weight, weight.detach().clone(), weight._version) for weight, _ in averaged]
+        self._swapped = True
+        try:
+            # By way of .data, unseen by autograd: as W comes back, a backward pass through it may be pending.
+            for weight, average in averaged:
+                weight.data.copy_(average)
+            torch.clear_autocast_cache()
+            yield
+        finally:
+            self._swapped = False
+            changed = any(weight._version != version for weight, _, version in kept)
+            for weight, value, _ in kept:
+                weight.data.copy_(value)
+            self._note([weight for weight, _, _ in kept if weight in self._left])
+            torch.clear_autocast_cache()
+            if changed:
+                warnings.warn(
+                    "weights were changed within averaged_weights(), and the change is lost: on leaving the context "
+                    "they are what they were before; change or load weights outside of it",
+                    FPTTWarning,
+                    stacklevel=3,
+                )
+
+    # ------------------------------------------------------------------ weights changed from outside
+
+    def _note(self, weights: list[Tensor]) -> None:
+        """Remember these weights as their update left them."""
+        self._left.update((weight, _fingerprint(weight)) for weight in weights)
+
+    def _check_fingerprints(self) -> None:
+        changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
+        if changed or not self._are_as_saved():
+            raise WeightsChangedError(
+                "weights were changed since their last update (by load_state_dict(), in place or by moving them), or "
+                "are not those saved with the optimizer; their running averages do not follow",
+                "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the "
+                "change belongs to training, as weight clipping does, and the averages should stay",
+            )
+
+    def _are_as_saved(self) -> bool:
+        """Whether the network holds the weights that were saved with a loaded optimizer. Reads values, once."""
+        due = {w: norm for w, norm in self._saved_norms.items() if w.requires_grad and not is_lazy(w)}
+        if not all(_norms_agree(_norm(weight), norm, weight.dtype) for weight, norm in due.items()):
+            return False
+        self._note([*due])
+        for weight in due:
+            del self._saved_norms[weight]
+        return True
+
+    def check_weights(self) -> None:
+        """Check that the weights are not swapped for their averages.
+
+        Raises:
+            CallOrderError: If they are.
+        """
+        if self._swapped:
+            raise CallOrderError(
+                "within averaged_weights() the network holds W_bar in place of W, so nothing can be trained or saved",
+                "leave the context first",
+            )
+
+    def check_ready(self) -> None:
+        """Check that an update may begin here.
+
+        Reads no values, so the host does not wait for a device, except once after the optimizer was loaded.
+
+        Raises:
+            CallOrderError: Within :meth:`averaged_weights`, or if an update of ``variant="gradient"`` is incomplete.
+            WeightsChangedError: If the weights were changed from outside.
+        """
+        self.check_weights()
+        if self._awaits_gradient:
+            raise CallOrderError(
+                "the last update of variant='gradient' is incomplete",
+                "call second_gradient(loss) after every optimizer step, or accept_weights() to go on without",
+            )
+        self._check_fingerprints()
+
+    def accept_weights(self) -> None:
+        """Take the present weights as the result of the last update: the averages and duals stay.
+
+        For changes that belong to training, such as a projection after each step. An incomplete update of
+        ``variant="gradient"`` is given up.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.ones(1))
+            >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+            >>> regularizer = DynamicRegularizer(optimizer, alpha=0.5)
+            >>> for _ in range(3):
+            ...     optimizer.zero_grad()
+            ...     weight.sum().backward()
+            ...     optimizer.step()
+            ...     with torch.no_grad():
+            ...         _ = weight.clamp_(min=0.0)
+            ...     regularizer.accept_weights()
+        """
+        self._left, self._saved_norms, self._awaits_gradient = {}, {}, False
+
+    def restart_averages(self) -> None:
+        """Start again from the present weights, ``W_bar = W`` and ``lam = 0``: after other weights were loaded."""
+        self.check_weights()
+        self._drop_averages()
+
+    # ------------------------------------------------------------------ updates made elsewhere
+
+    def averages_and_duals(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Return ``W_bar`` and the scaled dual ``lam / alpha`` of some weights, to be moved in place.
+
+        For code that computes the whole update itself with the functions of :mod:`fptt_plugin.functional`: check with
+        :meth:`check_ready` before, report with :meth:`note_updates` after.
+
+        Returns:
+            Two lists over the weights, empty with ``alpha=0``; ``None`` while one of them has not been updated, so
+            that ``optimizer.step()`` has to come first.
+        """
+        if self._dual_unit != self._alpha:
+            self._change_unit()
+        if self._alpha == 0:
+            return [], []
+        entries = [self.optimizer.state.get(weight, {}) for weight in weights]
+        if not all(AVERAGE in entry for entry in entries):
+            return None
+        return [entry[AVERAGE] for entry in entries], [entry[DUAL] for entry in entries]
+
+    def note_updates(self, updates: int = 1, grad_norm: Tensor | None = None) -> None:
+        """Record updates that were made without ``optimizer.step()``.
+
+        Args:
+            updates: Their number; 0 if the weights were written to without a change of their values.
+            grad_norm: Norm before clipping of the last one.
+        """
+        self.updates += updates
+        if updates and self.max_grad_norm is not None:
+            self.grad_norm = grad_norm
+        self._note([weight for weight, _ in self._averaged()])
+        torch.clear_autocast_cache()
+
+    # ------------------------------------------------------------------ checkpoints, copies, removal
+
+    def _register(self) -> None:
+        optimizer = self.optimizer
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._write_record),
+            optimizer.register_load_state_dict_pre_hook(self._check_load),
+            optimizer.register_load_state_dict_post_hook(self._adopt),
+        ]
+
+    def _write_record(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Add to ``optimizer.state_dict()`` what its averages mean; in the groups, where every framework keeps it."""
+        self.check_weights()
+        for group, packed in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            packed[f"{RECORD}_alpha"] = self._dual_unit
+            packed[f"{RECORD}_variant"] = self.variant
+            packed[f"{RECORD}_updates"] = self.updates
+            packed[f"{RECORD}_norms"] = [self._norm_to_save(weight) for weight in group["params"]]
+
+    def _norm_to_save(self, weight: Tensor) -> float | None:
+        """Norm that identifies the weight an average belongs to; ``None`` if it has no average."""
+        if self._entry(weight) is None:
+            return None
+        if weight in self._saved_norms:
+            return self._saved_norms[weight]
+        changed = self._left.get(weight, _fingerprint(weight)) != _fingerprint(weight)
+        return -1.0 if changed else _norm(weight)
+
+    def _check_record(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            if any(norm is not None for norm in group.get(f"{RECORD}_norms", [])):
+                self._check_variant(group[f"{RECORD}_variant"])
+
+    def _check_variant(self, variant: str) -> None:
+        if variant != self.variant and self._alpha > 0:
+            raise CheckpointError(
+                f"the state is of variant={variant!r}, this regulariser of {self.variant!r}, whose dual is another",
+                f"build the regulariser with variant={variant!r}",
+            )
+
+    def _check_load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        self.check_weights()
+        groups = state["param_groups"]
+        self._check_record(groups)
+        positions = (position for group in groups for position in group["params"])
+        entries = (state["state"].get(position, {}) for position in positions)
+        # Groups of other lengths are the optimizer's to refuse.
+        _check_shapes([(p, e[AVERAGE]) for p, e in zip(self._parameters(), entries, strict=False) if AVERAGE in e])
+
+    def _adopt(self, optimizer: Optimizer) -> None:
+        """Take over averages that a file brought into the optimizer."""
+        self.accept_weights()  # network and optimizer may be loaded in either order
+        record: dict[str, Any] = {}
+        for group in optimizer.param_groups:
+            record |= {key: group.pop(key) for key in [*group] if str(key).startswith(f"{RECORD}_")}
+            norms = zip(group["params"], record.pop(f"{RECORD}_norms", []), strict=False)
+            self._saved_norms.update((weight, norm) for weight, norm in norms if norm is not None)
+        self.updates = record.get(f"{RECORD}_updates", self.updates)
+        # Without a record, averages of a copied optimizer are taken to be in the present unit; alpha=0 drops them.
+        self._dual_unit = record.get(f"{RECORD}_alpha") or self._alpha or 1.0
+        for entry in optimizer.state.values():
+            if isinstance(entry, dict) and AVERAGE in entry:  # loading shares tensors with the state it read
+                entry[AVERAGE], entry[DUAL] = entry[AVERAGE].clone(), entry[DUAL].clone()
+
     def state_dict(self) -> dict[str, Any]:
-        """Averages and scaled duals by position in the optimizer's groups, and the hyperparameters."""
+        """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``."""
         return {
-            "alpha": self.alpha,
+            "alpha": self._alpha,
             "beta": self.beta,
             "rho": self.rho,
             "variant": self.variant,
             "updates": self.updates,
-            **self._averages.state_dict(self._parameters()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned; as with torch's optimizers, hyperparameters too.
+        """Restore what :meth:`state_dict` returned, hyperparameters included, as torch's optimizers do.
+
+        Also reads the state of version 0.1, which holds averages and duals by position in the optimizer's groups.
 
         Raises:
-            ValueError: If the state belongs to another optimizer or variant. Nothing is changed then.
+            CheckpointError: If the state belongs to another network or variant. Nothing is changed then.
         """
         self.check_state_dict(state)
-        self._alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
+        self._alpha, self.beta, self.rho = float(state["alpha"]), state["beta"], state["rho"]
         self.updates = state["updates"]
-        self._averages.load_state_dict(self._parameters(), state)
+        if "averages" in state:
+            self._drop_averages()
+            parameters = self._parameters()
+            self._waiting = {
+                parameters[i]: {
+                    AVERAGE: average.to(parameters[i].device, copy=True),
+                    DUAL: state["duals"][i].to(parameters[i].device, copy=True),
+                }
+                for i, average in state["averages"].items()
+            }
+            self._dual_unit = self._alpha
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses the state of another optimizer or variant.
+        """Check that :meth:`load_state_dict` can read a state.
 
         Raises:
-            ValueError: If it is one.
+            CheckpointError: If the state belongs to another network or variant.
         """
-        if state["variant"] != self.variant:
-            raise ValueError(f"the state is of variant={state['variant']!r}, this regulariser of {self.variant!r}")
-        check_averages(self._parameters(), state)
+        self._check_variant(state["variant"])
+        parameters, averages = self._parameters(), state.get("averages", {})
+        if any(i >= len(parameters) for i in averages):
+            raise CheckpointError(f"the state belongs to another network: it has more than {len(parameters)} weights")
+        _check_shapes([(parameters[i], average) for i, average in averages.items()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The tensors of a copy have fingerprints of their own, and no context gives its weights back.
+        state = {name: value for name, value in vars(self).items() if name != "_hooks"}
+        return {**state, "_left": {}, "_swapped": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._register()  # an optimizer loses its hooks when it is copied
+
+    def remove(self) -> None:
+        """Remove hooks and averages: the optimizer steps as if the regulariser had never been there."""
+        self.check_weights()
+        self._drop_averages()
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _first_entry(weight: Tensor) -> Entry:
+    return {AVERAGE: weight.detach().clone(), DUAL: torch.zeros_like(weight, requires_grad=False)}
+
+
+def _fingerprint(weight: Tensor) -> tuple[int, int]:
+    """Numbers that change when a tensor is written to or replaced; values are not read."""
+    return weight._version, weight.data_ptr()
+
+
+def _norm(weight: Tensor) -> float:
+    weight = weight.detach()
+    real = torch.view_as_real(weight) if weight.is_complex() else weight
+    return float(torch.linalg.vector_norm(real, dtype=torch.float32 if weight.device.type == "mps" else torch.float64))
+
+
+def _norms_agree(norm: float, saved: float, dtype: torch.dtype) -> bool:
+    """Whether they differ by no more than loading into another precision, or onto another device, explains."""
+    tolerance = max(torch.finfo(dtype).eps, 1e-6)
+    return math.isclose(norm, saved, rel_tol=tolerance) or (math.isnan(norm) and math.isnan(saved))
+
+
+def _once(loss: Any) -> Callable[[], Any]:
+    """Return a closure for a loss that is already computed."""
+    losses = [loss]
+
+    def closure() -> Any:
+        if not losses:
+            raise CallOrderError(
+                "the optimizer evaluates its closure more than once per step, FPTT the loss once",
+                "use an optimizer that evaluates it once, such as Adam or SGD",
+            )
+        return losses.pop()
+
+    return closure
+
+
+def _check_shapes(averages: list[tuple[Tensor, Tensor]]) -> None:
+    for parameter, average in averages:
+        if not is_lazy(parameter) and parameter.shape != average.shape:
+            raise CheckpointError(
+                f"the state belongs to another network: a weight has shape {tuple(parameter.shape)} here and "
+                f"{tuple(average.shape)} there",
+                "build network and optimizer as they were when it was saved",
+            )
+
+
+def check_regularizer_options(
+    problems: ErrorList, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
+) -> None:
+    """Record options of the regulariser that are not numbers or out of range."""
+
+    def check(name: str, value: object, fits: Callable[[Any], bool], rule: str) -> None:
+        problems.check(isinstance(value, SupportsFloat) and fits(value), f"{name}={value!r} must {rule}")
+
+    check("alpha", alpha, lambda value: 0 <= value < float("inf"), "be >= 0 and finite (0 is plain truncated BPTT)")
+    check("beta", beta, lambda value: 0 < value <= 1, "lie in (0, 1]; the paper uses 0.5")
+    check("rho", rho, lambda value: 0 <= value <= 1, "lie in [0, 1]; the paper uses 0")
+    problems.check_choice("variant", variant, ("dual", "gradient"))
+    if max_grad_norm is not None:
+        check("max_grad_norm", max_grad_norm, lambda value: value > 0, "be > 0, or None to not clip")
 
 
 def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
-    """Notes what is no optimizer, or one that is taken already."""
+    """Record an optimizer that cannot carry a regulariser, or carries one already."""
     if not isinstance(optimizer, Optimizer):
         problems.check(False, f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         return
@@ -305,17 +690,4 @@ def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
         not taken,
         "the optimizer already carries a DynamicRegularizer (from an earlier trainer?): build a new optimizer, or call "
         "remove() on that regulariser",
-    )
-
-
-def check_regularizer_options(
-    problems: ErrorList, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
-) -> None:
-    """Record options of the regulariser that are out of range."""
-    problems.check(0 <= alpha < float("inf"), f"alpha={alpha} must be >= 0 and finite (0 is plain truncated BPTT)")
-    problems.check(0 < beta <= 1, f"beta={beta} must lie in (0, 1]; the paper uses 0.5")
-    problems.check(0 <= rho <= 1, f"rho={rho} must lie in [0, 1]; the paper uses 0")
-    problems.check_choice("variant", variant, ("dual", "gradient"))
-    problems.check(
-        max_grad_norm is None or max_grad_norm > 0, f"max_grad_norm={max_grad_norm} must be > 0, or None to not clip"
     )

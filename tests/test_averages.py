@@ -10,6 +10,7 @@ from nets import adam, batch, copies, distance, identical, sgd, spikes, spiking_
 from torch import nn
 
 from fptt_plugin import DynamicRegularizer, FPTTTrainer, TruncatedBPTT
+from fptt_plugin.errors import WeightsChangedError
 
 CE = nn.CrossEntropyLoss()
 
@@ -38,8 +39,8 @@ def test_weights_loaded_into_the_network_are_noticed_and_taken_over():
     wanted = trainer.predict(x)
     train(trainer)
     trainer.net.load_state_dict(best)
-    with pytest.warns(UserWarning, match=r"load_state_dict.*restart_averages"):
-        assert not torch.equal(trainer.predict(x), wanted)  # W_bar is that of the weights before
+    with pytest.raises(WeightsChangedError):
+        trainer.predict(x)  # W_bar is that of the weights before
     trainer.regularizer.restart_averages()
     assert torch.equal(trainer.predict(x), wanted)
     train(trainer)
@@ -165,8 +166,12 @@ def test_the_control_does_not_become_fptt_by_a_file(tmp_path):
     TruncatedBPTT(net := spiking_net(), adam(net), CE).load(tmp_path / "control.pt")
 
 
-def test_the_number_of_updates_comes_back():
+@pytest.mark.parametrize("through", ["regularizer", "optimizer"])
+def test_the_number_of_updates_comes_back(through):
     regularizer = train(make()).regularizer
     other = DynamicRegularizer(adam(spiking_net()), alpha=0.5)
-    other.load_state_dict(regularizer.state_dict())
+    if through == "regularizer":
+        other.load_state_dict(regularizer.state_dict())
+    else:
+        other.optimizer.load_state_dict(regularizer.optimizer.state_dict())
     assert other.updates == regularizer.updates == 18

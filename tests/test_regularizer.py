@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW
 from twin import Twin
 
 from fptt_plugin import DynamicRegularizer
+from fptt_plugin.errors import CallOrderError, ConfigurationError
 
 OPTIMIZERS = {
     "sgd": partial(SGD, lr=0.1),
@@ -162,12 +163,75 @@ def test_gradient_variant_insists_on_its_second_gradient():
     weight = nn.Parameter(torch.ones(2))
     optimizer = SGD([weight], lr=0.1)
     regularizer = DynamicRegularizer(optimizer, variant="gradient")
-    with pytest.raises(RuntimeError, match="none is waiting"):
+    with pytest.raises(CallOrderError):
         regularizer.second_gradient(lambda: weight.sum())
     weight.sum().backward()
     optimizer.step()
-    with pytest.raises(RuntimeError, match="call second_gradient"):
+    with pytest.raises(CallOrderError):
         optimizer.step()
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_a_second_gradient_that_fails_leaves_a_regularizer_that_goes_on(error):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = SGD([weight], lr=0.1)
+    regularizer = DynamicRegularizer(optimizer, variant="gradient")
+
+    def loss():
+        return weight.square().sum()
+
+    def failing():
+        loss()
+        raise error
+
+    def step(second):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        regularizer.second_gradient(second)
+
+    step(loss)
+    average, dual = regularizer.average_of(weight).clone(), regularizer.dual_of(weight).clone()
+    with pytest.raises(error):
+        step(failing)
+    assert torch.equal(regularizer.average_of(weight), average)
+    assert torch.equal(regularizer.dual_of(weight), dual)
+    step(loss)
+    assert regularizer.updates == 3
+    torch.testing.assert_close(regularizer.dual_of(weight), 2 * weight.detach())
+
+
+@pytest.mark.parametrize("way", ["accept_weights", "restart_averages", "load_state_dict"])
+def test_an_update_interrupted_before_its_second_gradient_is_given_up(way):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = SGD([weight], lr=0.1)
+    regularizer = DynamicRegularizer(optimizer, variant="gradient")
+    weight.sum().backward()
+    optimizer.step()
+    with pytest.raises(CallOrderError):
+        optimizer.step()
+    if way == "load_state_dict":
+        optimizer.load_state_dict(optimizer.state_dict())
+    else:
+        getattr(regularizer, way)()
+    optimizer.step()
+    regularizer.second_gradient(lambda: weight.sum())
+    with pytest.raises(CallOrderError):
+        regularizer.second_gradient(lambda: weight.sum())
+
+
+def test_averages_of_the_gradient_variant_can_be_put_in_place():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = SGD([weight], lr=0.1)
+    regularizer = DynamicRegularizer(optimizer, variant="gradient")
+    weight.sum().backward()
+    optimizer.step()
+    regularizer.second_gradient(lambda: weight.sum())
+    before = weight.detach().clone()
+    with regularizer.averaged_weights():
+        assert torch.equal(weight, regularizer.average_of(weight))
+        assert not torch.equal(weight, before)
+    assert torch.equal(weight, before)
 
 
 def test_group_and_lazy_parameters_join_later():
@@ -215,7 +279,10 @@ def test_a_removed_regularizer_frees_the_optimizer_for_another():
     net = Awkward()
     optimizer = SGD(net.parameters(), lr=0.1)
     regularizer = DynamicRegularizer(optimizer)
-    with pytest.raises(ValueError, match=r"already carries.*build a new optimizer, or call\s+remove"):
+    with pytest.raises(ConfigurationError):
         DynamicRegularizer(optimizer)
+    train(net, optimizer, 2)
     regularizer.remove()
-    DynamicRegularizer(optimizer)
+    other = DynamicRegularizer(optimizer)
+    assert identical(map(other.average_of, net.parameters()), [p.detach() for p in net.parameters()])
+    train(net, optimizer, 2)

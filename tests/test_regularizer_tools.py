@@ -1,15 +1,13 @@
-"""``DynamicRegularizer`` beside what users do with optimizers: checkpoints, mixed precision, other weights, misuse."""
-
-import copy
-import io
+"""``DynamicRegularizer`` beside what users do with optimizers: averages, mixed precision, misuse."""
 
 import pytest
 import torch
-from nets import adam, batch, copies, distance, identical, sgd, spikes, spiking_net
+from nets import batch, copies, distance, identical, sgd, spikes, spiking_net
 from torch import nn
 from torch.optim import SGD, Adam
 
 from fptt_plugin import DynamicRegularizer
+from fptt_plugin.functional import add_regularizer_gradient_, update_averages_
 
 
 def train(net, optimizer, updates, scaler=None, spoil=()):
@@ -32,56 +30,6 @@ def train(net, optimizer, updates, scaler=None, spoil=()):
 def everything(net, regularizer):
     parameters = list(net.parameters())
     return copies([*parameters, *map(regularizer.average_of, parameters), *map(regularizer.dual_of, parameters)])
-
-
-def test_a_checkpoint_continues_bit_for_bit():
-    net = spiking_net()
-    optimizer = adam(net)
-    regularizer = DynamicRegularizer(optimizer, 0.3, beta=0.4, rho=0.1)
-    with spikes(net):
-        train(net, optimizer, 10)
-    file = io.BytesIO()
-    torch.save([copy.deepcopy(m.state_dict()) for m in (net, optimizer, regularizer)], file)
-    in_memory = regularizer.state_dict()
-    torch.manual_seed(5)
-    train(net, optimizer, 20)
-    expected = everything(net, regularizer)
-
-    file.seek(0)
-    weights, moments, averages = torch.load(file, weights_only=True)
-    other = spiking_net()
-    second = adam(other)
-    loaded = DynamicRegularizer(second)
-    other.load_state_dict(weights)
-    second.load_state_dict(moments)
-    loaded.load_state_dict(averages)
-    assert (loaded.alpha, loaded.beta, loaded.rho) == (0.3, 0.4, 0.1)
-    torch.manual_seed(5)
-    train(other, second, 20)
-    assert identical(everything(other, loaded), expected)
-    # What state_dict() returned does not follow the training that came after it.
-    assert identical(in_memory["averages"].values(), averages["averages"].values())
-
-
-@pytest.mark.parametrize(
-    "build", [lambda: spiking_net(hidden=7), lambda: spiking_net(inputs=4), lambda: nn.Linear(3, 8)], ids=range(3)
-)
-def test_the_state_of_another_network_is_refused(build):
-    net, other = spiking_net(), build()
-    optimizer, second = sgd(net), sgd(other)
-    regularizer, stranger = DynamicRegularizer(optimizer, 0.2), DynamicRegularizer(second)
-    train(net, optimizer, 2)
-    before = everything(other, stranger)
-    with pytest.raises(ValueError, match="belongs to another network"):
-        stranger.load_state_dict(regularizer.state_dict())
-    assert identical(everything(other, stranger), before)
-    assert stranger.alpha == 0.1
-
-
-def test_the_state_of_another_variant_is_refused():
-    state = DynamicRegularizer(sgd(spiking_net()), variant="gradient").state_dict()
-    with pytest.raises(ValueError, match="variant='gradient'"):
-        DynamicRegularizer(sgd(spiking_net())).load_state_dict(state)
 
 
 def test_averaged_weights_come_and_go_bit_for_bit():
@@ -147,17 +95,6 @@ def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
         DynamicRegularizer(optimizer)
 
 
-def test_a_closure_is_refused():
-    net = spiking_net()
-    optimizer = sgd(net)
-    regularizer = DynamicRegularizer(optimizer)
-    before = everything(net, regularizer)
-    for call in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
-        with pytest.raises(ValueError, match=r"closure.*call backward\(\) first"):
-            call()
-    assert identical(everything(net, regularizer), before)
-
-
 def test_sparse_gradients_are_refused():
     embedding = nn.Embedding(4, 2, sparse=True)
     dense = nn.Parameter(torch.ones(2))
@@ -183,6 +120,10 @@ def test_sparse_gradients_are_refused():
         ({"rho": 2}, "rho=2"),
         ({"variant": "newton"}, "variant='newton' is unknown; choose one of 'dual', 'gradient'"),
         ({"max_grad_norm": 0}, "max_grad_norm=0 must be > 0, or None"),
+        ({"alpha": "1e-1"}, "alpha='1e-1' must be"),
+        ({"beta": None}, "beta=None must"),
+        ({"rho": [0.1]}, r"rho=\[0.1\] must"),
+        ({"max_grad_norm": "1"}, "max_grad_norm='1' must"),
     ],
 )
 def test_impossible_options(options, words):
@@ -207,3 +148,90 @@ def test_schedulers_act():
     before = copies(net.parameters())
     train(net, optimizer, 1)
     assert identical(net.parameters(), before)
+
+
+# ---------------------------------------------------------------------- an update made elsewhere
+
+
+@pytest.mark.parametrize("options", [{}, {"rho": 0.5, "beta": 0.2}, {"alpha": 0.0}], ids=str)
+def test_the_pure_functions_make_the_same_update(options):
+    ends = []
+    for elsewhere in (False, True):
+        torch.manual_seed(4)
+        net = spiking_net()
+        optimizer = sgd(net)
+        regularizer = DynamicRegularizer(optimizer, max_grad_norm=0.3, **options)
+        lists = []
+        for _ in range(6):
+            x, y = batch(1)
+            net[1].mem = net[3].mem = None
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(3 * x[0]), y).backward()
+            weights = list(net.parameters())
+            lists.append(regularizer.averages_and_duals(weights))
+            if not elsewhere or lists[-1] is None:
+                optimizer.step()
+                continue
+            regularizer.check_ready()
+            averages, duals = lists[-1]
+            if averages:
+                grads = [weight.grad for weight in weights]
+                add_regularizer_gradient_(
+                    grads, weights, averages, duals, alpha=regularizer.alpha, dual_weight=regularizer.dual_weight
+                )
+            norm = nn.utils.clip_grad_norm_(weights, 0.3)
+            with torch.no_grad():
+                for weight in weights:
+                    weight -= 0.1 * weight.grad
+            if averages:
+                update_averages_(weights, averages, duals, beta=regularizer.beta)
+            regularizer.note_updates(grad_norm=norm)
+        assert [pair is None for pair in lists] == [regularizer.alpha > 0, *[False] * 5]
+        ends.append([*everything(net, regularizer), regularizer.grad_norm])
+        assert regularizer.updates == 6
+    assert distance(*ends) < 1e-6
+
+
+def test_an_update_made_elsewhere_that_was_given_up():
+    net = spiking_net()
+    optimizer = sgd(net)
+    regularizer = DynamicRegularizer(optimizer, max_grad_norm=0.3)
+    train(net, optimizer, 2)
+    norm = regularizer.grad_norm
+    with torch.autocast("cpu", torch.bfloat16):
+        stale = net[0](torch.ones(1, 3))
+        with torch.no_grad():
+            net[0].weight.add_(1.0)
+        regularizer.note_updates(0)
+        assert not torch.equal(net[0](torch.ones(1, 3)), stale)
+    train(net, optimizer, 1)
+    assert regularizer.updates == 3
+    assert regularizer.grad_norm is not norm
+
+
+def test_a_compiled_training_step_does_not_recompile_at_every_update():
+    ends = []
+    for compiled in (False, True):
+        torch.manual_seed(4)
+        net = nn.Linear(3, 2)
+        optimizer = sgd(net)
+        regularizer = DynamicRegularizer(optimizer, 0.3, max_grad_norm=0.1)
+
+        def step(x, net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+
+        if compiled:
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            step = torch.compile(step, backend="eager")
+        for update in range(12):
+            step(torch.rand(4, 3))
+            if compiled and update == 3:
+                graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert regularizer.updates == 12
+        ends.append(everything(net, regularizer))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+    assert distance(*ends) < 1e-6
+    torch._dynamo.reset()

@@ -1,8 +1,7 @@
 """FPTT as the readable reference writes it: plain tensors in double precision, an optimizer without hooks."""
 
+import reference
 import torch
-
-from fptt_plugin.functional import reference
 
 
 class Twin:

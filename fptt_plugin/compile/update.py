@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..regularizer import DynamicRegularizer
+from ..functional.fptt import add_regularizer_gradient_, update_averages_
+from ..regularizer import AVERAGE, DUAL, DynamicRegularizer
 from ..tree import map_tensors, refill, tensors_in
 from .capture import CannotCompile, Graphs, compiling, layout
 
@@ -84,13 +85,14 @@ def update_tensors(regularizer: DynamicRegularizer, trained: set[Tensor]) -> Upd
     known = [weight in optimizer.state for weight in weights]
     if regularizer.updates == 0 or any(known) != all(known):
         return None
-    averages, duals = [], []
-    if regularizer.alpha > 0:
-        regularizer._averages.take_in(weights)
-        averages = [regularizer._averages.average[weight] for weight in weights]
-        duals = [regularizer._averages.dual[weight] for weight in weights]
-    moments = [optimizer.state.get(weight, {}) for weight in weights]
-    return UpdateTensors(weights, averages, duals, moments, [len(group) for group in groups])
+    regularizers = regularizer.averages_and_duals(weights)
+    if regularizers is None:
+        return None
+    moments = [
+        {key: value for key, value in optimizer.state.get(weight, {}).items() if key not in (AVERAGE, DUAL)}
+        for weight in weights
+    ]
+    return UpdateTensors(weights, *regularizers, moments, [len(group) for group in groups])
 
 
 def learning_rates(optimizer: Optimizer) -> list[Tensor]:
@@ -119,18 +121,29 @@ def update_(
     """
     new = map_tensors(Tensor.clone, tensors)
     optimizer = _stand_in(regularizer.optimizer, new, rates)
-    shadow = DynamicRegularizer(
-        optimizer, regularizer.alpha, regularizer.beta, regularizer.rho, max_grad_norm=regularizer.max_grad_norm
-    )
-    shadow._averages.average = dict(zip(new.weights, new.averages, strict=False))
-    shadow._averages.dual = dict(zip(new.weights, new.duals, strict=False))
     for weight, grad in zip(new.weights, grads, strict=True):
         weight.grad = grad.clone()
+    if regularizer.alpha > 0:
+        start = 0
+        for group, count in zip(optimizer.param_groups, new.counts, strict=True):
+            own, start = slice(start, start + count), start + count
+            if count:
+                add_regularizer_gradient_(
+                    [weight.grad for weight in new.weights[own]],
+                    new.weights[own],
+                    new.averages[own],
+                    new.duals[own],
+                    alpha=-regularizer.alpha if group.get("maximize") else regularizer.alpha,
+                    dual_weight=regularizer.dual_weight,
+                )
+    if regularizer.max_grad_norm is None:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(new.weights, regularizer.max_grad_norm)
     with compiling():
         optimizer.step()
-    norm = shadow.grad_norm
-    if norm is None:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if regularizer.alpha > 0:
+        update_averages_(new.weights, new.averages, new.duals, beta=regularizer.beta)
     moments = [optimizer.state.get(weight, {}) for weight in new.weights]
     written, values = tensors_in(tensors), tensors_in(new._replace(moments=moments))
     if len(written) != len(values):
@@ -216,6 +229,7 @@ class CompiledUpdate:
         graph = self._graphs.find(key, update, lambda: tensors_in(tree), len(grads) + len(rates))
         norm, finite = graph([*grads, *rates, *self.flat])
         if not finite:
+            note_updates(regularizer, None, 0)
             return False
         note_updates(regularizer, norm)
         return True
@@ -223,7 +237,9 @@ class CompiledUpdate:
     def tensors(self, weights: list[Tensor]) -> UpdateTensors | None:
         """The tensors of an update of these weights, looked up anew only when one may have been replaced."""
         regularizer = self.regularizer
-        origin = [regularizer.optimizer.state, regularizer._averages.average, *weights]
+        regularizer.check_ready()
+        averages = regularizer.averages_and_duals(weights)
+        origin = [regularizer.optimizer.state, *weights, *itertools.chain.from_iterable(averages or ())]
         unchanged = self._gathered is not None and len(origin) == len(self._origin)
         if not (unchanged and all(map(operator.is_, origin, self._origin))):
             self._gathered, self._origin = update_tensors(regularizer, set(weights)), origin
@@ -231,11 +247,8 @@ class CompiledUpdate:
         return self._gathered
 
 
-def note_updates(regularizer: DynamicRegularizer, norm: Tensor, updates: int = 1) -> None:
+def note_updates(regularizer: DynamicRegularizer, norm: Tensor | None, updates: int = 1) -> None:
     """Keeps the books of optimizer and regulariser after compiled updates."""
-    regularizer.updates += updates
-    regularizer._averages.note(regularizer._averages.average)
-    if regularizer.max_grad_norm is not None:
-        regularizer.grad_norm = norm
-    if hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
+    regularizer.note_updates(updates, norm)
+    if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
         regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this

@@ -66,6 +66,7 @@ class CompiledWindow:
             if self._spec(window) != spec:
                 break
         if not losses:
+            note_updates(self.loop.updater.regularizer, None, 0)
             return None
         steps = len(losses) * spec.steps
         self._hand_back(refill(carried, iter(flow)), steps)

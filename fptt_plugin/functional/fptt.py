@@ -2,7 +2,7 @@
 
 Notation: ``W`` weights, ``W_bar`` running averages, ``d = lambda / alpha`` the *scaled* dual. The authors' update keeps
 ``lambda``; dividing it by the constant ``alpha`` gives the same numbers and takes the division out of the
-update. :mod:`fptt_plugin.functional.reference` writes the same equations per tensor in the paper's letters.
+update. ``tests/reference.py`` writes the same equations per tensor in the paper's letters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_regularizer_gradient_(
     alpha: float,
     dual_weight: float = 1.0,
 ) -> None:
-    """Adds the gradient of the dynamic regulariser to ``grads`` in place.
+    """Add the gradient of the dynamic regulariser to ``grads`` in place.
 
     ``g += alpha * (W - W_bar - dual_weight * d)``
 
@@ -58,7 +58,7 @@ def update_averages_(
     beta: float,
     new_duals: list[Tensor] | None = None,
 ) -> None:
-    """Moves the duals and the running averages after an optimizer step, in place.
+    """Move the duals and the running averages after an optimizer step, in place.
 
     ``d <- d - (W - W_bar)`` (or ``d <- new_duals``), then ``W_bar <- (1 - beta) W_bar + beta W - beta d``.
 

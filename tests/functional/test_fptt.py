@@ -1,11 +1,12 @@
 """The foreach update against its readable twin in the paper's letters."""
 
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fptt_plugin.functional import add_regularizer_gradient_, reference, update_averages_
+from fptt_plugin.functional import add_regularizer_gradient_, update_averages_
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 

@@ -17,8 +17,9 @@ from spikingjelly.activation_based import functional, layer, monitor, neuron
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fptt_plugin import FPTTTrainer
+from fptt_plugin import DynamicRegularizer, FPTTTrainer
 from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.state import ModelState
 
 CE = nn.CrossEntropyLoss()
 
@@ -139,6 +140,21 @@ def test_bfloat16_autocast_around_a_sequence(window):
     assert all(p.dtype == torch.float32 for p in net.parameters())
     assert 0 < abs(result.loss - exact.loss) < 0.02
     assert 0 < distance(net.parameters(), other.parameters()) < 0.02
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "gradient"}, {"average_weights": "sequence"}], ids=str)
+def test_autocast_does_not_train_on_the_weights_of_its_first_step(options):
+    ends = []
+    for cached in (True, False):
+        torch.manual_seed(0)
+        net = liquid()
+        trainer = FPTTTrainer(net, adam(net, 0.01), CE, alpha=0.5, **options)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached), spikes(net):
+            for _ in range(3):
+                trainer.train_sequence(*batch(8))
+            answer = trainer.predict(batch()[0])
+        ends.append([*copies(net.parameters()), answer])
+    assert identical(*ends)
 
 
 # ---------------------------------------------------------------------- compilation
@@ -276,6 +292,86 @@ def test_spikingjelly_monitors_while_training(mode):
 
 
 # ---------------------------------------------------------------------- loops of others
+
+
+def fabric():
+    from lightning_fabric import Fabric
+
+    own = Fabric(accelerator="cpu", devices=1)
+
+    def save(folder, *parts):
+        own.save(folder / "a.pt", dict(zip("no", parts, strict=True)))
+
+    def load(folder, *parts):
+        own.load(folder / "a.pt", dict(zip("no", parts, strict=True)))
+
+    return own.setup, own.backward, save, load
+
+
+def accelerator():
+    from accelerate import Accelerator
+
+    own = Accelerator(cpu=True)
+    return (
+        own.prepare,
+        own.backward,
+        lambda folder, *_: own.save_state(folder),
+        lambda folder, *_: own.load_state(folder),
+    )
+
+
+@pytest.mark.parametrize("regularizer_first", [True, False])
+@pytest.mark.parametrize("make", [adam, sgd, lambda net: torch.optim.Adagrad(net.parameters(), lr=0.05)])
+@pytest.mark.parametrize(("package", "framework"), [("lightning_fabric", fabric), ("accelerate", accelerator)])
+def test_other_frameworks_checkpoints_resume_bit_for_bit(package, framework, make, regularizer_first, tmp_path):
+    pytest.importorskip(package)
+
+    def prepared(regularizer_first=True):
+        setup, backward, save, load = framework()
+        torch.manual_seed(0)
+        net = liquid()
+        optimizer = make(net)
+        regularizer = DynamicRegularizer(optimizer, 0.3, max_grad_norm=1.0) if regularizer_first else None
+        model, wrapped = setup(net, optimizer)
+
+        def train(seed):
+            torch.manual_seed(seed)
+            state = ModelState(net)
+            x, y = batch(5)
+            for x_t in x:
+                wrapped.zero_grad()
+                backward(CE(model(x_t), y))
+                wrapped.step()
+                state.detach()
+
+        def result():
+            parameters = list(net.parameters())
+            return copies(
+                [*parameters, *map(regularizer.average_of, parameters), *map(regularizer.dual_of, parameters)]
+            )
+
+        def restore():
+            nonlocal regularizer
+            load(tmp_path, model, wrapped)
+            regularizer = regularizer or DynamicRegularizer(optimizer, 0.3, max_grad_norm=1.0)
+
+        return net, train, lambda: save(tmp_path, model, wrapped), restore, result
+
+    net, train, save, _, result = prepared()
+    with spikes(net):
+        train(1)
+    ModelState(net).reset()
+    save()
+    train(2)
+    if package == "accelerate":
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    net, train, _, restore, resumed = prepared(regularizer_first)
+    restore()
+    train(2)
+    assert identical(resumed(), result())
+    assert result()[-1].abs().max() > 0  # a dual
 
 
 @pytest.mark.parametrize(
