@@ -216,7 +216,7 @@ class FPTTTrainer:
             on_nonfinite,
         )
         self._use_driver(known_driver(driver, net, state, self.objective.select))
-        if self._loop.has_driver:
+        if self._loop.driver is not None:
             self._step_modes = StepModes(net)
 
     @property
@@ -462,7 +462,7 @@ class FPTTTrainer:
         window = "the whole sequence" if schedule.window is None else f"{schedule.window} step(s)"
         return "\n".join(
             [
-                loop.driver.explain() if loop.has_driver else "driver: found out at the first batch",
+                loop.driver.explain() if loop.driver else "driver: found out at the first batch",
                 f"state: {layers}",
                 self.objective.explain(),
                 f"readout: {self._run_state.readout.mode}; window: {window}; "
@@ -481,7 +481,7 @@ class FPTTTrainer:
         modes_changed = self._step_modes is not None and self._step_modes.changed()
         if modes_changed and self._driver_choice in ("auto", "in-flight"):
             self._use_driver(None)
-        if not loop.has_driver:
+        if loop.driver is None:
             self._use_driver(self._choose_driver(x, batch_first))  # if this fails, the next batch is another attempt
         if modes_changed or self._step_modes is None:
             self._step_modes, self._driver_is_checked = StepModes(self.net), False
@@ -517,7 +517,7 @@ class FPTTTrainer:
 
     def _use_driver(self, driver: Driver | None) -> None:
         """Make it the loop's driver, with the network's own readout unless the user chose one."""
-        self._loop.driver = driver
+        self._loop.driver = driver  # type: ignore[assignment]
         if driver is not None:
             self._run_state.readout.mode = self._readout_choice or driver.readout
 

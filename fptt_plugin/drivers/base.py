@@ -78,16 +78,13 @@ class Driver:
         """
         raise NotImplementedError(f"{type(self).__name__} must implement advance(x)")
 
-    def run(self, x: Tensor, take: Callable[[Tensor], None]) -> None:
+    def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
         """Run the network over a whole batch ``x`` and hand the output of every step to ``take`` as it comes.
 
-        ``take`` may go backward, call :meth:`detach` and change the weights. Needed where ``pushes`` is true.
+        ``take`` may go backward, detach the recurrent state and change the weights. It returns whether a window ended:
+        then nothing that the network goes on with may reach back behind this step. Needed where ``pushes`` is true.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement run(x, take)")
-
-    def detach(self) -> None:
-        """Detach the network's present state from its graph."""
-        self.state.detach()
 
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
         """Number of steps and samples of an input as the user passes it, where its shape does not say them.

@@ -319,14 +319,15 @@ def _rehearse(driver: InFlightDriver, x: Tensor, copy: TrialCopy, hoisted: list[
     """Go backward after each of the first steps of a copy, to see whether something outlives the step."""
     count = 0
 
-    def take(output: Tensor) -> None:
+    def take(output: Tensor) -> bool:
         nonlocal count
         if output.requires_grad:
             output.sum().backward()
-        driver.detach()
+        copy.state.detach()
         count += 1
         if count == 3:
             raise _Enough
+        return True
 
     copy.state.reset()
     driver.hoisted = hoisted

@@ -82,7 +82,7 @@ class InFlightDriver(Driver):
         # Of an input without time axis the first dimension is the batch.
         return self.time(x), x.shape[1 if self.time.axis == 0 else 0]
 
-    def run(self, x: Tensor, take: Callable[[Tensor], None]) -> None:
+    def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
         expected, calls = self.time(x), 0
         output_module = self.net.get_submodule(self.output_module)
         source = self.net.get_submodule(self.returned.module) if self.returned else output_module
@@ -99,7 +99,8 @@ class InFlightDriver(Driver):
                 calls += 1
                 if calls % self.every == 0 and calls <= expected * self.every:
                     assert output is not None
-                    take(output)
+                    if take(output):
+                        self._detach_in_place()
             return returned
 
         modules = {id(module): module for _, module in self.state.modules()}
@@ -149,12 +150,12 @@ class InFlightDriver(Driver):
             "use train_sequence(), or move the body of the loop into a network of its own",
         )
 
-    def detach(self) -> None:
+    def _detach_in_place(self) -> None:
+        """Detach what the loop in ``forward`` holds: the tensors themselves, since it keeps references to them."""
         for tensor in self._in_place:
             if tensor.grad_fn is not None:
                 tensor.detach_()
         self._in_place = []
-        self.state.detach()
 
     def explain(self) -> str:
         ordinal = "each" if self.every == 1 else f"every {self.every}."

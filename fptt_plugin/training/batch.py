@@ -158,19 +158,19 @@ class Batch(NamedTuple):
 
         Args:
             t: First step.
-            schedule: Its length, unless ``count`` is given, and the steps with a loss.
+            schedule: Its length, unless ``count`` is given.
             count: Number of steps.
             x: Input of these steps; cut from the batch if ``None``.
         """
         if self.steps is None:
-            return Window(self, self.x, t, 1, schedule.losses_due(t, 1, None), last=False)
+            return Window(self, self.x, t, 1, False)
         if count is None:
             count = min(schedule.window or self.steps, self.steps - t)
-        due = schedule.losses_due(t, count, self.steps)
-        if self.ends is not None:  # every sample has a loss at its own last step, too
-            due = sorted({*due, *(end for end in self.ends if t <= end < t + count)})
-        x = self.x[t : t + count] if x is None else x
-        return Window(self, x, t, count, due, last=t + count == self.steps)
+        return Window(self, self.x[t : t + count] if x is None else x, t, count, t + count == self.steps)
+
+    def carries_loss(self, t: int, due: range) -> bool:
+        """Whether a loss is due at step ``t``: by the schedule, or because a sample ends there."""
+        return t in due or t + 1 == self.steps or (self.ends is not None and t in self.ends)
 
     def target(self, t: int) -> Tensor | None:
         """The target of step ``t``."""
@@ -180,15 +180,15 @@ class Batch(NamedTuple):
         """Which samples are labelled at step ``t``, boolean ``[B]``; ``None``: all."""
         return self.mask[t] if self.mask is not None and self.mask.dim() == 2 else self.mask
 
-    def groups(self, t: int, schedule: Schedule) -> Iterator[tuple[Tensor | None, int | None]]:
-        """Samples with a loss at step ``t``, in groups of equal length: rows (``None``: all) and that length."""
+    def groups(self, t: int, due: range) -> Iterator[tuple[Tensor, int | None]]:
+        """Labelled samples with a loss at step ``t``, in groups of equal length: rows, boolean ``[B]``, and length."""
         rows = self.labelled(t)
+        assert rows is not None
         if self.ends is None:
-            if rows is None or rows.any():
+            if rows.any():
                 yield rows, self.steps
             return
-        assert rows is not None
-        scheduled = len(schedule.losses_due(t, 1, self.steps)) > 0
+        scheduled = t in due or t + 1 == self.steps
         ends = torch.tensor(self.ends, device=rows.device)
         for end in sorted(set(self.ends)):
             if t == end or (scheduled and t < end):
@@ -227,7 +227,6 @@ class Window(NamedTuple):
         x: Input ``[K, B, ...]``.
         t: First step, counted from the last reset.
         length: Number of steps.
-        due: Steps that carry a loss.
         last: Whether the sequence ends with this window.
         random: State of the random generators before these steps, where the window is run a second time.
     """
@@ -236,9 +235,13 @@ class Window(NamedTuple):
     x: Tensor
     t: int
     length: int
-    due: range | list[int]
     last: bool
     random: tuple[Tensor, ...] = ()
+
+    def due(self, schedule: Schedule) -> list[int]:
+        """The steps of the window that carry a loss."""
+        steps, due = range(self.t, self.t + self.length), schedule.due()
+        return [t for t in steps if self.batch.carries_loss(t, due)]
 
 
 def time_first(x: Tensor, *, batch_first: bool) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..errors import ErrorList, FPTTWarning, OutputError
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
 from .batch import Batch, Window
-from .schedule import Schedule
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Ramp = Callable[[int, int | None], float]
@@ -121,7 +120,7 @@ class Objective:
         span: int,
         window: Window,
         readout: Readout,
-        schedule: Schedule,
+        due: range,
         decision: Tensor | None,
         *,
         update: bool = True,
@@ -133,7 +132,7 @@ class Objective:
             span: Steps that one output stands for; it belongs to the last of them.
             window: The steps.
             readout: Turns outputs into what loss and decision see.
-            schedule: When losses are due.
+            due: Steps with a loss, see :meth:`Schedule.due`.
             decision: The decision before this window, ``None`` at the start of a sequence.
             update: ``False`` leaves the class distribution as it is.
         """
@@ -141,30 +140,28 @@ class Objective:
         for t, raw in enumerate(outputs, start=window.t + span - 1):
             output = readout(raw, span)
             decision = output if batch.ends is None else batch.merge(decision, output, t)
-            if t in window.due and batch.y is not None:
-                loss = self._loss_of_labelled(output, batch, t, schedule, update)
-                if loss is not None:
-                    losses.append(loss)
+            if batch.y is None or not (t in due or batch.carries_loss(t, due)):
+                continue
+            if batch.mask is None:
+                target = batch.y if batch.per_sequence or batch.steps is None else batch.y[t]
+                losses.append(self.loss(output, target, t, batch.steps, batch.per_sequence, update=update))
+            else:
+                losses += self._losses_of_labelled(output, batch, t, due, update)
         assert decision is not None
         return decision, losses
 
-    def _loss_of_labelled(
-        self, output: Tensor, batch: Batch, t: int, schedule: Schedule, update: bool
-    ) -> Tensor | None:
-        """Mean loss of the samples that are labelled at step ``t``; ``None`` without any."""
+    def _losses_of_labelled(self, output: Tensor, batch: Batch, t: int, due: range, update: bool) -> list[Tensor]:
+        """Mean loss of the samples that are labelled at step ``t``, in a list; an empty list without any."""
         target = batch.target(t)
         assert target is not None
-        if batch.mask is None:
-            return self.loss(output, target, t, batch.steps, batch.per_sequence, update=update)
         # Samples of equal length share the weight of the ramp. The loss function averages over the samples it gets.
         losses, counts = [], []
-        for rows, steps in batch.groups(t, schedule):
-            assert rows is not None
+        for rows, steps in batch.groups(t, due):
             losses.append(self.loss(output[rows], target[rows], t, steps, batch.per_sequence, update=update))
             counts.append(int(rows.sum()))
         if len(losses) < 2:
-            return losses[0] if losses else None
-        return torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)
+            return losses
+        return [torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)]
 
     def loss(
         self,

@@ -42,6 +42,7 @@ class Updater:
         self.state = state
         self.grad_scaler = grad_scaler
         self.statistics = RunningStatistics(net)
+        regularizer.check_norm = self._check_norm if grad_scaler is None else None
         self._parameters: list[nn.Parameter] = []
         self._in_groups = -1
         self._losses: list[Tensor] = []  # since the last update
@@ -81,13 +82,33 @@ class Updater:
             self._losses = losses
             raise
 
-    def error(self, step: int) -> NotFiniteError | None:
-        """The error if loss, gradients or statistics are not finite; a scaler deals with its infinite gradients."""
-        grads = [] if self.grad_scaler else [p.grad for p in self.parameters if p.grad is not None]
+    def check(self) -> None:
+        """Check that loss, gradients and running statistics are finite; a scaler deals with its infinite gradients.
+
+        Raises:
+            NotFiniteError: If they are not.
+        """
+        # Clipping computes the norm of the gradient anyway, see _check_norm.
+        looks_later = self.regularizer.check_norm is not None and self.regularizer.max_grad_norm is not None
+        grads = [] if looks_later or self.grad_scaler else self._gradients()
         # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
-        if all_finite([*self._losses, *grads, *self.statistics.tensors()]):
-            return None
-        return not_finite(self.net, self.state, torch.stack(self._losses).sum(), step)
+        suspects = grads if looks_later else [*grads, *self._losses]
+        if self.statistics.modules:
+            suspects = [*suspects, *self.statistics.tensors()]
+        if suspects and not all_finite(suspects):
+            raise self._not_finite()
+
+    def _check_norm(self, norm: Tensor) -> None:
+        # One synchronisation with the host for norm and losses. A norm can overflow where all gradients are finite.
+        finite = torch.stack([norm, *self._losses]).isfinite().all()
+        if not (finite or all_finite([*self._gradients(), *self._losses])):
+            raise self._not_finite()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def _not_finite(self) -> NotFiniteError:
+        return not_finite(self.net, self.state, torch.stack(self._losses).sum())
 
     def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> bool:
         """One update with the gradient averaged over ``windows`` backward passes.
@@ -98,9 +119,13 @@ class Updater:
 
         Returns:
             Whether the weights moved: a scaler skips a step whose gradients overflow.
+
+        Raises:
+            NotFiniteError: If loss, gradients or running statistics are not finite. Nothing has moved then.
         """
+        self.check()
         if windows > 1:
-            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], windows)
+            torch._foreach_div_(self._gradients(), windows)
         before = self.regularizer.updates
         if self.grad_scaler is None:
             self.optimizer.step()
