@@ -519,7 +519,9 @@ class FPTTTrainer:
         """Make it the loop's driver, with the network's own readout unless the user chose one."""
         self._loop.driver = driver  # type: ignore[assignment]
         if driver is not None:
-            self._run_state.readout.mode = self._readout_choice or driver.readout
+            readout = self._run_state.readout
+            readout.mode = self._readout_choice or driver.readout
+            readout.factor = 1.0 if self._readout_choice else driver.factor
 
     # ------------------------------------------------------------------ checkpoints
 

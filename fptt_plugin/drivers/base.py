@@ -30,6 +30,7 @@ class Driver:
         select: Picks the output that the loss sees from what the network returns.
         readout: How the network itself combines its steps into what it returns: ``"step"`` (it returns every step, or
             the last), ``"mean"``, ``"sum"`` or ``"max"``.
+        factor: Constant that it multiplies a sum with.
         combines_steps: Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
         pushes: ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
             over time, and the trainer calls :meth:`run` once per batch.
@@ -50,6 +51,7 @@ class Driver:
     select: Select
     pushes = False
     readout = "step"
+    factor = 1.0
     combines_steps = False
     mixing_remedy = ""
 

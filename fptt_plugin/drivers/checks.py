@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
-from .returned import identify, lively_inputs
+from .returned import Returned, identify, lively_inputs
 from .slice import SliceDriver
 from .trial import ABSENT, TrialCopy
 
@@ -138,10 +138,11 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
         if not whole or forgetful or not tensors_in(after):
             raise _slices_differ(net, forgetful)
     if not driver.keeps_time:
-        driver.readout = _readout_of_slices(driver, copy, x)
+        combined = _how_it_combines(driver, copy, x)
+        driver.readout, driver.factor = combined.readout, combined.factor
 
 
-def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
+def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returned:
     """How a network that returns one output for several steps combines them.
 
     Raises:
@@ -153,14 +154,12 @@ def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
             output = driver.select(copy.run(part))
             copy.state.reset()
             slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
-            if output.any():
+            found = identify(output, {"net": slices})
+            if len(found) < 2:
                 break
-    # A mean first: of a silent network all are the same.
-    found = "mean" if not output.any() else None
-    returned = identify(output, {"net": slices})
-    if found is None and returned is not None:
-        found = returned.readout
-    if found is None:
+    if not output.any():
+        return Returned("net", 0, "mean")  # the usual one
+    if not found:
         raise cannot_step(
             copy.net,
             "returns one output for several time steps which is not the last, mean, sum or maximum of those of the "
@@ -168,7 +167,7 @@ def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
             "let forward() return its output of every step, [T, B, ...], or their mean, and do what follows in the "
             "loss function",
         )
-    return found
+    return found[0]
 
 
 def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:

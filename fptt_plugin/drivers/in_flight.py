@@ -74,7 +74,8 @@ class InFlightDriver(Driver):
         self.time = time
         self.every = every
         self.returned = returned
-        self.readout = returned.readout if returned else "step"
+        if returned is not None:
+            self.readout, self.factor = returned.readout, returned.factor
         self.hoisted: list[str] = []  # layers that ran before the loop in the dry run
         self._in_place: list[Tensor] = []
 

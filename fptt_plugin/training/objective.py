@@ -324,6 +324,7 @@ class Readout:
 
     Args:
         mode: ``"step"``: each output by itself; ``"mean"``, ``"sum"``, ``"max"``: of the outputs so far.
+        factor: Constant that a sum is multiplied with.
 
     Example:
         >>> import torch
@@ -332,8 +333,9 @@ class Readout:
         [1.0, 2.0]
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, factor: float = 1.0) -> None:
         self.mode = mode
+        self.factor = factor
         self.total: Tensor | None = None
         self.count: int | Tensor = 0  # of time steps: a number, or one per sample
 
@@ -353,7 +355,9 @@ class Readout:
         else:
             self.total = torch.maximum(self.total, output) if self.mode == "max" else self.total + output
         self.count = self.count + steps
-        return self.total / self.count if self.mode == "mean" else self.total
+        if self.mode == "mean":
+            return self.total / self.count
+        return self.total if self.factor == 1.0 else self.factor * self.total
 
     def restart(self, rows: Tensor) -> None:
         """Restart the readout of some rows of the batch, boolean ``[B]``."""
