@@ -316,7 +316,7 @@ class FPTTTrainer:
         """
         check_input(x, rank=2, what="x must have 2 dimensions or more")
         driver = self._find_driver(x, batch_first=self.batch_first)
-        return Batch.of_sequences(
+        batch = Batch.of_sequences(
             x,
             y,
             mask,
@@ -325,6 +325,20 @@ class FPTTTrainer:
             ignore_index=self.objective.ignore_index,
             size=driver.steps_and_batch(x),
         )
+        self._check_ends(batch)
+        return batch
+
+    def _check_ends(self, batch: Batch) -> None:
+        """Check that the decision at the end of every sample is known."""
+        window = self.schedule.window or batch.steps
+        if batch.ends is None or window is None or not self._loop.driver.combines_steps:
+            return
+        if any((end + 1) % window and end + 1 != batch.steps for end in batch.ends):
+            raise ConfigurationError(
+                f"samples end within a window, and {type(self.net).__name__} combines the time steps of a window into "
+                "one output, padding included",
+                "build the trainer with window=1, or let forward() return its output of every step, [T, B, ...]",
+            )
 
     def train_batch(self, batch: Batch) -> SequenceResult:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
@@ -414,6 +428,7 @@ class FPTTTrainer:
         if size is None:
             x = time_first(x, batch_first=self.batch_first)
         batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
+        self._check_ends(batch)
         with self.evaluation(averaged):
             return self.visit(batch)
 
