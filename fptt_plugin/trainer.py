@@ -24,9 +24,10 @@ from .drivers import (
     check_network,
     find_driver,
     known_driver,
+    layout_remedy,
     preflight,
 )
-from .errors import ConfigurationError, ErrorList
+from .errors import BatchError, BatchTypeError, CannotStepError, ConfigurationError, ErrorList
 from .fit import Metric, accuracy
 from .functional.losses import ClassDistribution
 from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
@@ -274,6 +275,7 @@ class FPTTTrainer:
             new_sequence,
             ignore_index=self.objective.ignore_index,
             finite=self._loop.on_nonfinite != "skip",
+            integers=self._takes_integers,
         )
         if self.schedule.window is None:
             raise ConfigurationError(
@@ -281,6 +283,7 @@ class FPTTTrainer:
                 "build the trainer with a window",
             )
         self._find_driver(batch.x, batch_first=False)
+        self._run_state.skipped += batch.y is None and y_t is not None  # a target that is not finite
         return self._loop.step(batch)
 
     def train_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> SequenceResult:
@@ -314,19 +317,36 @@ class FPTTTrainer:
             BatchError: If shapes or values are impossible. Nothing is changed then.
             CannotStepError: If the network cannot be trained step by step.
         """
-        check_input(x, rank=2, what="x must have 2 dimensions or more")
-        driver = self._find_driver(x, batch_first=self.batch_first)
-        batch = Batch.of_sequences(
-            x,
-            y,
-            mask,
-            batch_first=self.batch_first,
-            targets=self.targets,
-            ignore_index=self.objective.ignore_index,
-            size=driver.steps_and_batch(x),
-        )
-        self._check_ends(batch)
+        with self._explained(x, y):
+            check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            driver = self._find_driver(x, batch_first=self.batch_first)
+            batch = Batch.of_sequences(
+                x,
+                y,
+                mask,
+                batch_first=self.batch_first,
+                targets=self.targets,
+                ignore_index=self.objective.ignore_index,
+                size=driver.steps_and_batch(x),
+            )
+            self._check_ends(batch)
         return batch
+
+    @property
+    def _takes_integers(self) -> bool:
+        return any(isinstance(module, nn.Embedding) for module in self.net.modules())
+
+    @contextmanager
+    def _explained(self, x: Tensor, y: Tensor | None = None) -> Iterator[None]:
+        """Context that adds to an error what to do about the layout of the input, where something helps."""
+        try:
+            yield
+        except (BatchError, CannotStepError) as error:
+            if isinstance(error, BatchTypeError) or not isinstance(x, Tensor) or 0 in x.shape:
+                raise
+            samples = len(y) if isinstance(y, Tensor) and y.dim() == 1 else None
+            error.remedy = layout_remedy(self.net, x, samples, self.batch_first) or error.remedy
+            raise
 
     def _check_ends(self, batch: Batch) -> None:
         """Check that the decision at the end of every sample is known."""
@@ -423,12 +443,13 @@ class FPTTTrainer:
                 is decided at its own last step.
             averaged: See :meth:`evaluate`.
         """
-        check_input(x, rank=2, what="x must have 2 dimensions or more")
-        size = self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x)
-        if size is None:
-            x = time_first(x, batch_first=self.batch_first)
-        batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
-        self._check_ends(batch)
+        with self._explained(x):
+            check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            size = self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x)
+            if size is None:
+                x = time_first(x, batch_first=self.batch_first)
+            batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
+            self._check_ends(batch)
         with self.evaluation(averaged):
             return self.visit(batch)
 

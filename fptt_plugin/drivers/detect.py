@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import BatchError, CannotStepError, ErrorList, FPTTWarning
+from ..errors import BatchError, CannotStepError, ErrorList, FPTTError, FPTTWarning
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
@@ -358,6 +358,8 @@ def _warn_of_resets(copy: TrialCopy, rows: Tensor) -> None:
 
 
 def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> CannotStepError:
+    if isinstance(error, FPTTError):  # says itself what to do
+        return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)}: {error.reason}", error.remedy)
     step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
     required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
     remedy = "call it on your data by hand to see why"

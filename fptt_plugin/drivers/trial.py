@@ -109,8 +109,14 @@ class TrialCopy:
             self.drew = not all(map(torch.equal, before, random_state()))
 
     def run(self, x: Tensor) -> Any:
-        """One call of the copy, without gradients."""
-        with torch.no_grad(), self._apart():
+        """One call of the copy, without gradients unless ``forward`` hangs hooks on its tensors."""
+        try:
+            with torch.no_grad(), self._apart():
+                return self.net(x)
+        except RuntimeError as error:
+            if "require" not in str(error) or "grad" not in str(error):
+                raise
+        with torch.enable_grad(), self._apart():
             return self.net(x)
 
     # ------------------------------------------------------------------ what the network calls and returns

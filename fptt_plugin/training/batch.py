@@ -112,6 +112,7 @@ class Batch(NamedTuple):
         *,
         ignore_index: int | None = None,
         finite: bool = True,
+        integers: bool = False,
     ) -> Batch:
         """Check one step of a stream.
 
@@ -121,14 +122,15 @@ class Batch(NamedTuple):
             mask: Boolean ``[B]``, which samples have a target, or ``None``.
             new_sequence: Boolean ``[B]``, which samples begin a new sequence, or ``None``.
             ignore_index: Class index that stands for no label.
-            finite: Whether to reject values that are not finite.
+            finite: Whether to reject values that are not finite; if not, such a target is left out.
+            integers: Whether the network takes integers.
 
         Raises:
             BatchError: If ranks, lengths or values do not fit.
             BatchTypeError: If ``x`` is not a floating-point tensor, or a mask not a boolean one.
         """
         what = "x_t must be [B, ...] with at least 2 dimensions; for one sample use x_t.unsqueeze(0)"
-        check_input(x, rank=2, what=what, finite=finite)
+        check_input(x, rank=2, what=what, finite=finite, integers=integers)
         if x.shape[0] == 0:
             raise BatchError("x_t is an empty batch", "leave the step out")
         for name, rows in (("mask", mask), ("new_sequence", new_sequence)):
@@ -143,12 +145,14 @@ class Batch(NamedTuple):
                 raise BatchTypeError(f"y_t must be a tensor or None, got {type(y).__name__}")
             if y.dim() == 0 or len(y) != len(x):
                 raise BatchError(f"y_t of shape {tuple(y.shape)} does not fit a batch of {len(x)} samples")
-            if finite and not finite_targets(y, mask):
-                raise BatchError(
-                    "y_t has non-finite values",
-                    "pass None for a step without a target, or mask=y_t.isfinite() for samples without",
-                )
             mask = _without_ignored(y, mask, ignore_index, rank=1)
+            if not finite_targets(y, mask):
+                if finite:
+                    raise BatchError(
+                        "y_t has non-finite values",
+                        "pass None for a step without a target, or mask=y_t.isfinite() for samples without",
+                    )
+                y = None
         if new_sequence is not None and not new_sequence.any():
             new_sequence = None
         return cls(x.unsqueeze(0), y, False, None, len(x), mask, None, new_sequence)
@@ -251,7 +255,8 @@ def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
         BatchError: If it is empty or has fewer than three dimensions.
     """
     layout = _layout(batch_first)
-    check_rank(x, 3, f"x must be {layout} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)")
+    rank = 3 if x.is_floating_point() else 2  # tokens have no features
+    check_rank(x, rank, f"x must be {layout} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)")
     if batch_first:
         x = x.transpose(0, 1)
     steps, samples = x.shape[:2]
@@ -262,21 +267,35 @@ def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
     return x
 
 
-def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None:
+def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True, integers: bool = False) -> None:
     """Check type, rank and values of an input.
+
+    Args:
+        x: The input.
+        rank: Least number of dimensions; one less for integers, such as tokens ``[T, B]``.
+        what: What the input must be, for the message.
+        finite: Whether to reject values that are not finite.
+        integers: Whether the network takes integers, as one with an ``nn.Embedding`` does.
 
     Raises:
         BatchError: If rank or values are wrong.
-        BatchTypeError: If ``x`` is not a floating-point tensor.
+        BatchTypeError: If ``x`` is not a dense floating-point tensor.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor):
         raise BatchTypeError(
-            f"the input must be a floating-point tensor, got {kind}",
+            f"the input must be a tensor, got {type(x).__name__}",
+            "pass torch.from_numpy(x) for an array; a network with several inputs takes them as one tensor, which its "
+            "forward() splits",
+        )
+    if x.layout != torch.strided:
+        raise BatchTypeError(f"the input must be a dense tensor, got {x.layout}", "pass x.to_dense()")
+    if not x.is_floating_point() and not integers:
+        raise BatchTypeError(
+            f"the input must be a floating-point tensor, got {x.dtype}",
             "convert it, e.g. with x.float(); for integer frames such as tonic's, add "
             "lambda frames: frames.astype('float32') to the transform",
         )
-    check_rank(x, rank, what)
+    check_rank(x, rank if x.is_floating_point() else rank - 1, what)
     if finite and not all_finite([x]):
         raise BatchError("the input has non-finite values (nan or inf)", "clean the data, e.g. with torch.nan_to_num")
 
