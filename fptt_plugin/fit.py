@@ -68,7 +68,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 def epochs(
     trainer: Trainer,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | Callable[[int], Iterable[Any]],
     count: int,
     *,
     first: int = 1,
@@ -82,7 +82,8 @@ def epochs(
 
     Args:
         trainer: An :class:`~fptt_plugin.FPTTTrainer`.
-        loader: Gives ``(x, y)`` or ``(x, y, mask)``.
+        loader: Gives ``(x, y)`` or ``(x, y, mask)``; or ``loader(epoch)``, called at the start of each epoch, returns
+            what does: the place to seed a sampler or to set a learning rate.
         count: Number of the last epoch.
         first: Number of the first epoch, to resume.
         val_loader: Evaluated after each epoch.
@@ -103,7 +104,8 @@ def epochs(
     """
     for epoch in range(first, count + 1):
         begin = time.perf_counter()
-        loss, score, rates = _train_epoch(trainer, _bar(loader, progress, f"epoch {epoch}/{count}"), metric)
+        batches = loader(epoch) if callable(loader) else loader
+        loss, score, rates = _train_epoch(trainer, _bar(batches, progress, f"epoch {epoch}/{count}"), metric)
         seconds = time.perf_counter() - begin
         if trainer.average_weights == "epoch":
             trainer.regularizer.load_averages()
@@ -198,7 +200,8 @@ def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float,
             "generator, which is used up after one epoch",
             "pass a DataLoader or a list",
         )
-    return (loss / learned).item(), score.item() / scored if scored else math.nan, firing.rates()
+    mean_loss = loss.item() / (learned.item() or math.nan)
+    return mean_loss, score.item() / scored if scored else math.nan, firing.rates()
 
 
 def _check(scheduler: Any, higher_is_better: bool, checkpoint: str | PathLike[str] | None) -> None:
