@@ -27,7 +27,7 @@ from .drivers import (
     layout_remedy,
     preflight,
 )
-from .errors import BatchError, BatchTypeError, CannotStepError, ConfigurationError, ErrorList
+from .errors import BatchShapeError, CannotRunError, ConfigurationError, ErrorList
 from .fit import Metric, accuracy
 from .functional.losses import ClassDistribution
 from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
@@ -341,11 +341,10 @@ class FPTTTrainer:
         """Context that adds to an error what to do about the layout of the input, where something helps."""
         try:
             yield
-        except (BatchError, CannotStepError) as error:
-            if isinstance(error, BatchTypeError) or not isinstance(x, Tensor) or 0 in x.shape:
-                raise
-            samples = len(y) if isinstance(y, Tensor) and y.dim() == 1 else None
-            error.remedy = layout_remedy(self.net, x, samples, self.batch_first) or error.remedy
+        except (BatchShapeError, CannotRunError) as error:
+            if isinstance(x, Tensor) and 0 not in x.shape:
+                target = tuple(y.shape) if isinstance(y, Tensor) else ()
+                error.remedy = layout_remedy(self.net, x, target, self.batch_first) or error.remedy
             raise
 
     def _check_ends(self, batch: Batch) -> None:

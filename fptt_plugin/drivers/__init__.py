@@ -2,10 +2,10 @@
 
 from .base import Driver, StepModes, driver_names, register_driver, step_modes, unwrapped
 from .checks import preflight
-from .layouts import layout_remedy
 from .detect import check_driver, check_network, find_driver, known_driver, takes_state
 from .explicit import ExplicitDriver
 from .in_flight import InFlightDriver, check_in_flight
+from .layouts import layout_remedy
 from .slice import SliceDriver
 from .step import StepDriver
 

@@ -180,6 +180,8 @@ class StepModes:
         return bool(self._modules) and self._now() != self._kept
 
 
-def cannot_step(net: nn.Module, reason: str, remedy: str = "") -> CannotStepError:
+def cannot_step(
+    net: nn.Module, reason: str, remedy: str = "", kind: type[CannotStepError] = CannotStepError
+) -> CannotStepError:
     """An error about the network as a whole; the reason continues a sentence that begins with its class."""
-    return CannotStepError(f"{type(unwrapped(net)).__name__} {reason}", remedy)
+    return kind(f"{type(unwrapped(net)).__name__} {reason}", remedy)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CannotStepError, FPTTError, FPTTWarning
+from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .returned import Returned, identify, lively_inputs
@@ -108,14 +108,17 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
     except FPTTError:
         raise
     except Exception as error:
-        raise CannotStepError(
+        raise CannotRunError(
             f"{name} does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} "
             f"({error!r})",
-            "forward() must take a leading time axis, [T, B, ...]; a network that repeats a still image over time "
-            "takes the image repeated before: x.unsqueeze(0).expand(T, *x.shape)",
+            "forward() must take a leading time axis, [T, B, ...]; where it repeats a still image over time, take that "
+            "out of forward() and pass x.unsqueeze(0).expand(T, *x.shape)",
         ) from error
     after = copy.state.get()
-    driver.note_time_axis(output, steps, samples)
+    try:
+        driver.note_time_axis(output, steps, samples)
+    except FPTTError as error:
+        raise _permutes(net) if _puts_time_first(copy, x) else error from None
     if window is None or is_random:
         return
     copy.state.reset()
@@ -136,7 +139,7 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
         else:
             whole = all(s.shape == output.shape for s in slices)
         if not whole or forgetful or not tensors_in(after):
-            raise _slices_differ(net, forgetful)
+            raise _permutes(net) if _puts_time_first(copy, x) else _slices_differ(net, forgetful)
     if not driver.keeps_time:
         combined = _how_it_combines(driver, copy, x)
         driver.readout, driver.factor = combined.readout, combined.factor
@@ -168,6 +171,29 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
             "loss function",
         )
     return found[0]
+
+
+def _puts_time_first(copy: TrialCopy, x: Tensor) -> bool:
+    """Whether the network takes ``[B, T, ...]`` and puts time first itself: so it does compute slice by slice."""
+    x, ends = x.transpose(0, 1), []
+    for pieces in ([x], x.split(1, dim=1)):
+        copy.state.reset()
+        try:
+            for piece in pieces:
+                copy.run(piece)
+        except Exception:
+            return False
+        ends.append(tensors_in(copy.state.get()))
+    return bool(ends[0]) and _alike(ends[0], ends[1])
+
+
+def _permutes(net: nn.Module) -> CannotStepError:
+    return cannot_step(
+        net,
+        "takes [B, T, ...] and puts time first in forward(), where the trainer passes slices [K, B, ...]",
+        "take the transpose or permute out of forward(); for a loader that gives [B, T, ...], build the trainer with "
+        "batch_first=True",
+    )
 
 
 def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import BatchError, CannotStepError, ErrorList, FPTTError, FPTTWarning
+from ..errors import BatchError, CannotRunError, CannotStepError, ErrorList, FPTTError, FPTTWarning
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
@@ -372,7 +372,8 @@ def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exceptio
     if tuples and "not tuple" in str(error):
         names = ", ".join(map(repr, tuples))
         remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
-    return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)} ({error!r}){step}", remedy)
+    reason = f"does not run on an input of shape {tuple(x.shape)} ({error!r}){step}"
+    return cannot_step(net, reason, remedy, CannotRunError)
 
 
 def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:
@@ -384,6 +385,7 @@ def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:
             net,
             "calls each of its neurons once on an input of this shape, so there is no time in it",
             "pass sequences, [T, B, ...]; for a still image, x.unsqueeze(0).expand(T, *x.shape)",
+            CannotRunError,
         )
     runs = [name for index, name in enumerate(neurons) if index == 0 or neurons[index - 1] != name]
     order = ", ".join(map(repr, runs[:6])) + (", ..." if len(runs) > 6 else "")

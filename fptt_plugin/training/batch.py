@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, BatchTypeError
+from ..errors import BatchError, BatchShapeError, BatchTypeError
 from .finite import all_finite
 from .schedule import Schedule
 
@@ -304,10 +304,10 @@ def check_rank(x: Tensor, rank: int, what: str) -> None:
     """Check the number of dimensions of an input.
 
     Raises:
-        BatchError: If there are fewer than ``rank``.
+        BatchShapeError: If there are fewer than ``rank``.
     """
     if x.dim() < rank:
-        raise BatchError(f"{what}; got shape {tuple(x.shape)}")
+        raise BatchShapeError(f"{what}; got shape {tuple(x.shape)}")
 
 
 def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
@@ -318,6 +318,8 @@ def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
 
 def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, targets: str) -> tuple[Tensor, bool]:
     """The target with time first, and whether it is one per sequence."""
+    if y.dim() == 0:
+        raise BatchTypeError(f"y is a single number, and x has B={samples} samples", "pass y.unsqueeze(0)")
     stepwise = y.transpose(0, 1) if batch_first and y.dim() >= 2 else y
     fits_step = stepwise.dim() >= 2 and tuple(stepwise.shape[:2]) == (steps, samples)
     fits_sequence = y.dim() >= 1 and len(y) == samples
@@ -331,7 +333,8 @@ def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, t
     if fits_sequence and targets != "step":
         return y, True
     asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
-    raise BatchError(
+    kind = BatchShapeError if targets == "auto" else BatchError
+    raise kind(
         f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={samples} samples",
         f"pass [B, ...] (one target per sequence) or {_layout(batch_first)} (one per step){asked}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ErrorList, FPTTWarning, OutputError
+from ..errors import BatchError, ErrorList, FPTTWarning, OutputError
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
 from .batch import Batch, Window
 
@@ -20,6 +21,8 @@ Output = int | str | Callable[[Any], Tensor] | None
 
 # snntorch.functional losses of a whole record [T, B, C] that equal the mean over time of the loss of each step.
 _DECOMPOSABLE = ("ce_rate_loss", "mse_membrane_loss")
+_REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _RAMPS: dict[str, Ramp] = {"linear": linear_ramp, "constant": constant_ramp}
 
 
@@ -55,6 +58,7 @@ class Objective:
         self.auxiliary = auxiliary
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
         self._record_loss = _snntorch_name(loss_fn) is not None
+        self._warned_of_shapes = False
         self._uses_distribution = auxiliary is not False
         if auxiliary is None:
             self._uses_distribution = isinstance(loss_fn, nn.CrossEntropyLoss) or loss_fn is F.cross_entropy
@@ -210,13 +214,43 @@ class Objective:
 
     def plain_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """``loss_fn`` of one step alone, without ramp and auxiliary term."""
-        value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
+        if output.shape != target.shape and target.is_floating_point():
+            self._check_broadcast(output, target)
+        try:
+            value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
+        except (RuntimeError, ValueError, IndexError) as error:
+            remedy = _target_remedy(output, target)
+            if not remedy:
+                raise
+            raise BatchError(f"{self._name} does not take this target ({error})", remedy) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise OutputError(
-                f"loss_fn must return a scalar tensor, got {shape}: average it, e.g. with reduction='mean' or .mean()"
+                f"loss_fn must return a scalar tensor, got {shape}",
+                "average it, e.g. with reduction='mean' or .mean()",
             )
         return value.reshape(())
+
+    def _check_broadcast(self, output: Tensor, target: Tensor) -> None:
+        """Check that a loss of differences does not pair every output with every target.
+
+        Raises:
+            BatchError: For torch's regression losses.
+        """
+        axis = f".unsqueeze({target.dim()})" if output.dim() == target.dim() + 1 else ""
+        known = isinstance(self.loss_fn, _REGRESSION) or self.loss_fn in _REGRESSION_FUNCTIONS
+        reason = f"the output has shape {tuple(output.shape)} and the target {tuple(target.shape)}"
+        remedy = f"pass targets of the output's shape, y{axis}" if axis else "pass targets of the output's shape"
+        if known:
+            raise BatchError(f"{reason}, which {self._name} would broadcast against each other", remedy)
+        if not self._warned_of_shapes and _broadcasts(output, target):
+            self._warned_of_shapes = True
+            text = f"{reason}; if loss_fn subtracts them, every output is compared with every target: {remedy}"
+            warnings.warn(text, FPTTWarning, stacklevel=2)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
 
     def _ramp_for(self, labels: bool) -> Ramp:
         if callable(self.ramp):
@@ -231,8 +265,7 @@ class Objective:
             output = "spikes" if self.default_index == 0 else "the only tensor, or the membrane of (spk, mem)"
         ramp = getattr(self.ramp, "__name__", self.ramp) or "linear for one label per sequence, else constant"
         auxiliary = "class distribution with one label per sequence" if self._uses_distribution else "none"
-        name = getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
-        return f"loss: {name} on {output}; ramp: {ramp}; auxiliary term: {auxiliary}"
+        return f"loss: {self._name} on {output}; ramp: {ramp}; auxiliary term: {auxiliary}"
 
 
 def check_objective(
@@ -269,6 +302,30 @@ def check_objective(
             f"trained online; use {' or '.join('SF.' + entry for entry in _DECOMPOSABLE)}, or nn.CrossEntropyLoss with "
             "readout='mean'",
         )
+
+
+def _broadcasts(one: Tensor, other: Tensor) -> bool:
+    """Whether an operation on both has more entries than either."""
+    try:
+        shape = torch.broadcast_shapes(one.shape, other.shape)
+    except RuntimeError:
+        return False
+    return math.prod(shape) > max(one.numel(), other.numel())
+
+
+def _target_remedy(output: Tensor, target: Tensor) -> str:
+    """What is wrong with class labels; empty if nothing is."""
+    if target.is_floating_point() or output.dim() < 2:
+        return ""
+    if target.dim() == 2 and target.shape[1] == 1:
+        return "pass one label per sample, [B]: y.squeeze(1)"
+    if target.dtype != torch.int64:
+        return "pass class labels as 64-bit integers: y.long()"
+    classes = output.shape[1]
+    if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
+        low, high = int(target.min()), int(target.max())
+        return f"labels must be 0 to {classes - 1}, one for each output; these range from {low} to {high}"
+    return ""
 
 
 def _are_labels(target: Tensor, per_sequence: bool) -> bool:
