@@ -51,6 +51,7 @@ from .training import (
     check_objective,
     check_schedule,
     time_first,
+    warn_of_liquid_counts,
     warn_of_spikes,
 )
 
@@ -364,8 +365,9 @@ class FPTTTrainer:
         self.regularizer.check_weights()
         result = self._loop.train(batch)
         if not self._output_is_checked:
-            readout = self._run_state.readout.mode
-            self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout)
+            readout = self._run_state.readout
+            self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout.mode)
+            warn_of_liquid_counts(readout, self.state)
         if self.average_weights == "sequence":
             self.regularizer.load_averages()
         return result

@@ -59,6 +59,7 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
     except CannotStepError:  # it cannot be copied
         return False
     x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
+    x = copy.liveliest(x)
     before = copy.attributes()
     first = copy.trial(x)
     if not first or _alike(first, copy.trial(x), _ROUNDING):
@@ -103,6 +104,7 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
     samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
     x = _excerpt(x, steps, samples)
     copy = TrialCopy(driver.net, driver)
+    x = copy.liveliest(x)
     try:
         output = driver.select(copy.run(x))
     except FPTTError:
@@ -161,6 +163,12 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
             if len(found) < 2:
                 break
     if not output.any():
+        warnings.warn(
+            f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
+            "combines its time steps: readout='mean' is assumed. Pass readout to the trainer, or lower the thresholds",
+            FPTTWarning,
+            stacklevel=3,
+        )
         return Returned("net", 0, "mean")  # the usual one
     if not found:
         raise cannot_step(
@@ -218,6 +226,7 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
 def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
     x = _excerpt(x, STEPS, SAMPLES)
     copy = TrialCopy(driver.net, driver)
+    x = copy.liveliest(x)
     try:
         output = torch.stack(copy.advance(x))
     except Exception:  # says in training what is wrong

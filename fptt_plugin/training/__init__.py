@@ -2,7 +2,17 @@
 
 from .batch import TARGETS, Batch, Window, check_input, time_first
 from .loop import Executor, TrainingLoop, WindowResult
-from .objective import READOUTS, LossFunction, Objective, Output, Ramp, Readout, check_objective, warn_of_spikes
+from .objective import (
+    READOUTS,
+    LossFunction,
+    Objective,
+    Output,
+    Ramp,
+    Readout,
+    check_objective,
+    warn_of_liquid_counts,
+    warn_of_spikes,
+)
 from .run_state import RunState, check_data_parallel
 from .schedule import Schedule, check_schedule
 from .statistics import normalizations
@@ -30,5 +40,6 @@ __all__ = [
     "check_schedule",
     "normalizations",
     "time_first",
+    "warn_of_liquid_counts",
     "warn_of_spikes",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import BatchError, ErrorList, FPTTWarning, OutputError
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
+from ..state import ModelState
 from .batch import Batch, Window
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -310,7 +311,7 @@ def _broadcasts(one: Tensor, other: Tensor) -> bool:
         shape = torch.broadcast_shapes(one.shape, other.shape)
     except RuntimeError:
         return False
-    return math.prod(shape) > max(one.numel(), other.numel())
+    return bool(math.prod(shape) > max(one.numel(), other.numel()))
 
 
 def _target_remedy(output: Tensor, target: Tensor) -> str:
@@ -371,6 +372,22 @@ def warn_of_spikes(output: Tensor, loss_fn: LossFunction, readout: str) -> bool:
             stacklevel=4,
         )
     return True
+
+
+def warn_of_liquid_counts(readout: Readout, state: ModelState) -> None:
+    """Warn of a liquid neuron with adaptation at the output of a network whose spikes are counted."""
+    layers, total = state.modules(), readout.total
+    if not layers or readout.mode not in ("mean", "sum") or total is None or not total.any():
+        return
+    name, last = layers[-1]
+    if hasattr(last, "adp_gate") and bool((total == total.round()).all()):
+        warnings.warn(
+            f"{name!r} ({type(last).__name__}) is the output layer, and its spikes are counted: with an adaptive "
+            "threshold and a leaky average such a layer learns poorly. End the network in LTCIntegrator() and swap the "
+            "hidden layers alone",
+            FPTTWarning,
+            stacklevel=4,
+        )
 
 
 READOUTS = ("step", "mean", "sum", "max")

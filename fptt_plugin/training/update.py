@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ..errors import NotFiniteError
+from ..errors import FPTTWarning, NotFiniteError
 from ..regularizer import DynamicRegularizer
 from ..state import ModelState
 from .finite import all_finite, not_finite
@@ -46,6 +47,7 @@ class Updater:
         self._parameters: list[nn.Parameter] = []
         self._in_groups = -1
         self._losses: list[Tensor] = []  # since the last update
+        self._gradient_watch: GradientWatch | None = GradientWatch(net)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -126,6 +128,8 @@ class Updater:
         self.check()
         if windows > 1:
             torch._foreach_div_(self._gradients(), windows)
+        if self._gradient_watch is not None and self._gradient_watch.look():
+            self._gradient_watch = None
         before = self.regularizer.updates
         if self.grad_scaler is None:
             self.optimizer.step()
@@ -136,3 +140,60 @@ class Updater:
         if moved and replayed_loss is not None:
             self.regularizer.second_gradient(replayed_loss)
         return moved
+
+
+class GradientWatch:
+    """Warns of parameters that have had no gradient, or a gradient of zero, in all of the first updates.
+
+    Args:
+        net: The network.
+        updates: How many updates to look at.
+    """
+
+    def __init__(self, net: nn.Module, updates: int = 100) -> None:
+        self._net = net
+        self._updates = updates
+        self._looks = 0
+        self._norms: dict[tuple[nn.Parameter, ...], Tensor] = {}  # summed, by the parameters that had a gradient
+
+    def look(self) -> bool:
+        """Look at the gradients of one update; returns whether this was the last look."""
+        grads = {p: p.grad for p in self._net.parameters() if p.grad is not None}
+        found = tuple(grads)
+        if found:
+            norms = torch.stack([norm.float() for norm in torch._foreach_norm([*grads.values()])])
+            self._norms[found] = self._norms[found] + norms if found in self._norms else norms
+        self._looks += 1
+        if self._looks < self._updates:
+            return False
+        self._warn()
+        return True
+
+    def _warn(self) -> None:
+        reached = {p for parameters in self._norms for p in parameters}
+        totals = [
+            pair for parameters, sums in self._norms.items() for pair in zip(parameters, sums.tolist(), strict=True)
+        ]
+        moved = {p for p, total in totals if total != 0}
+        trained = [(name, p) for name, p in self._net.named_parameters() if p.requires_grad]
+        unreached = [name for name, p in trained if p not in reached]
+        still = [name for name, p in trained if p in reached and p not in moved]
+        if unreached:
+            self._say(
+                unreached,
+                "had no gradient",
+                "the loss does not depend on them within the window: they are not used, or their signal is delayed by "
+                "more steps than the window holds (a larger window reaches them)",
+            )
+        if still:
+            self._say(
+                still,
+                "had a gradient of zero",
+                "the layers behind them do not fire, or stay so far from their threshold that the surrogate gradient "
+                "vanishes: lower the threshold, scale the input, or lower beta",
+            )
+
+    def _say(self, names: list[str], what: str, why: str) -> None:
+        listed = ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        text = f"{listed} {what} in all of the first {self._updates} updates, so they do not learn. Likely {why}"
+        warnings.warn(f"{text}. Freeze with requires_grad_(False) what is not to be trained", FPTTWarning, stacklevel=2)
