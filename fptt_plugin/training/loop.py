@@ -220,7 +220,7 @@ class TrainingLoop:
         if self.on_nonfinite == "raise":
             raise error
         run_state.skipped += 1
-        run_state.model.set(run_state.restore_point.recurrent)
+        run_state.model.restore(run_state.restore_point.recurrent)
         run_state.readout.set(run_state.restore_point.readout)
         if run_state.restarted_rows is not None:
             run_state.restart_rows(run_state.restarted_rows)

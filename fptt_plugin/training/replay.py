@@ -49,7 +49,7 @@ class Replay:
         now, table = run_state.snapshot(), distribution.table
         losses: list[Tensor] = []
         try:
-            run_state.model.set(run_state.restore_point.recurrent)
+            run_state.model.restore(run_state.restore_point.recurrent)
             run_state.readout.set(run_state.restore_point.readout)
             distribution.table = self._table
             with FrozenNormalization(self._net), torch.random.fork_rng():

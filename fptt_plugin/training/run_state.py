@@ -18,7 +18,7 @@ from .schedule import Position
 
 
 class Snapshot(NamedTuple):
-    """Values of a :class:`RunState`: references, since states are replaced and never overwritten."""
+    """Values of a :class:`RunState`: no later step writes to them."""
 
     recurrent: dict[str, dict[str, Any]]
     readout: tuple[Tensor | None, int | Tensor]
@@ -84,12 +84,12 @@ class RunState:
     def snapshot(self) -> Snapshot:
         """The present values."""
         return Snapshot(
-            self.model.get(), self.readout.get(), self.position, list(self.losses), self.restarted_rows, self.steps
+            self.model.snapshot(), self.readout.get(), self.position, list(self.losses), self.restarted_rows, self.steps
         )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restore what :meth:`snapshot` returned."""
-        self.model.set(snapshot.recurrent)
+        self.model.restore(snapshot.recurrent)
         self.readout.set(snapshot.readout)
         self.position = snapshot.position
         self.losses = list(snapshot.losses)
