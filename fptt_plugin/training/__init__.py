@@ -3,7 +3,8 @@
 from .batch import TARGETS, Batch, Window, check_input, time_first
 from .loop import Executor, TrainingLoop, WindowResult
 from .objective import READOUTS, LossFunction, Objective, Output, Ramp, Readout, check_objective, warn_of_spikes
-from .run_state import RunState, check_data_parallel
+from .processes import check_data_parallel
+from .run_state import RunState
 from .schedule import Schedule, check_schedule
 from .statistics import normalizations
 from .update import Updater
