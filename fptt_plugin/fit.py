@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .errors import BatchError, ConfigurationError
+from .interrupts import Interruptible
 from .monitor import FiringRates, unobserved
 from .regularizer import DynamicRegularizer
 from .results import EpochRecord, SequenceResult
@@ -148,7 +149,7 @@ def evaluate(
     device = _device(trainer)
     score, seen = torch.zeros((), device=device), 0
     with trainer.evaluation(averaged):
-        for parts in loader:
+        for parts in _interruptible(loader):
             batch = trainer.prepare(*(part.to(device) for part in parts))
 
             def visit(t: int, output: Tensor, batch: Batch = batch) -> None:
@@ -174,7 +175,7 @@ def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float,
     loss, score, seen, scored = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0
     learned = torch.zeros((), device=device)  # samples whose sequence had a loss
     with FiringRates(trainer.net) as firing:
-        for parts in batches:
+        for parts in _interruptible(batches):
             batch = trainer.prepare(*(part.to(device) for part in parts))
             if metric is accuracy and trainer.updates == seen == 0:
                 _try_metric(trainer, batch, metric)
@@ -226,6 +227,19 @@ def _try_metric(trainer: Trainer, batch: Batch, metric: Metric) -> None:
     """Try a metric that does not count its calls on the untrained network: before the first update."""
     with trainer.evaluation(averaged=False), torch.random.fork_rng(), unobserved(trainer.net):
         _score(metric, *batch.scored(trainer.visit(batch)))
+
+
+def _interruptible(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader; signals are handled while it loads, and those that came meanwhile."""
+    with Interruptible():
+        batches = iter(loader)
+    while True:
+        with Interruptible():
+            try:
+                parts = next(batches)
+            except StopIteration:
+                return
+        yield parts
 
 
 def _device(trainer: Trainer) -> torch.device:

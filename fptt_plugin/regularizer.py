@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from .errors import CallOrderError, CheckpointError, ConfigurationError, ErrorList, FPTTWarning, WeightsChangedError
 from .functional.fptt import add_regularizer_gradient_, update_averages_
+from .interrupts import Uninterrupted
 
 AVERAGE = "fptt_average"  # keys in optimizer.state[p]
 DUAL = "fptt_dual"
@@ -329,10 +330,11 @@ class DynamicRegularizer:
         """
         self.check_ready()
         averaged = self._averaged()
-        for weight, average in averaged:
-            weight.copy_(average)
-        self._note([weight for weight, _ in averaged])
-        torch.clear_autocast_cache()
+        with Uninterrupted():
+            for weight, average in averaged:
+                weight.copy_(average)
+            self._note([weight for weight, _ in averaged])
+            torch.clear_autocast_cache()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -349,20 +351,22 @@ class DynamicRegularizer:
         self._check_fingerprints()
         averaged = self._averaged()
         kept = [(weight, weight.detach().clone(), weight._version) for weight, _ in averaged]
-        self._swapped = True
         try:
-            # By way of .data, unseen by autograd: as W comes back, a backward pass through it may be pending.
-            for weight, average in averaged:
-                weight.data.copy_(average)
-            torch.clear_autocast_cache()
+            with Uninterrupted():
+                self._swapped = True
+                # By way of .data, unseen by autograd: as W comes back, a backward pass through it may be pending.
+                for weight, average in averaged:
+                    weight.data.copy_(average)
+                torch.clear_autocast_cache()
             yield
         finally:
-            self._swapped = False
-            changed = any(weight._version != version for weight, _, version in kept)
-            for weight, value, _ in kept:
-                weight.data.copy_(value)
-            self._note([weight for weight, _, _ in kept if weight in self._left])
-            torch.clear_autocast_cache()
+            with Uninterrupted():
+                changed = any(weight._version != version for weight, _, version in kept)
+                for weight, value, _ in kept:
+                    weight.data.copy_(value)
+                self._note([weight for weight, _, _ in kept if weight in self._left])
+                torch.clear_autocast_cache()
+                self._swapped = False
             if changed:
                 warnings.warn(
                     "weights were changed within averaged_weights(), and the change is lost: on leaving the context "
@@ -396,6 +400,11 @@ class DynamicRegularizer:
         for weight in due:
             del self._saved_norms[weight]
         return True
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether the network holds ``W_bar`` in place of ``W``."""
+        return self._swapped
 
     def check_weights(self) -> None:
         """Check that the weights are not swapped for their averages.

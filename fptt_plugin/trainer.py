@@ -29,6 +29,7 @@ from .drivers import (
 from .errors import ConfigurationError, ErrorList
 from .fit import Metric, accuracy
 from .functional.losses import ClassDistribution
+from .interrupts import Uninterrupted
 from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
 from .results import EpochRecord, SequenceResult, StepResult
 from .state import ModelState
@@ -185,7 +186,7 @@ class FPTTTrainer:
             f"grad_scaler must be a torch.amp.GradScaler or None, got {type(grad_scaler).__name__}",
         )
         check_network(problems, net, state, optimizer, driver)
-        check_data_parallel(problems, net, state)
+        check_data_parallel(problems, net, state, variant)
         problems.raise_any()
 
         self.net = net
@@ -230,6 +231,15 @@ class FPTTTrainer:
     @property
     def skipped(self) -> int:
         return self._run_state.skipped
+
+    @property
+    def can_save(self) -> bool:
+        """Whether :meth:`save` and :meth:`state_dict` are possible now.
+
+        They are not between two updates of a stream, where gradients are pending that no file can hold, and within
+        :meth:`averaged_weights`. :meth:`reset` gives such gradients up.
+        """
+        return not (self._run_state.is_pending or self.regularizer.is_swapped)
 
     # ------------------------------------------------------------------ training
 
@@ -281,7 +291,8 @@ class FPTTTrainer:
                 "build the trainer with a window",
             )
         self._find_driver(batch.x, batch_first=False)
-        return self._loop.step(batch)
+        with Uninterrupted():
+            return self._loop.step(batch)
 
     def train_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> SequenceResult:
         """Reset the state and train on one batch of sequences, window by window.
@@ -329,12 +340,13 @@ class FPTTTrainer:
     def train_batch(self, batch: Batch) -> SequenceResult:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
         self.regularizer.check_weights()
-        result = self._loop.train(batch)
-        if not self._output_is_checked:
-            readout = self._run_state.readout.mode
-            self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout)
-        if self.average_weights == "sequence":
-            self.regularizer.load_averages()
+        with Uninterrupted():
+            result = self._loop.train(batch)
+            if not self._output_is_checked:
+                readout = self._run_state.readout.mode
+                self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout)
+            if self.average_weights == "sequence":
+                self.regularizer.load_averages()
         return result
 
     def fit(
@@ -371,17 +383,18 @@ class FPTTTrainer:
             ConfigurationError: If metric, scheduler or the checkpoint's folder cannot be used.
             BatchError: If the loader is empty.
         """
-        return _fit.fit(
-            self,
-            loader,
-            epochs,
-            val_loader=val_loader,
-            scheduler=scheduler,
-            metric=metric,
-            higher_is_better=higher_is_better,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        with Uninterrupted():
+            return _fit.fit(
+                self,
+                loader,
+                epochs,
+                val_loader=val_loader,
+                scheduler=scheduler,
+                metric=metric,
+                higher_is_better=higher_is_better,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
 
     # ------------------------------------------------------------------ evaluation
 
@@ -398,7 +411,8 @@ class FPTTTrainer:
         Returns:
             The mean over samples (and over steps, with a target per step).
         """
-        return _fit.evaluate(self, loader, metric=metric, averaged=averaged)
+        with Uninterrupted():
+            return _fit.evaluate(self, loader, metric=metric, averaged=averaged)
 
     def predict(self, x: Tensor, mask: Tensor | None = None, *, averaged: bool | None = None) -> Tensor:
         """The decision ``[B, ...]`` on a batch of sequences: what the network returns at the end of each.
@@ -414,7 +428,7 @@ class FPTTTrainer:
         if size is None:
             x = time_first(x, batch_first=self.batch_first)
         batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
-        with self.evaluation(averaged):
+        with Uninterrupted(), self.evaluation(averaged):
             return self.visit(batch)
 
     @contextmanager
@@ -432,9 +446,10 @@ class FPTTTrainer:
                 self.net.eval()
                 yield
         finally:
-            self._run_state.restore(kept)
-            for module, mode in training.items():
-                module.training = mode
+            with Uninterrupted():
+                self._run_state.restore(kept)
+                for module, mode in training.items():
+                    module.training = mode
 
     def visit(self, batch: Batch, visitor: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """Run a batch of sequences from the initial state, without losses; use it within :meth:`evaluation`.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..drivers import Driver
-from ..errors import BatchError, FPTTWarning
+from ..errors import BatchError, FPTTWarning, NotFiniteError
+from ..interrupts import Interruptible, Uninterrupted
 from ..results import SequenceResult, StepResult
 from .batch import Batch, Window
 from .finite import all_finite
 from .objective import Objective
+from .processes import Processes
 from .replay import Replay
 from .restart import check_rows
 from .run_state import RunState
@@ -84,6 +86,7 @@ class TrainingLoop:
         self.schedule = schedule
         self.on_nonfinite = on_nonfinite
         self.executor: Executor | None = None
+        self._processes = Processes(net)
         second_gradient = updater.regularizer.variant == "gradient"
         self._replay = Replay(net, run_state, objective, schedule) if second_gradient else None
         self._decision: Tensor | None = None
@@ -120,14 +123,15 @@ class TrainingLoop:
         before = run_state.updates
         self._decision, self._loss_sum, self._loss_count = None, None, 0
         self._had_loss = self._loss_reaches_weights = False
-        with run_state.rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
+        with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
             run_state.reset(tuple(batch.x.shape[1:]))
             self._begin_update()
             if driver.pushes:
                 # The network runs its own loop over time and hands over the output of every step.
                 def take(output: Tensor) -> None:
                     t = run_state.position.t
-                    self._learn([output], batch.window(t, schedule, count=1, x=batch.x))
+                    with Uninterrupted():
+                        self._learn([output], batch.window(t, schedule, count=1, x=batch.x))
 
                 driver.run(batch.x, take)
             else:
@@ -154,6 +158,11 @@ class TrainingLoop:
         finally:
             self._streams, self._decision = True, None
 
+    @contextmanager
+    def _rolled_back_on_error(self) -> Iterator[None]:
+        with self.run_state.rolled_back_on_error(), self._replay.kept_on_error() if self._replay else nullcontext():
+            yield
+
     def _span(self, window: Window) -> int:
         """Steps that one output of the driver stands for."""
         return window.length if self.driver.combines_steps else 1
@@ -165,9 +174,10 @@ class TrainingLoop:
     def _learn(self, outputs: Iterable[Tensor], window: Window) -> None:
         """Losses of some steps; at the end of a window the backward pass and, where it is due, the update."""
         run_state = self.run_state
-        self._decision, losses = self.objective.losses(
-            outputs, self._span(window), window, run_state.readout, self.schedule, self._decision
-        )
+        with Interruptible():  # an error undoes the sequence
+            self._decision, losses = self.objective.losses(
+                outputs, self._span(window), window, run_state.readout, self.schedule, self._decision
+            )
         run_state.losses += losses
         run_state.advance(window.length)
         if window.last or run_state.position.in_window == self.schedule.window:
@@ -181,12 +191,14 @@ class TrainingLoop:
         """
         run_state, updater = self.run_state, self.updater
         at = run_state.position
-        backwards = at.backwards
-        if run_state.losses:
-            loss = run_state.losses[0] if len(run_state.losses) == 1 else torch.stack(run_state.losses).mean()
+        backwards, update_is_due = at.backwards, last or self.schedule.update_is_due(at.since_update)
+        loss = torch.stack(run_state.losses).mean() if len(run_state.losses) > 1 else next(iter(run_state.losses), None)
+        # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
+        teaches = loss is not None and loss.requires_grad
+        self._processes.check_window(has_loss=teaches, update_is_due=update_is_due, last=last)
+        if loss is not None:
             self._count_loss(loss.detach())
-            # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
-            if loss.requires_grad:
+            if teaches:
                 updater.backward(loss, first=backwards == 0)
                 backwards += 1
                 self._loss_reaches_weights = True
@@ -196,7 +208,7 @@ class TrainingLoop:
         self.driver.detach()
         run_state.detach()
         run_state.position = at._replace(in_window=0, backwards=backwards)
-        if last or self.schedule.update_is_due(at.since_update):
+        if update_is_due:
             if backwards:
                 self._update(backwards)
             run_state.position = run_state.position._replace(since_update=0, backwards=0)
@@ -209,11 +221,19 @@ class TrainingLoop:
             run_state.updates += 1
             return
         error = updater.error(run_state.steps)
+        if self._processes.any(error is not None) and error is None:
+            error = NotFiniteError(
+                f"step {run_state.steps}: not finite in another process of DistributedDataParallel. This update was not "
+                "applied in any of them",
+                "see the error of that process",
+            )
         if error is None:
-            replay, driver = self._replay, self.driver
-            moved = updater.step(windows, None if replay is None else lambda: replay.loss(driver))
-            run_state.updates += moved
-            run_state.skipped += not moved
+            replay, driver, before = self._replay, self.driver, updater.regularizer.updates
+            try:
+                updater.step(windows, None if replay is None else lambda: replay.loss(driver))
+            finally:  # an error in the second gradient comes after the weights have moved
+                run_state.updates += updater.regularizer.updates - before
+            run_state.skipped += updater.regularizer.updates == before
             return
         updater.zero_grad()
         updater.statistics.restore()
@@ -284,18 +304,19 @@ class TrainingLoop:
         window = batch.window(run_state.position.t, self.schedule)
         losses, updates = len(run_state.losses), run_state.updates
         self._loss_sum, self._loss_count = None, 0
-        with run_state.rolled_back_on_error():
+        with self._rolled_back_on_error():
             self._restart_rows(batch)
-            if self.on_nonfinite == "skip" and not all_finite([batch.x]):
+            if self.on_nonfinite == "skip" and self._processes.any(not all_finite([batch.x])):
                 return self._skip_step(window)
             if self.schedule.window == 1 and self._run_compiled(window):
                 assert self._decision is not None
                 assert self._loss_sum is not None
                 return StepResult(self._decision.clone(), self._loss_sum, True)
             self._record(window)
-            decision, found = self.objective.losses(
-                self.driver.advance(window.x), 1, window, run_state.readout, self.schedule, None
-            )
+            with Interruptible():  # after this the step is completed: it would be half a step else
+                decision, found = self.objective.losses(
+                    self.driver.advance(window.x), 1, window, run_state.readout, self.schedule, None
+                )
             run_state.losses += found
             run_state.advance(1)
             run_state.position = run_state.position._replace(shape=shape)
@@ -363,6 +384,7 @@ class TrainingLoop:
         else:
             for t in self.schedule.windows(batch.steps):
                 window = batch.window(t, self.schedule)
-                take(driver.advance(window.x), t, self._span(window))
+                with Interruptible():
+                    take(driver.advance(window.x), t, self._span(window))
         assert decision is not None
         return decision

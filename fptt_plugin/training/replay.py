@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +38,16 @@ class Replay:
         """Forget the recorded windows: the next ones begin from the present random numbers and class distribution."""
         self._windows: list[Window] = []
         self._table = self._objective.distribution.table.clone()
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Context that forgets the windows recorded within it when an error leaves it, and restores those before."""
+        windows, table = list(self._windows), self._table
+        try:
+            yield
+        except BaseException:
+            self._windows, self._table = windows, table
+            raise
 
     def record(self, window: Window) -> None:
         """Record a window before it runs; other random numbers may have been drawn since the one before."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import CallOrderError, ErrorList
+from ..errors import CallOrderError
 from ..functional.losses import ClassDistribution
 from ..state import ModelState
 from ..tree import map_tensors
@@ -120,16 +120,22 @@ class RunState:
 
     # ------------------------------------------------------------------ checkpoints
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a graph or gradients wait for the next update."""
+        return self.position.in_window > 0 or self.position.backwards > 0
+
     def state_dict(self) -> dict[str, Any]:
         """Counters, class distribution, readout and recurrent state.
 
         Raises:
             CallOrderError: Between two updates.
         """
-        if self.position.in_window or self.position.backwards:
+        if self.is_pending:
             raise CallOrderError(
                 "a checkpoint between two updates would lose the pending gradients",
-                "take it when step() has returned updated=True, or call reset() first",
+                "take it when trainer.can_save is True, as it is at the end of every window without a loss and after "
+                "every update, or call reset() first",
             )
         total, count = self.readout.get()
         return {
@@ -148,19 +154,3 @@ class RunState:
         readout = state["readout"]["total"], state["readout"]["count"]
         self.restore(Snapshot(recurrent, readout, Position(*state["progress"]), [], None, self.steps))
         self.restore_point = self.snapshot()
-
-
-def check_data_parallel(problems: ErrorList, net: nn.Module, state: ModelState) -> None:
-    """Record a ``DistributedDataParallel`` that overwrites the neurons' state with that of another process."""
-    if not isinstance(net, nn.parallel.DistributedDataParallel):
-        return
-    if not net.broadcast_buffers or net.process_group.size() == 1:
-        return
-    entries = state.get()
-    names = [name for name, module in state.modules() if entries[name].keys() & module._buffers.keys()]
-    problems.check(
-        not names,
-        f"DistributedDataParallel would replace the state of {', '.join(map(repr, names))}, kept in buffers, by that "
-        "of process 0 at every call",
-        "build it with broadcast_buffers=False",
-    )

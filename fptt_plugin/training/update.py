@@ -89,15 +89,14 @@ class Updater:
             return None
         return not_finite(self.net, self.state, torch.stack(self._losses).sum(), step)
 
-    def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> bool:
-        """One update with the gradient averaged over ``windows`` backward passes.
+    def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> None:
+        """One update with the gradient averaged over ``windows`` backward passes; the regulariser counts it.
+
+        A scaler skips it where gradients overflow.
 
         Args:
             windows: Number of backward passes since the last update.
             replayed_loss: The same loss at the new weights, for ``variant="gradient"``.
-
-        Returns:
-            Whether the weights moved: a scaler skips a step whose gradients overflow.
         """
         if windows > 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], windows)
@@ -107,7 +106,5 @@ class Updater:
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        moved = self.regularizer.updates > before
-        if moved and replayed_loss is not None:
+        if self.regularizer.updates > before and replayed_loss is not None:
             self.regularizer.second_gradient(replayed_loss)
-        return moved
