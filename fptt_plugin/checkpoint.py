@@ -156,6 +156,8 @@ def check(
     content: dict[str, Any],
     net: nn.Module,
     optimizer: Optimizer,
+    *,
+    check_averages: Callable[[dict[str, Any]], None],
     check_trainer: Callable[[dict[str, Any]], None],
 ) -> None:
     """Check that a checkpoint is complete and belongs to this network, optimizer and trainer.
@@ -166,6 +168,7 @@ def check(
     try:
         _check_net(net, content["net"])
         _check_optimizer(optimizer, content["optimizer"])
+        check_averages(content["optimizer"])
         check_trainer(content["trainer"])
     except Exception as error:
         remedy = error.remedy if isinstance(error, FPTTError) else ""

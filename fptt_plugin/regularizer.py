@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .errors import CallOrderError, CheckpointError, ConfigurationError, ErrorList, FPTTWarning, WeightsChangedError
+from .errors import (
+    CallOrderError,
+    CheckpointError,
+    ConfigurationError,
+    ErrorList,
+    FPTTWarning,
+    WeightsChangedError,
+    check_entry,
+)
 from .functional.fptt import add_regularizer_gradient_, update_averages_
 from .interrupts import Uninterrupted
 
@@ -517,7 +525,7 @@ class DynamicRegularizer:
 
     def _norm_to_save(self, weight: Tensor) -> float | None:
         """Norm that identifies the weight an average belongs to; ``None`` if it has no average."""
-        if self._entry(weight) is None:
+        if AVERAGE not in self.optimizer.state.get(weight, {}):
             return None
         if weight in self._saved_norms:
             return self._saved_norms[weight]
@@ -538,10 +546,22 @@ class DynamicRegularizer:
 
     def _check_load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         self.check_weights()
+        self.check_optimizer_state(state)
+
+    def check_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Check the averages in a state of the optimizer, as ``optimizer.load_state_dict()`` also does.
+
+        Raises:
+            CheckpointError: If they belong to another network or variant, or some are missing.
+        """
         groups = state["param_groups"]
         self._check_record(groups)
-        positions = (position for group in groups for position in group["params"])
-        entries = (state["state"].get(position, {}) for position in positions)
+        positions = [position for group in groups for position in group["params"]]
+        entries = [state["state"].get(position, {}) for position in positions]
+        norms = [norm for group in groups for norm in group.get(f"{RECORD}_norms", [None] * len(group["params"]))]
+        for entry, norm in zip(entries, norms, strict=True):
+            if norm is not None and not entry.keys() >= {AVERAGE, DUAL}:
+                raise CheckpointError("the state lacks the running average of a weight that had one when it was saved")
         # Groups of other lengths are the optimizer's to refuse.
         _check_shapes([(p, e[AVERAGE]) for p, e in zip(self._parameters(), entries, strict=False) if AVERAGE in e])
 
@@ -561,8 +581,18 @@ class DynamicRegularizer:
                 entry[AVERAGE], entry[DUAL] = entry[AVERAGE].clone(), entry[DUAL].clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``."""
+        """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``.
+
+        Those of a 0.1 checkpoint that wait for their parameter's next step are here, as they were there.
+        """
+        waiting = {i: self._waiting[p] for i, p in enumerate(self._parameters()) if p in self._waiting}
+        scale = self._dual_unit / self._alpha if self._alpha > 0 else 0.0
+        averages: dict[str, Any] = {
+            "averages": {i: entry[AVERAGE].clone() for i, entry in waiting.items()},
+            "duals": {i: scale * entry[DUAL] for i, entry in waiting.items()},
+        }
         return {
+            **(averages if waiting else {}),
             "alpha": self._alpha,
             "beta": self.beta,
             "rho": self.rho,
@@ -599,11 +629,25 @@ class DynamicRegularizer:
         Raises:
             CheckpointError: If the state belongs to another network or variant.
         """
+        for key in ("alpha", "beta", "rho"):
+            check_entry(state, key, math.isfinite)
+        check_entry(state, "variant", lambda variant: variant in ("dual", "gradient"))
+        check_entry(state, "updates", lambda updates: isinstance(updates, int) and updates >= 0)
+        problems = ErrorList("DynamicRegularizer")
+        options = [state[key] for key in ("alpha", "beta", "rho", "variant")]
+        check_regularizer_options(problems, *options, self.max_grad_norm)
+        try:
+            problems.raise_any()
+        except ConfigurationError as error:
+            raise CheckpointError(f"the state of the regulariser is malformed: {error.reason}") from error
         self._check_variant(state["variant"])
+        if "averages" in state:
+            check_entry(state, "duals", lambda duals: duals.keys() == state["averages"].keys())
         parameters, averages = self._parameters(), state.get("averages", {})
         if any(i >= len(parameters) for i in averages):
             raise CheckpointError(f"the state belongs to another network: it has more than {len(parameters)} weights")
-        _check_shapes([(parameters[i], average) for i, average in averages.items()])
+        tensors = [*averages.items(), *state.get("duals", {}).items()]
+        _check_shapes([(parameters[i], tensor) for i, tensor in tensors])
 
     def __getstate__(self) -> dict[str, Any]:
         # The tensors of a copy have fingerprints of their own, and no context gives its weights back.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..errors import CallOrderError
+from ..errors import CallOrderError, check_entry
 from ..functional.losses import ClassDistribution
 from ..state import ModelState
 from ..tree import map_tensors
@@ -146,6 +146,19 @@ class RunState:
             "state": map_tensors(lambda tensor: tensor.detach().clone(), self.model.get()),
         }
 
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that :meth:`load_state_dict` can read a state.
+
+        Raises:
+            CheckpointError: If an entry is missing or malformed, or the state belongs to another network.
+        """
+        check_entry(state, "counters", lambda counters: _are_counts(counters) and len(counters) == 3)
+        check_entry(state, "progress", lambda at: _are_counts(at[:4]) and _are_counts(at[4]) and len(at) == 5)
+        check_entry(state, "readout", _is_readout)
+        check_entry(state, "distribution", lambda saved: saved["table"].dim() == 3)
+        check_entry(state, "state", lambda saved: all(isinstance(entry, dict) for entry in saved.values()))
+        self.model.check(state["state"])
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.steps, self.updates, self.skipped = state["counters"]
@@ -154,3 +167,11 @@ class RunState:
         readout = state["readout"]["total"], state["readout"]["count"]
         self.restore(Snapshot(recurrent, readout, Position(*state["progress"]), [], None, self.steps))
         self.restore_point = self.snapshot()
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, int) and value >= 0 for value in values)
+
+
+def _is_readout(saved: dict[str, Any]) -> bool:
+    return isinstance(saved["total"], Tensor | None) and isinstance(saved["count"], int | Tensor)
