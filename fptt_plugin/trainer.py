@@ -44,6 +44,7 @@ from .training import (
     Readout,
     RunState,
     Schedule,
+    Structure,
     TrainingLoop,
     Updater,
     check_data_parallel,
@@ -204,6 +205,7 @@ class FPTTTrainer:
         self.grad_scaler = grad_scaler
         self.accelerate = accelerate
         self._progress = Progress()
+        self._structure = Structure(net, optimizer)
         self._driver_choice = driver
         self._readout_choice = readout
         self._preflight = preflight
@@ -285,6 +287,7 @@ class FPTTTrainer:
                 was after the last update.
         """
         self.regularizer.check_weights()
+        self._structure.check()
         batch = Batch.of_step(
             x_t,
             y_t,
@@ -334,6 +337,7 @@ class FPTTTrainer:
             CannotStepError: If the network cannot be trained step by step.
         """
         check_input(x, rank=2, what="x must have 2 dimensions or more")
+        self._structure.check()
         driver = self._find_driver(x, batch_first=self.batch_first)
         return Batch.of_sequences(
             x,
@@ -348,6 +352,7 @@ class FPTTTrainer:
     def train_batch(self, batch: Batch) -> SequenceResult:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
         self.regularizer.check_weights()
+        self._structure.check()
         with Uninterrupted():
             result = self._loop.train(batch)
             if not self._output_is_checked:

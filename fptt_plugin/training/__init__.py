@@ -7,6 +7,7 @@ from .processes import check_data_parallel
 from .run_state import RunState
 from .schedule import Schedule, check_schedule
 from .statistics import normalizations
+from .structure import Structure
 from .update import Updater
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Readout",
     "RunState",
     "Schedule",
+    "Structure",
     "TrainingLoop",
     "Updater",
     "Window",
