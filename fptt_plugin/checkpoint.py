@@ -79,8 +79,8 @@ class _Output:
 def _write(content: dict[str, Any], file: BinaryIO) -> None:
     output = _Output(file)
     try:
-        with config.patch("save.compute_crc32", True):  # load() looks for damage by them
-            torch.save(_plain(content), output)
+        with config.patch("save.compute_crc32", True):  # type: ignore[attr-defined]  # load() looks for damage by them
+            torch.save(_plain(content), output)  # type: ignore[arg-type]  # it needs no more than write()
     except RuntimeError as error:
         if output.error is None:
             raise

@@ -98,8 +98,8 @@ class Progress:
         """
         if state == {}:
             return
-        check_entry(state, "history", lambda records: [EpochRecord(**record) for record in records] is not None)
-        check_entry(state, "best", lambda best: best is None or Best(*best).score is not None)
+        check_entry(state, "history", _are_records)
+        check_entry(state, "best", lambda best: best is None or len(Best(*best)) == 3)
         check_entry(state, "scheduler", lambda saved: not saved or {"kind", "state"} <= saved.keys())
 
     def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
@@ -110,6 +110,10 @@ class Progress:
         if state.get("scheduler"):
             groups = [_options(group) for group in optimizer.param_groups]
             self._loaded = {**copy.deepcopy(state["scheduler"]), "groups": groups}
+
+
+def _are_records(records: list[dict[str, Any]]) -> bool:
+    return all(set(record) == set(EpochRecord._fields) for record in records)
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:
@@ -237,9 +241,7 @@ def fit(
     done = len(progress.history)
     kind = f"{'highest' if higher_is_better else 'lowest'} {getattr(metric, '__name__', type(metric).__name__)}"
     kind += ", validation" if val_loader is not None else ", training"
-    every = epochs(
-        trainer, loader, done + count, first=done + 1, val_loader=val_loader, metric=metric, progress=bar
-    )
+    every = epochs(trainer, loader, done + count, first=done + 1, val_loader=val_loader, metric=metric, progress=bar)
     for record in every:
         progress.history.append(record)
         current = record.train_score if record.val_score is None else record.val_score

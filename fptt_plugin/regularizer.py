@@ -634,8 +634,8 @@ class DynamicRegularizer:
         check_entry(state, "variant", lambda variant: variant in ("dual", "gradient"))
         check_entry(state, "updates", lambda updates: isinstance(updates, int) and updates >= 0)
         problems = ErrorList("DynamicRegularizer")
-        options = [state[key] for key in ("alpha", "beta", "rho", "variant")]
-        check_regularizer_options(problems, *options, self.max_grad_norm)
+        alpha, beta, rho = state["alpha"], state["beta"], state["rho"]
+        check_regularizer_options(problems, alpha, beta, rho, state["variant"], self.max_grad_norm)
         try:
             problems.raise_any()
         except ConfigurationError as error:

@@ -313,7 +313,11 @@ def test_parameters_in_another_order_are_refused_by_name(tmp_path, order):
 
 @pytest.mark.parametrize(
     ("saved", "loaded"),
-    [(torch.optim.Adam, torch.optim.AdamW), (torch.optim.AdamW, torch.optim.Adam), (torch.optim.AdamW, torch.optim.NAdam)],
+    [
+        (torch.optim.Adam, torch.optim.AdamW),
+        (torch.optim.AdamW, torch.optim.Adam),
+        (torch.optim.AdamW, torch.optim.NAdam),
+    ],
 )
 def test_another_optimizer_class_is_refused(tmp_path, saved, loaded):
     make(optimizer=lambda net: saved(net.parameters())).save(tmp_path / "a.pt")

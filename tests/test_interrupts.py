@@ -216,18 +216,22 @@ def test_handlers_of_the_user_run_once_and_come_back():
         signal.signal(signal.SIGUSR1, before[1])
 
 
+def signal_and_fail():
+    with Uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise KeyError
+
+
 def test_an_error_within_and_an_ignored_signal():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(KeyError), Uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            raise KeyError
+        with pytest.raises(KeyError):
+            signal_and_fail()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
-    with pytest.raises(KeyboardInterrupt) as caught, Uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        raise KeyError
+    with pytest.raises(KeyboardInterrupt) as caught:
+        signal_and_fail()
     assert isinstance(caught.value.__context__, KeyError)
 
 

@@ -59,7 +59,7 @@ _install_lock = Lock()
 
 
 def _install() -> None:
-    """Put the view in the place of snnTorch's list: once, and again where ``SpikingNeuron.init()`` made another list."""
+    """Put the view in the place of snnTorch's list: once, and again where ``SpikingNeuron.init()`` made another."""
     if type(snn.SpikingNeuron.instances) is Instances:
         return
     with _install_lock:

@@ -223,8 +223,8 @@ class TrainingLoop:
         error = updater.error(run_state.steps)
         if self._processes.any(error is not None) and error is None:
             error = NotFiniteError(
-                f"step {run_state.steps}: not finite in another process of DistributedDataParallel. This update was not "
-                "applied in any of them",
+                f"step {run_state.steps}: not finite in another process of DistributedDataParallel. This update was "
+                "applied in none of them",
                 "see the error of that process",
             )
         if error is None:

@@ -47,7 +47,7 @@ class Processes:
         if all_have != any_has:
             raise BatchError(
                 f"this process has {'a' if has_loss else 'no'} loss to learn from in this window, and another process "
-                f"of DistributedDataParallel has {'none' if has_loss else 'one'}: their gradients could not be averaged",
+                f"of DistributedDataParallel has {'none' if has_loss else 'one'}, so there is no mean gradient",
                 "give every process a step with a target, with one sample or more that the mask leaves in, or none",
             )
 

@@ -33,7 +33,8 @@ def outcome(trainer, work):
     except FPTTError as caught:
         error = f"{type(caught).__name__}: {caught}"
     weights = [parameter.detach().clone() for parameter in trainer.net.parameters()]
-    return {"error": error, "steps": trainer.steps, "updates": trainer.updates, "skipped": trainer.skipped, "w": weights}
+    counts = {"steps": trainer.steps, "updates": trainer.updates, "skipped": trainer.skipped}
+    return {"error": error, "w": weights, **counts}
 
 
 def stream(trainer, rank, unlabelled=(), broken=(), window=1):

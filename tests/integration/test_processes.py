@@ -1,4 +1,4 @@
-"""Processes of ``DistributedDataParallel`` whose data ask for different things stay in step, or all raise at that step."""
+"""Processes of ``DistributedDataParallel`` with different data stay in step, or all raise at that step."""
 
 import os
 import subprocess
