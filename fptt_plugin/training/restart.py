@@ -101,7 +101,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
     Raises:
         CannotStepError: If rows cannot be restarted; names the first state that shows it.
     """
-    now = state.snapshot()
+    now = state.get()  # the trial writes to copies, so that these tensors, and their graph, come back
     random = [module for module in net.modules() if getattr(module, "init_state", None) == "random"]
     for module in random:
         module.init_state = "zeros"  # type: ignore[assignment]
@@ -126,7 +126,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
     finally:
         for module in random:
             module.init_state = "random"  # type: ignore[assignment]
-        state.restore(now)
+        state.set(now)
 
 
 def _agree(found: Tensor, fresh: Tensor, old: Tensor, rows: Tensor) -> bool:
