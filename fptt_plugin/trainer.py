@@ -237,6 +237,7 @@ class FPTTTrainer:
 
     def reset(self) -> None:
         """Begin a new sequence or stream: every neuron is as before its first input; the weights stay."""
+        torch.clear_autocast_cache()
         self._loop.reset()
 
     def step(
@@ -363,6 +364,7 @@ class FPTTTrainer:
     def train_batch(self, batch: Batch) -> SequenceResult:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
         self.regularizer.check_weights()
+        torch.clear_autocast_cache()  # the user may have loaded weights within the context
         result = self._loop.train(batch)
         if not self._output_is_checked:
             readout = self._run_state.readout
@@ -464,6 +466,7 @@ class FPTTTrainer:
         kept = self._run_state.snapshot()
         if averaged is None:
             averaged = self.regularizer.variant != "gradient"
+        torch.clear_autocast_cache()  # the user may have loaded weights within the context
         try:
             with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
                 self.net.eval()
@@ -620,4 +623,5 @@ class FPTTTrainer:
         _checkpoint.check(path, content, self.net, self.optimizer, self.check_state_dict)
         self.net.load_state_dict(content["net"])
         self.optimizer.load_state_dict(content["optimizer"])
+        torch.clear_autocast_cache()
         self.load_state_dict(content["trainer"])

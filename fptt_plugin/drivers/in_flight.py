@@ -160,9 +160,10 @@ class InFlightDriver(Driver):
 
     def explain(self) -> str:
         ordinal = "each" if self.every == 1 else f"every {self.every}."
+        seen = f"; the output is tensor {self.returned.place} of {self.returned.module!r}" if self.returned else ""
         return (
             f"driver: in-flight (net(x) as it is; {ordinal} call of {self.output_module!r} ends a time step; "
-            f"{self.time})"
+            f"{self.time}{seen})"
         )
 
     def _explained(self, error: RuntimeError) -> Exception:

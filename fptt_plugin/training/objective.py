@@ -60,6 +60,9 @@ class Objective:
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
         self._record_loss = _snntorch_name(loss_fn) is not None
         self._warned_of_shapes = False
+        self._labels: bool | None = None  # whether the last target was one class label per sequence
+        default = "what the network returns, of several the " + ("first" if self.default_index == 0 else "last")
+        self._output = default if output is None else f"output={output!r}"
         self._uses_distribution = auxiliary is not False
         if auxiliary is None:
             self._uses_distribution = isinstance(loss_fn, nn.CrossEntropyLoss) or loss_fn is F.cross_entropy
@@ -86,11 +89,14 @@ class Objective:
                 raise OutputError(f"output={self.output!r}: there is no such entry in {_describe(returned)}")
             return found
         if isinstance(returned, Tensor):
+            self._output = "what the network returns"
             return returned
         entries = list(returned) if isinstance(returned, (tuple, list)) else []
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         if tensors and len(tensors) == len(entries) and len({tensor.shape for tensor in tensors}) == 1:
-            return tensors[self.default_index]
+            place = self.default_index % len(tensors)
+            self._output = f"output {place} of the {len(tensors)} that the network returns"
+            return tensors[place]
         raise OutputError(
             f"there is no single output in {_describe(returned)}; say which one the loss sees, e.g. output=0, "
             "output='name' or output=lambda returned: returned[0]"
@@ -185,7 +191,7 @@ class Objective:
         Raises:
             OutputError: If ``loss_fn`` does not return a scalar.
         """
-        labels = _are_labels(target, per_sequence)
+        self._labels = labels = _are_labels(target, per_sequence)
         weight = self._ramp_for(labels)(t, steps)
         if weight == 1.0:
             return self.plain_loss(output, target)
@@ -259,14 +265,16 @@ class Objective:
         return _RAMPS[self.ramp or ("linear" if labels else "constant")]
 
     def explain(self) -> str:
-        """One line on output, ramp and auxiliary term."""
-        if self.output is not None:
-            output = f"output={self.output!r}"
+        """One line on output, ramp and auxiliary term: as they are, once a target has been seen."""
+        ramp = getattr(self.ramp, "__name__", self.ramp)
+        if self._labels is None:
+            ramp = ramp or "linear for one label per sequence, else constant"
+            auxiliary = "class distribution for one label per sequence" if self._uses_distribution else "none"
         else:
-            output = "spikes" if self.default_index == 0 else "the only tensor, or the membrane of (spk, mem)"
-        ramp = getattr(self.ramp, "__name__", self.ramp) or "linear for one label per sequence, else constant"
-        auxiliary = "class distribution with one label per sequence" if self._uses_distribution else "none"
-        return f"loss: {self._name} on {output}; ramp: {ramp}; auxiliary term: {auxiliary}"
+            ramp = ramp or ("linear" if self._labels else "constant")
+            mixed = self._labels and self._uses_distribution and ramp != "constant"
+            auxiliary = "class distribution" if mixed else "none"
+        return f"loss: {self._name} on {self._output}; ramp: {ramp}; auxiliary term: {auxiliary}"
 
 
 def check_objective(
