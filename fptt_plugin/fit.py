@@ -329,7 +329,7 @@ def _warn_of_silence(rates: dict[str, float]) -> None:
     if silent:
         warnings.warn(
             f"{', '.join(silent)}: fired in less than {100 * SILENT:g} % of neurons and time steps in the first epoch. "
-            "Lower the threshold or beta (an LTCLeaky with beta=0.9 takes in a tenth of its input per step, so it needs "
+            "Lower the threshold or beta (an LTCLeaky with beta=0.9 takes in a tenth of its input per step, and needs "
             "tens of steps to reach its threshold), or scale up the input or the initial weights",
             FPTTWarning,
             stacklevel=4,

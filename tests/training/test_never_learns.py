@@ -114,7 +114,7 @@ def silences(net, epochs=2):
     return [str(entry.message) for entry in caught if "in the first epoch" in str(entry.message)]
 
 
-@pytest.mark.parametrize("threshold", [2.0, 50.0])
+@pytest.mark.parametrize("threshold", [6.0, 50.0])
 def test_fit_names_layers_that_hardly_fire_once(threshold):
     assert silences(spiking_net()) == []
     net = spiking_net()
