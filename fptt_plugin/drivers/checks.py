@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
-from .base import Driver, cannot_step, step_modes, unwrapped
+from .base import Driver, cannot_step, step_modes
 from .returned import Returned, identify, lively_inputs
 from .slice import SliceDriver
 from .trial import ABSENT, TrialCopy
@@ -59,7 +59,7 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
     except CannotStepError:  # it cannot be copied
         return False
     x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
-    x = copy.liveliest(x)
+    x = copy.lively(x, 1)[0]
     before = copy.attributes()
     first = copy.trial(x)
     if not first or _alike(first, copy.trial(x), _ROUNDING):
@@ -99,52 +99,68 @@ def _as_code(value: Any) -> str:
 
 
 def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random: bool, thorough: bool) -> None:
-    net, name = unwrapped(driver.net), type(unwrapped(driver.net)).__name__
     steps = STEPS if window else len(x)
     samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
     x = _excerpt(x, steps, samples)
     copy = TrialCopy(driver.net, driver)
-    x = copy.liveliest(x)
+    for candidate in copy.lively(x):
+        _check_slice(driver, copy, candidate)
+        if window is None or is_random:
+            return
+        _compare_slices(driver, copy, candidate, thorough)
+    if not driver.keeps_time:
+        combined = _how_it_combines(driver, copy, x)
+        driver.readout, driver.factor = combined.readout, combined.factor
+
+
+def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> None:
+    """Check that the network runs on several time steps at once, and find out what its output is."""
+    steps, samples = x.shape[:2]
+    copy.state.reset()
     try:
         output = driver.select(copy.run(x))
     except FPTTError:
         raise
     except Exception as error:
-        raise CannotRunError(
-            f"{name} does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} "
-            f"({error!r})",
+        reason = f"does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} ({error!r})"
+        raise cannot_step(
+            copy.net,
+            reason,
             "forward() must take a leading time axis, [T, B, ...]; where it repeats a still image over time, take that "
             "out of forward() and pass x.unsqueeze(0).expand(T, *x.shape)",
+            CannotRunError,
         ) from error
-    after = copy.state.get()
     try:
         driver.note_time_axis(output, steps, samples)
     except FPTTError as error:
-        raise _permutes(net) if _puts_time_first(copy, x) else error from None
-    if window is None or is_random:
-        return
+        raise _permutes(copy.net) if _puts_time_first(copy, x) else error from None
+
+
+def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: bool) -> None:
+    """Check that slice by slice the network computes what it computes on several time steps at once."""
+    copy.state.reset()
+    output = driver.select(copy.run(x))
+    after = copy.state.get()
     copy.state.reset()
     try:
         slices = [driver.select(copy.run(x_t)) for x_t in x.split(1)]
     except FPTTError:
         raise
     except Exception as error:
-        raise CannotStepError(
-            f"{name} runs on {steps} time steps at once and not on one ({error!r}), so it cannot be trained online",
+        raise cannot_step(
+            copy.net,
+            f"runs on {len(x)} time steps at once and not on one ({error!r}), so it cannot be trained online",
             "replace the layer that needs the whole sequence, or train with BPTT",
         ) from error
     state = copy.state.get()
-    if thorough:
-        forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
-        if driver.keeps_time:
-            whole = _alike([output], [torch.cat(slices)])
-        else:
-            whole = all(s.shape == output.shape for s in slices)
-        if not whole or forgetful or not tensors_in(after):
-            raise _permutes(net) if _puts_time_first(copy, x) else _slices_differ(net, forgetful)
-    if not driver.keeps_time:
-        combined = _how_it_combines(driver, copy, x)
-        driver.readout, driver.factor = combined.readout, combined.factor
+    if not thorough:
+        return
+    forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
+    whole = all(s.shape == output.shape for s in slices)
+    if driver.keeps_time:
+        whole = _alike([output], [torch.cat(slices)])
+    if not whole or forgetful or not tensors_in(after):
+        raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
 
 
 def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returned:
@@ -224,25 +240,26 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
 
 
 def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
-    x = _excerpt(x, STEPS, SAMPLES)
+    """Check that the outputs and states of a sample are those of this sample alone."""
     copy = TrialCopy(driver.net, driver)
-    x = copy.liveliest(x)
-    try:
-        output = torch.stack(copy.advance(x))
-    except Exception:  # says in training what is wrong
-        return
-    after = copy.state.get()
     remedy = "in 's' mode there is no time axis" if "m" not in step_modes(driver.net).values() else "it is in 'm' mode"
     remedy += driver.mixing_remedy
-    if output.shape[1:2] != (SAMPLES,):
-        raise cannot_step(driver.net, f"returned shape {tuple(output.shape[1:])} for {SAMPLES} samples", remedy)
-    if is_random:
-        return
-    copy.state.reset()
-    alone = torch.stack(copy.advance(x[:, -1:]))
-    ones, others = _last_sample(tensors_in(after), tensors_in(copy.state.get()))
-    if not _alike([output[:, -1:], *ones], [alone, *others]):
-        raise cannot_step(driver.net, "takes the samples of a batch for time steps, so that they mix", remedy)
+    for candidate in copy.lively(_excerpt(x, STEPS, SAMPLES)):
+        copy.state.reset()
+        try:
+            output = torch.stack(copy.advance(candidate))
+        except Exception:  # says in training what is wrong
+            return
+        after = copy.state.get()
+        if output.shape[1:2] != (SAMPLES,):
+            raise cannot_step(driver.net, f"returned shape {tuple(output.shape[1:])} for {SAMPLES} samples", remedy)
+        if is_random:
+            return
+        copy.state.reset()
+        alone = torch.stack(copy.advance(candidate[:, -1:]))
+        ones, others = _last_sample(tensors_in(after), tensors_in(copy.state.get()))
+        if not _alike([output[:, -1:], *ones], [alone, *others]):
+            raise cannot_step(driver.net, "takes the samples of a batch for time steps, so that they mix", remedy)
 
 
 def _warn_of_records(net: nn.Module) -> None:

@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
 from .in_flight import InFlightDriver, TimeAxis, check_eager
-from .returned import Returned, identify, lively_inputs
+from .returned import Returned, StepOutput, identify, lively_inputs
 from .step import StepDriver
 from .trial import Calls, TrialCopy
 
@@ -261,12 +262,15 @@ def _after(calls: Calls, module: str) -> list[str]:
 # ---------------------------------------------------------------------- what forward returns
 
 
-def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool) -> Returned | None:
-    """The module whose outputs ``forward`` returns, and how it combines them; ``None`` where that is not known.
+def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool) -> StepOutput | None:
+    """What ``forward`` would return for a single time step.
+
+    ``None`` if it returns no tensor, or if that is not known and the user chose an output: then it is picked from what
+    the output module returns.
 
     Raises:
-        CannotStepError: If ``forward`` returns something that none of its modules returned.
-        OutputError: If it returns several things, and none was chosen.
+        CannotStepError: If the output is something that none of its modules returned.
+        OutputError: If ``forward`` returns several things, and none was chosen.
     """
     batch = 1 if time.axis == 0 else 0
     few = x.narrow(batch, 0, min(_SAMPLES, x.shape[batch]))
@@ -280,34 +284,69 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
                 rows = torch.arange(x.shape[batch], device=x.device) % part.shape[batch]
                 part = part.index_select(batch, rows)
                 returned, records = copy.records(part, time(part))
-            if not tensors_in(returned):
-                return None
-            try:
-                result = select(returned)
-            except Exception:
-                if chosen:  # the user chose from what the module returns
-                    return None
-                raise
-            found = identify(result, records)
-            if len(found) < 2:
+            tensors = tensors_in(returned)
+            fits = [identify(tensor, records) for tensor in tensors]
+            if all(len(found) < 2 for found in fits):
                 break
-    if not found and not chosen:
+    if not tensors:
+        return None
+    sources = [found[0] if found else None for found in fits]
+    place = _selected(select, returned, tensors)
+    if place is None:
+        return _computed(select, returned, sources, records, chosen=chosen)
+    source = sources[place]
+    if source is None:
+        if chosen:
+            return None
         raise cannot_step(
             copy.net,
-            f"returns {tuple(result.shape)} for an input {tuple(part.shape)}, which is not the stack, last value, "
-            "mean, sum or maximum over time of what one of its modules returns, so no single step can be trained on it",
+            f"returns {tuple(tensors[place].shape)} for an input {tuple(part.shape)}, which is not the stack, last "
+            "value, mean, sum or maximum over time of what one of its modules returns, so no single step can be "
+            "trained on it",
             "pass what the loss is to see through an nn.Identity() at the end of the loop's body and return that, or "
             "name the module with output_module",
         )
-    if len({fit.readout for fit in found}) > 1:
+    if len({fit.readout for fit in fits[place]}) > 1:
         warnings.warn(
             f"{type(copy.net).__name__} returns much the same at every time step, whatever its input, so it does not "
-            f"show how it combines them: readout={found[0].readout!r} is assumed. Pass readout to the trainer, or "
+            f"show how it combines them: readout={source.readout!r} is assumed. Pass readout to the trainer, or "
             "change the thresholds",
             FPTTWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return found[0] if found else None
+    return StepOutput(returned, sources, source)
+
+
+def _selected(select: Select, returned: Any, tensors: list[Tensor]) -> int | None:
+    """Which of the tensors that ``forward`` returned is the output; ``None`` if it is computed, or not found."""
+    try:
+        result = select(returned)
+    except Exception:
+        return None
+    return next((place for place, tensor in enumerate(tensors) if tensor is result), None)
+
+
+def _computed(
+    select: Select,
+    returned: Any,
+    sources: list[Returned | None],
+    records: dict[str, list[list[Tensor | None]]],
+    *,
+    chosen: bool,
+) -> StepOutput | None:
+    """An output that is computed from several tensors of a step, as ``torch.cat`` does with two heads."""
+    known = [source for source in sources if source is not None]
+    if not chosen or len({(source.readout, source.factor) for source in known}) != 1:
+        if not chosen:
+            select(returned)  # says what is missing
+        return None
+    last = {(name, place): t for name, steps in records.items() for place, t in enumerate(steps[-1]) if t is not None}
+    step = StepOutput(returned, sources, known[0], computed=True)
+    try:
+        step.output(last, select)
+    except Exception:
+        return None
+    return step
 
 
 # ---------------------------------------------------------------------- what would go wrong

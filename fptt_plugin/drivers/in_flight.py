@@ -12,7 +12,7 @@ from ..interrupts import Interruptible
 from ..state import ModelState, isolated
 from ..tree import map_tensors, tensors_in
 from .base import PARALLEL, Driver
-from .returned import Returned
+from .returned import StepOutput
 
 
 class TimeAxis:
@@ -64,19 +64,19 @@ class InFlightDriver(Driver):
         output_module: Name of the module whose call ends a time step.
         time: Number of time steps of an input.
         every: Calls of the output module in a time step, of which the last ends it.
-        returned: Where the output of a time step comes from, as far as ``forward`` shows it; else the output is picked
-            from what the output module returns.
+        step: What ``forward`` would return for a single step, from which the output is picked; ``None`` picks it from
+            what the output module returns.
     """
 
     pushes = True
 
-    def __init__(self, output_module: str, time: TimeAxis, every: int = 1, returned: Returned | None = None) -> None:
+    def __init__(self, output_module: str, time: TimeAxis, every: int = 1, step: StepOutput | None = None) -> None:
         self.output_module = output_module
         self.time = time
         self.every = every
-        self.returned = returned
-        if returned is not None:
-            self.readout, self.factor = returned.readout, returned.factor
+        self.step = step
+        if step is not None:
+            self.readout, self.factor = step.chosen.readout, step.chosen.factor
         self.hoisted: list[str] = []  # layers that ran before the loop in the dry run
         self._in_place: list[Tensor] = []
 
@@ -87,26 +87,27 @@ class InFlightDriver(Driver):
     def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
         expected, calls = self.time(x), 0
         output_module = self.net.get_submodule(self.output_module)
-        source = self.net.get_submodule(self.returned.module) if self.returned else output_module
-        output: Tensor | None = None
+        sources = [] if self.step is None else [source for source in self.step.sources if source is not None]
+        names = {self.net.get_submodule(source.module): source.module for source in sources}
+        latest: dict[tuple[str, int], Tensor] = {}
 
         def observe(module: nn.Module, args: Any, returned: Any) -> Any:
-            nonlocal calls, output
+            nonlocal calls
             # A view cannot be detached in place: the loop gets a copy of its own.
             returned = map_tensors(lambda tensor: tensor.clone() if tensor._is_view() else tensor, returned)
             map_tensors(self._hold, returned)
-            if module is source:
-                output = self.selected(returned)
+            if module in names:
+                latest.update(((names[module], place), tensor) for place, tensor in enumerate(tensors_in(returned)))
             if module is output_module:
                 calls += 1
                 if calls % self.every == 0 and calls <= expected * self.every:
-                    assert output is not None
+                    output = self.selected(returned) if self.step is None else self.step.output(latest, self.select)
                     if take(output):
                         self._detach_in_place()
             return returned
 
         modules = {id(module): module for _, module in self.state.modules()}
-        modules |= {id(source): source, id(output_module): output_module}
+        modules |= {id(module): module for module in (output_module, *names)}
         handles = [module.register_forward_hook(observe) for module in modules.values()]
         try:
             with isolated(self.net), Interruptible():
@@ -131,8 +132,6 @@ class InFlightDriver(Driver):
         Raises:
             OutputError: If there is no such output, or several and none was chosen.
         """
-        if self.returned is not None:
-            return tensors_in(returned)[self.returned.place]
         try:
             return self.select(returned)
         except OutputError as error:
@@ -161,7 +160,8 @@ class InFlightDriver(Driver):
 
     def explain(self) -> str:
         ordinal = "each" if self.every == 1 else f"every {self.every}."
-        seen = f"; the output is tensor {self.returned.place} of {self.returned.module!r}" if self.returned else ""
+        source = self.step.chosen if self.step else None
+        seen = f"; the output is tensor {source.place} of {source.module!r}" if source else ""
         return (
             f"driver: in-flight (net(x) as it is; {ordinal} call of {self.output_module!r} ends a time step; "
             f"{self.time}{seen})"

@@ -6,20 +6,22 @@ be known as a function of what some module returns in each step: their stack, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..tree import map_tensors
 
 _SCALES = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Returned(NamedTuple):
-    """Where the output of a time step comes from.
+    """Where one tensor that ``forward`` returns comes from.
 
     Attributes:
-        module: Name of the module that returns it.
+        module: Name of the module that returns it step by step.
         place: Its position among the tensors that the module returns.
         readout: ``"step"``, ``"mean"``, ``"sum"`` or ``"max"``: how ``forward`` combines the steps.
         factor: Constant that ``forward`` multiplies a sum with, as ``count / num_steps`` does.
@@ -29,6 +31,38 @@ class Returned(NamedTuple):
     place: int
     readout: str
     factor: float = 1.0
+
+
+class StepOutput:
+    """What ``forward`` would return for a single time step: its result, with the tensors of that step in it.
+
+    Args:
+        returned: What ``forward`` returned.
+        sources: Where each of its tensors comes from, in the order of :func:`~fptt_plugin.tree.tensors_in`; ``None``
+            for those of which nothing is known.
+        chosen: The source of the output that the loss sees, or one of several that it is computed from.
+        computed: Whether the output is computed from several.
+    """
+
+    def __init__(
+        self, returned: Any, sources: list[Returned | None], chosen: Returned, *, computed: bool = False
+    ) -> None:
+        self._template = map_tensors(lambda tensor: tensor.new_empty(0), returned)
+        self.sources = sources if computed else [chosen]
+        self.chosen = chosen
+        self._computed = computed
+
+    def output(self, latest: Mapping[tuple[str, int], Tensor], select: Callable[[Any], Tensor]) -> Tensor:
+        """The output of one step.
+
+        Args:
+            latest: The tensors of the step, by module and place.
+            select: Picks the output from what ``forward`` returns; tensors of unknown source are ``None`` there.
+        """
+        if not self._computed:
+            return latest[self.chosen.module, self.chosen.place]
+        tensors = (None if source is None else latest[source.module, source.place] for source in self.sources)
+        return select(map_tensors(lambda tensor: next(tensors), self._template))
 
 
 def identify(result: Tensor, records: dict[str, list[list[Tensor | None]]]) -> list[Returned]:

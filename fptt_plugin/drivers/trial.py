@@ -213,13 +213,14 @@ class TrialCopy:
         with torch.no_grad(), self._apart():
             return list(self._driver.advance(x))
 
-    def liveliest(self, x: Tensor) -> Tensor:
-        """The input, or a larger or another one of its shape, on which most layers with state do something.
+    def lively(self, x: Tensor, count: int = 3) -> list[Tensor]:
+        """The input, or larger and other ones of its shape, on which most layers with state do something.
 
         A network that is silent on an input, as untrained ones with high thresholds are, shows nothing of what it is.
+        The liveliest comes first.
         """
         if not x.is_floating_point():
-            return x
+            return [x]
         active: set[str] = set()
 
         def watch(name: str) -> Callable[..., None]:
@@ -229,21 +230,22 @@ class TrialCopy:
 
             return hook
 
-        best, most, layers = x, -1, self.state.modules()
-        handles = [module.register_forward_hook(watch(name)) for name, module in layers]
+        handles = [module.register_forward_hook(watch(name)) for name, module in self.state.modules()]
+        found: list[tuple[int, Tensor]] = []
         try:
             with torch.random.fork_rng():
                 for candidate in lively_inputs(x):
                     active.clear()
-                    if self.trial(candidate) and len(active) > most:
-                        best, most = candidate, len(active)
-                    if most == len(layers):
+                    if self.trial(candidate):
+                        found.append((len(active), candidate))
+                    if sum(number == len(handles) for number, _ in found) == count:
                         break
         finally:
             for handle in handles:
                 handle.remove()
             self.state.reset()
-        return best
+        most = max((number for number, _ in found), default=0)
+        return [candidate for number, candidate in found if number == most][:count] or [x]
 
     def trial(self, x: Tensor) -> list[Tensor]:
         """Outputs and states after some steps from reset; empty if the network does not run."""

@@ -14,7 +14,7 @@ from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import BatchError, BatchTypeError, CannotStepError, FPTTError, FPTTWarning
 
 T, B, F = 7, 4, 3
-X, Y = torch.rand(T, B, F), torch.arange(B) % 2
+X, Y = torch.rand(T, B, F, generator=torch.Generator().manual_seed(0)), torch.arange(B) % 2
 
 
 def conv():

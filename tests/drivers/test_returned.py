@@ -208,7 +208,7 @@ def test_a_chosen_output_is_the_one_that_is_trained(spiking):
     both = Heads(spiking, nn.Identity())
     assert trained(both, output=lambda heads: torch.cat(heads, 1))[1] == []  # picks from what the module returns
     trainer, _ = trained(Ordinary(lambda h, s, m: {"hidden": h, "out": {"mem": m}}), output=lambda r: r["out"]["mem"])
-    assert trainer._loop.driver.returned[:2] == ("lif2", 1)
+    assert trainer._loop.driver.step.chosen[:2] == ("lif2", 1)
 
 
 def test_a_module_that_the_user_names_may_return_something_else():
@@ -270,7 +270,7 @@ def test_what_forward_returns_is_trained_and_predicted(end, steps):
     trainer = FPTTTrainer(net, adam(net), CE)
     trainer.train_sequence(x, y)
     driver = trainer._loop.driver
-    assert (driver.returned.module, driver.returned.place, driver.readout) == ("lif2", place, readout)
+    assert (*driver.step.chosen[:2], driver.readout) == ("lif2", place, readout)
     assert f"readout: {readout}" in trainer.explain()
     assert torch.allclose(trainer.predict(x, averaged=False), decision(net(x)), atol=1e-6)
     right = (decision(net(x)).argmax(1) == y).float().mean().item()

@@ -10,7 +10,7 @@ from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import CannotStepError
 from fptt_plugin.state import AttributeHandler, register_state_handler
 
-X, Y = torch.rand(6, 4, 3), torch.arange(4) % 2
+X, Y = torch.rand(6, 4, 3, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 2
 
 
 class Leak(nn.Module):
