@@ -56,6 +56,12 @@ class Updater:
             self._in_groups = in_groups
         return self._parameters
 
+    @property
+    def checked(self) -> list[Tensor]:
+        """What must be finite besides the gradients: losses since the last update, and running statistics."""
+        # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
+        return [*self._losses, *self.statistics.tensors()]
+
     def backward(self, loss: Tensor, *, first: bool) -> None:
         """Add the gradients of one window; the ``first`` since the last update starts from none."""
         if first:
@@ -84,8 +90,7 @@ class Updater:
     def error(self, step: int) -> NotFiniteError | None:
         """The error if loss, gradients or statistics are not finite; a scaler deals with its infinite gradients."""
         grads = [] if self.grad_scaler else [p.grad for p in self.parameters if p.grad is not None]
-        # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
-        if all_finite([*self._losses, *grads, *self.statistics.tensors()]):
+        if all_finite([*grads, *self.checked]):
             return None
         return not_finite(self.net, self.state, torch.stack(self._losses).sum(), step)
 
