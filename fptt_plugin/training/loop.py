@@ -44,6 +44,9 @@ class Executor(Protocol):
     def run(self, window: Window) -> WindowResult | None:
         """Train a window and update the weights; ``None`` if the loop must do it."""
 
+    def advance(self, window: Window) -> Iterable[Tensor]:
+        """Run the network over a window that the loop trains, as the driver's ``advance`` does."""
+
     def update(self, windows: int) -> bool:
         """Update the weights with the gradients of that many windows; ``False`` if the loop must do it."""
 
@@ -136,7 +139,7 @@ class TrainingLoop:
                     window = batch.window(t, schedule)
                     if not self._run_compiled(window):
                         self._record(window)
-                        self._learn(driver.advance(window.x), window)
+                        self._learn(self._advance(window), window)
                     t = run_state.position.t
             assert self._decision is not None
             decision = self._decision.detach().clone()
@@ -153,6 +156,9 @@ class TrainingLoop:
             yield
         finally:
             self._streams, self._decision = True, None
+
+    def _advance(self, window: Window) -> Iterable[Tensor]:
+        return self.driver.advance(window.x) if self.executor is None else self.executor.advance(window)
 
     def _span(self, window: Window) -> int:
         """Steps that one output of the driver stands for."""
@@ -294,7 +300,7 @@ class TrainingLoop:
                 return StepResult(self._decision.clone(), self._loss_sum, True)
             self._record(window)
             decision, found = self.objective.losses(
-                self.driver.advance(window.x), 1, window, run_state.readout, self.schedule, None
+                self._advance(window), 1, window, run_state.readout, self.schedule, None
             )
             run_state.losses += found
             run_state.advance(1)
