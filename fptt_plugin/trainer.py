@@ -115,11 +115,11 @@ class FPTTTrainer:
             leaves out a step whose input is not finite, and a target that is not.
         grad_scaler: A ``torch.amp.GradScaler`` for float16: scales the loss and steps the optimizer. Updates that it
             skips for infinite gradients count as skipped.
-        accelerate: ``"none"``; ``"compile"`` compiles each window, from forward pass to weight update, into one graph
-            when it first comes (15 to 40 seconds), or the update alone where the network cannot be compiled;
-            ``"cudagraph"`` also records it on a GPU; ``"auto"`` is the latter on a GPU with a ``capturable`` optimizer,
-            else ``"compile"``. A window's results are those of ``"none"`` within rounding, from which the two runs
-            drift apart as soon as a spike flips. What cannot be compiled runs eagerly.
+        accelerate: ``"none"``; ``"compile"`` compiles windows of one or two steps into one graph, from forward pass to
+            weight update, and for longer ones the network's step and the update (5 to 20 seconds when a form first
+            comes); ``"cudagraph"`` also records windows in one graph on a GPU; ``"auto"`` is the latter on a GPU, else
+            ``"compile"``. A window's results are those of ``"none"`` within rounding, from which the two runs drift
+            apart as soon as a spike flips. What cannot be compiled runs eagerly; :meth:`explain` says what and why.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.

@@ -1,36 +1,42 @@
 """Compiled training: which part of it is compiled, and the way back to plain PyTorch where that fails.
 
-``accelerate="compile"`` turns a whole window (forward pass, losses, backward pass, clipping, regulariser, optimizer,
-running averages) into one graph, whatever the length of the sequence, and compiles it at the first window of each
-shape. Results are the eager ones within rounding. Where the network's step cannot be compiled, the update still is.
-The first window of a sequence and windows with masked targets run eagerly. ``.grad`` is left as the last eager window
-had it.
+Three things can be compiled, each by ``torch.compile``, whose guards notice when anything that Python code reads has
+changed: hooks, numbers, modules, shapes. The compiler then runs again, or that call runs eagerly.
 
-A graph holds as constants every number that is a plain attribute of a module; changing one compiles anew. Numbers in
-other objects (a surrogate's slope, say) and tensors that are neither parameter, buffer nor state are fixed for good.
+* A *window* as one graph: forward pass, losses, backward pass, clipping, regulariser, optimizer, running averages. The
+  fastest for windows of a step or two; its compile time grows with the window.
+* The network's *step*, called K times in a window of K steps, and where windows do not fit the one graph. The loop does
+  what is left, as without compilation, so whatever trains eagerly trains this way. Ready in seconds for any window.
+* The *update* by itself, from the gradients.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+
+from torch import Tensor, nn
 
 from ..drivers import unwrapped
 from ..errors import FPTTWarning
 from ..training import TrainingLoop, Window, WindowResult
-from .capture import CannotCompile
+from . import cuda_graph
+from .dynamo import CannotCompile, traces_backward
 from .update import CompiledUpdate
-from .window import CompiledWindow
+from .window import CompiledStep, CompiledWindow
 
 MODES = ("none", "compile", "cudagraph", "auto")
+LONGEST = 2  # window that is compiled as one graph; longer ones are ahead, and ready sooner, as calls of one step
+_PATIENCE = 16  # windows left out of the one graph before the step is compiled for them, too
 
 
 class Accelerator:
-    """Runs windows and updates of a loop as compiled graphs, as far as they can be.
+    """Runs windows, steps and updates of a loop compiled, as far as they can be.
 
     Args:
         loop: The loop.
-        mode: ``"compile"``; ``"cudagraph"`` also records the graph's kernels, which takes a GPU and a ``capturable``
-            optimizer; ``"auto"`` does so where that is given.
+        mode: ``"compile"``; ``"cudagraph"`` also records the kernels of a window's graph, which takes a GPU; ``"auto"``
+            does so on a GPU.
 
     Attributes:
         reasons: What runs eagerly, and why.
@@ -39,73 +45,105 @@ class Accelerator:
     def __init__(self, loop: TrainingLoop, mode: str) -> None:
         self._loop = loop
         self._mode = mode
+        self.reasons: list[str] = []
         self._update: CompiledUpdate | None = None
         self._window: CompiledWindow | None = None
-        self.reasons: list[str] = []
-        replay = mode in ("cudagraph", "auto") and _on_gpu(loop)
+        self._step: CompiledStep | None = None
+        self._left_out = 0
         try:
             if loop.updater.grad_scaler is not None:
                 raise CannotCompile("a GradScaler steps the optimizer")
             self._update = CompiledUpdate(loop.updater.regularizer)
         except CannotCompile as reason:
-            self._give_up("training runs", reason)
+            self._give_up("the update runs eagerly", reason)
+        why = _no_step(loop)
+        if why is not None:
+            self._give_up("forward and backward pass run eagerly", why)
             return
-        why = _uncompilable(loop)
-        if why is None:
-            self._window = CompiledWindow(loop, self._update, replay=replay)
-            if mode == "cudagraph" and not replay:
-                needed = "a CUDA graph takes a network on a GPU and an optimizer built with capturable=True"
-                self._give_up("kernels are launched one by one, compiled but not recorded", CannotCompile(needed), "")
-        else:
-            self._give_up("forward and backward pass run", CannotCompile(why))
+        self._step = CompiledStep(loop)
+        if self._update is not None and _fits_one_graph(loop):
+            replay = mode in ("cudagraph", "auto") and all(map(cuda_graph.on_gpu, loop.net.parameters()))
+            self._window = CompiledWindow(loop, replay=replay)
+        if mode == "cudagraph" and (self._window is None or self._window.recorder is None):
+            needed = f"a CUDA graph takes a network on a GPU and a window of at most {LONGEST} steps in one graph"
+            self._give_up("kernels are launched one by one", needed)
 
     def run(self, window: Window) -> WindowResult | None:
-        """Train a window, and those after it that one graph fits; ``None`` if it must be trained eagerly."""
-        if self._window is None or self._update is None:
+        """Train a window in one graph; ``None`` if the loop must do it."""
+        if self._window is None or _has_hooks_on_gradients(self._loop):
             return None
         try:
             return self._window.run(window)
         except CannotCompile as reason:
-            self._window = None
-            self._give_up("forward and backward pass run", reason)
+            self._window = None  # no loss but of speed: the step is compiled instead
+            self.reasons.append(f"not the window as one graph, because {reason}")
             return None
+
+    def advance(self, window: Window) -> Iterable[Tensor]:
+        """Run the network over a window that the loop trains, compiled from where that is worth it."""
+        step, driver = self._step, self._loop.driver
+        self._left_out += window.t > 0
+        waits = self._window is not None and self._left_out < _PATIENCE
+        if step is None or waits or _has_backward_hooks(self._loop.net):
+            return driver.advance(window.x)
+        return self._watched(step, window)
+
+    def _watched(self, step: CompiledStep, window: Window) -> Iterable[Tensor]:
+        partly = step.reason
+        yield from step.advance(window)
+        if step.failure is not None:
+            self._step = None
+            self._give_up("forward and backward pass run eagerly", step.failure)
+        elif step.reason != partly:
+            self._give_up("parts of the step run eagerly", step.reason)
 
     def update(self, windows: int) -> bool:
         """Update the weights with the gradients of that many windows; ``False`` if the optimizer must do it."""
-        # Beside a compiled window few updates are left, not worth a graph of their own.
-        if self._update is None or self._window is not None:
+        if self._update is None or (self._window is not None and self._left_out < _PATIENCE):
             return False
         try:
-            return self._update.step(windows)
+            return self._update.step(windows, self._loop.updater.checked)
         except CannotCompile as reason:
             self._update = None
-            self._give_up("the update runs", reason)
+            self._give_up("the update runs eagerly", reason)
             return False
 
     def explain(self) -> str:
         """One line on what is compiled."""
-        compiled = "the whole window" if self._window else "the update" if self._update else "nothing"
+        step = "the step" if self._step else ""
+        parts = ["the whole window"] if self._window else [step, "the update" if self._update else ""]
+        compiled = " and ".join(part for part in parts if part) or "nothing"
+        recorder = self._window.recorder if self._window else None
+        if recorder:
+            compiled += f", not recorded, because {recorder.reason}" if recorder.reason else ", recorded"
         return f"accelerate={self._mode!r}: compiled: {'; '.join([compiled, *self.reasons])}"
 
-    def _give_up(self, what: str, reason: CannotCompile, how: str = " eagerly") -> None:
-        self.reasons.append(f"{what}{how}, because {reason}")
+    def _give_up(self, what: str, reason: object) -> None:
+        self.reasons.append(f"{what}, because {reason}")
         warnings.warn(f"accelerate={self._mode!r}: {self.reasons[-1]}", FPTTWarning, stacklevel=2)
 
 
-def _on_gpu(loop: TrainingLoop) -> bool:
-    weights = next(loop.net.parameters(), None)
-    groups = loop.updater.optimizer.param_groups
-    return weights is not None and weights.is_cuda and all(group.get("capturable", False) for group in groups)
-
-
-def _uncompilable(loop: TrainingLoop) -> str | None:
-    """Why the windows of a loop cannot be compiled, if they cannot."""
+def _no_step(loop: TrainingLoop) -> str | None:
+    """Why the network's step cannot be compiled, if it cannot."""
     if loop.driver.pushes:
         return "the network runs its own loop over time, of which no step can be called by itself"
     if unwrapped(loop.net) is not loop.net and hasattr(loop.net, "module"):
         return "the processes exchange gradients in the middle of it"
-    if loop.schedule.window is None:
-        return "the window is the whole sequence: a graph of one step, or a few, would serve any length"
-    if loop.schedule.update_every not in (None, loop.schedule.window):
-        return "update_every is not the window"
     return None
+
+
+def _fits_one_graph(loop: TrainingLoop) -> bool:
+    window = loop.schedule.window
+    is_short = window is not None and window <= LONGEST
+    return is_short and loop.schedule.update_every in (None, window) and traces_backward()
+
+
+def _has_hooks_on_gradients(loop: TrainingLoop) -> bool:
+    """Whether anything acts on gradients between backward pass and update, outside of a graph of both."""
+    parameters = loop.updater.parameters
+    hooked = any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters)
+    return hooked or _has_backward_hooks(loop.net)
+
+
+def _has_backward_hooks(net: nn.Module) -> bool:
+    return any(module._backward_hooks or module._backward_pre_hooks for module in net.modules())

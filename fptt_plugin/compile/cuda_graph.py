@@ -1,67 +1,126 @@
-"""A function's kernels, recorded once and replayed from fixed places in the GPU's memory."""
+"""A compiled graph's kernels, recorded once and replayed from fixed places in the GPU's memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Function = Callable[[list[Tensor]], list[Tensor]]
+from ..state import random_state, set_random_state
+from .dynamo import first_line
+
+Function = Callable[..., Any]
 
 
-class Replay:
-    """Stands for a compiled function; its first ``moving`` inputs may be other tensors at every call.
+class Recorder:
+    """Backend of ``torch.compile`` that records what another backend makes of each graph.
+
+    The compiler's guards are checked before each replay, and what Python code does besides is done after it, as without
+    a recording.
 
     Args:
-        function: Launches the same kernels whatever the values; may write into its inputs.
-        inputs: An example, all on one GPU. From the ``moving``-th on these must be the same tensors at every call.
-        moving: How many inputs are copied in at every call.
+        fixed: Returns the tensors that a graph may write into: they stay where they are from call to call.
 
-    Raises:
-        ValueError: If an input is not on a GPU.
+    Attributes:
+        reason: Why a graph is not recorded but launches its kernels one by one; ``None`` if none was refused.
     """
 
-    def __init__(self, function: Function, inputs: list[Tensor], moving: int) -> None:
-        if not all(map(on_gpu, inputs)):
-            raise ValueError(
-                "a CUDA graph needs every tensor on the GPU: the network, its inputs, and the optimizer's step counts, "
-                "torch.optim.Adam(..., capturable=True)"
-            )
-        self._moving = moving
-        self._inputs = [tensor.clone() for tensor in inputs[:moving]] + inputs[moving:]
-        self._places = _places(inputs[moving:])
-        self._outputs, self._replay = record(function, self._inputs)
+    def __init__(self, fixed: Callable[[], list[Tensor]]) -> None:
+        self._fixed = fixed
+        self.reason: str | None = None
 
-    def fits(self, inputs: list[Tensor]) -> bool:
-        """Whether the inputs that do not move are where they were."""
-        return _places(inputs[self._moving :]) == self._places
+    def __call__(self, graph: Any, inputs: list[Any], *, options: dict[str, Any]) -> Function:
+        from torch._dynamo import lookup_backend
 
-    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        torch._foreach_copy_(self._inputs[: self._moving], inputs[: self._moving])
+        compiler: Any = lookup_backend("inductor")
+        return _Recorded(compiler(graph, inputs, options=options), self)
+
+    def record(self, function: Function, inputs: list[Any]) -> _Recording | None:
+        """Record a function; ``None``, with everything as before, where that cannot be."""
+        try:
+            if not all(isinstance(value, Tensor) and on_gpu(value) for value in inputs):
+                raise ValueError("a CUDA graph needs every tensor on the GPU, and no numbers that change")
+            return _Recording(function, inputs, {tensor.data_ptr() for tensor in self._fixed()})
+        except Exception as error:
+            self.reason = first_line(error)
+            return None
+
+
+class _Recorded:
+    """Stands for a compiled function; recorded at the first call, and again if a tensor that it writes has moved."""
+
+    most = 4  # recordings, after which the places move too often to be worth it
+
+    def __init__(self, function: Function, recorder: Recorder) -> None:
+        self._function = function
+        self._recorder = recorder
+        self._recording: _Recording | None = None
+        self._left = self.most
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self._recording is None or not self._recording.fits(inputs):
+            self._recording = None
+            if self._left:
+                self._recording = self._recorder.record(self._function, list(inputs))
+                self._left = self._left - 1 if self._recording else 0
+        return self._function(*inputs) if self._recording is None else self._recording(inputs)
+
+
+class _Recording:
+    """Kernels recorded on fixed tensors and on copies of all others, which are filled before each replay.
+
+    Raises:
+        ValueError: If the function writes into a tensor that is not fixed.
+    """
+
+    def __init__(self, function: Function, inputs: list[Tensor], fixed: set[int]) -> None:
+        self._moving = [i for i, tensor in enumerate(inputs) if tensor.data_ptr() not in fixed]
+        self._places = list(inputs)
+        for i in self._moving:
+            self._places[i] = inputs[i].detach().clone().requires_grad_(inputs[i].requires_grad)
+        kept, random = [tensor.detach().clone() for tensor in self._places], random_state()
+        try:
+            self._outputs, self._replay = record(function, self._places)
+            if any(not torch.equal(self._places[i], kept[i]) for i in self._moving):
+                raise ValueError("it writes into a tensor that is neither weight, buffer nor optimizer state")
+        finally:
+            with torch.no_grad():
+                for place, value in zip(self._places, kept, strict=True):
+                    place.copy_(value)
+            set_random_state(random)
+
+    def fits(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether the fixed tensors are where they were."""
+        moving = set(self._moving)
+        return all(
+            i in moving or value.data_ptr() == place.data_ptr()
+            for i, (value, place) in enumerate(zip(inputs, self._places, strict=True))
+        )
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> list[Any]:
+        with torch.no_grad():
+            for i in self._moving:
+                self._places[i].copy_(inputs[i])
         self._replay()
-        return [output.clone() for output in self._outputs]
+        return [output.detach().clone() if isinstance(output, Tensor) else output for output in self._outputs]
 
 
 def on_gpu(tensor: Tensor) -> bool:
+    """Whether kernels on a tensor can be recorded."""
     return tensor.is_cuda
 
 
-def record(function: Function, inputs: list[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
-    """Records a function on these inputs, which are as before afterwards; returns its outputs and the replay."""
-    kept = [tensor.clone() for tensor in inputs]
+def record(function: Function, inputs: list[Tensor]) -> tuple[list[Any], Callable[[], None]]:
+    """Record a function on these inputs, into which it may write; return its outputs and the replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # libraries set themselves up in the first calls, which cannot be recorded
         for _ in range(3):
-            function(inputs)
+            function(*inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = function(inputs)
-    torch._foreach_copy_(inputs, kept)
+        outputs = list(function(*inputs))
     return outputs, graph.replay
-
-
-def _places(tensors: list[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

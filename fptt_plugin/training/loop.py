@@ -46,6 +46,9 @@ class Executor(Protocol):
     def run(self, window: Window) -> WindowResult | None:
         """Train a window and update the weights; ``None`` if the loop must do it."""
 
+    def advance(self, window: Window) -> Iterable[Tensor]:
+        """Run the network over a window that the loop trains, as the driver's ``advance`` does."""
+
     def update(self, windows: int) -> bool:
         """Update the weights with the gradients of that many windows; ``False`` if the loop must do it."""
 
@@ -128,7 +131,7 @@ class TrainingLoop:
                     window = batch.window(t, schedule)
                     if self.executor is None or not self._run_compiled(window):
                         span = window.length if driver.combines_steps else 1
-                        self._learn(driver.advance(window.x), span, window)
+                        self._learn(self._advance(window), span, window)
                     t = run_state.position.t
             assert self._decision is not None
             decision = self._decision.detach().clone()
@@ -150,6 +153,9 @@ class TrainingLoop:
     def _rolled_back_on_error(self) -> Iterator[None]:
         with self.run_state.rolled_back_on_error(), self._replay.kept_on_error() if self._replay else nullcontext():
             yield
+
+    def _advance(self, window: Window) -> Iterable[Tensor]:
+        return self.driver.advance(window.x) if self.executor is None else self.executor.advance(window)
 
     def _learn(self, outputs: Iterable[Tensor], span: int, window: Window) -> bool:
         """Losses of some steps; at the end of a window the backward pass and, where it is due, the update.
@@ -318,7 +324,7 @@ class TrainingLoop:
                 self._replay.record(window)
             with Interruptible():  # after this the step is completed: it would be half a step else
                 decision, found = self.objective.losses(
-                    self.driver.advance(window.x), 1, window, run_state.readout, self._due, None
+                    self._advance(window), 1, window, run_state.readout, self._due, None
                 )
             run_state.losses += found
             run_state.advance(1)

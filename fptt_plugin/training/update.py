@@ -62,6 +62,12 @@ class Updater:
             self._in_groups = in_groups
         return self._parameters
 
+    @property
+    def checked(self) -> list[Tensor]:
+        """What must be finite besides the gradients: losses since the last update, and running statistics."""
+        # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
+        return [*self._losses, *self.statistics.tensors()]
+
     def backward(self, loss: Tensor, *, first: bool) -> None:
         """Add the gradients of one window; the ``first`` since the last update starts from none."""
         if first:

@@ -1,39 +1,15 @@
-"""Pairs of trainers, eager and accelerated, that must agree; and how to do without the compiler."""
+"""Pairs of trainers, eager and accelerated, that must agree."""
 
 import copy
 
-import pytest
 import torch
-import torch._inductor
 from nets import Before, adam, batch, spikes, spiking_net
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.compile.window import CompiledWindow
 from fptt_plugin.snntorch import LTCIntegrator, RLTCLeaky
 
 CE = nn.CrossEntropyLoss()
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """Graphs are run by PyTorch as they were traced: the same operations, without the wait for a compiler."""
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph)
-
-
-@pytest.fixture
-def graph_steps(monkeypatch):
-    """Steps that each run of compiled windows trained."""
-    found, run = [], CompiledWindow.run
-
-    def noting(self, window):
-        outcome = run(self, window)
-        if outcome is not None:
-            found.append(outcome.steps)
-        return outcome
-
-    monkeypatch.setattr(CompiledWindow, "run", noting)
-    return found
 
 
 def double_net(**options):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from accelerated import double_net, graph_steps, pair, traced, train_both  # noqa: F401
+from accelerated import double_net, pair, train_both
 from nets import Grows, batch, copies, identical, sgd
 from torch import nn
 
-pytestmark = pytest.mark.usefixtures("traced")
+pytestmark = pytest.mark.usefixtures("traced", "whole_windows")
 
 
 def train(trainer):
@@ -14,7 +14,7 @@ def train(trainer):
 
 
 @pytest.mark.parametrize("alphas", [(0.5, 0.0, 0.2), (0.0, 0.3, 0.1)])
-def test_another_alpha(graph_steps, alphas):  # noqa: F811
+def test_another_alpha(graph_steps, alphas):
     def train_changing(trainer):
         for alpha in alphas:
             trainer.regularizer.alpha = alpha
@@ -27,7 +27,7 @@ def test_another_alpha(graph_steps, alphas):  # noqa: F811
     assert not torch.equal(regularizer.average_of(weight), weight)
 
 
-def test_a_layer_that_joins_later(graph_steps):  # noqa: F811
+def test_a_layer_that_joins_later(graph_steps):
     def train_growing(trainer):
         train(trainer)
         trainer.net.head = nn.Linear(2, 2, dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_a_layer_that_joins_later(graph_steps):  # noqa: F811
 
 
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
-def test_running_statistics_stay_finite(graph_steps, on_nonfinite):  # noqa: F811
+def test_running_statistics_stay_finite(graph_steps, on_nonfinite):
     def train_spoiled(trainer):
         train(trainer)
         kept = copies(trainer.net[1].buffers())

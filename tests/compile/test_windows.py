@@ -5,16 +5,17 @@ import warnings
 import pytest
 import snntorch as snn
 import torch
-from accelerated import double_net, graph_steps, liquid, pair, sequences, traced, train, train_both  # noqa: F401
+from accelerated import double_net, liquid, pair, sequences, train, train_both
 from nets import LIF, batch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FiringRates, SavedForBackward, spikingjelly
+from fptt_plugin.errors import FPTTWarning
 from fptt_plugin.functional import MultiGaussian
 from fptt_plugin.snntorch import LTCLeaky
 
-pytestmark = pytest.mark.usefixtures("traced")
+pytestmark = pytest.mark.usefixtures("traced", "whole_windows")
 
 
 def leaky():
@@ -66,7 +67,7 @@ BUILDERS = [double_net, liquid, leaky, single_step, multi_step, lambda: Explicit
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("window", [1, 3])
-def test_every_driver(build, window, graph_steps):  # noqa: F811
+def test_every_driver(build, window, graph_steps):
     trainers = pair(build, window=window)
     eager, compiled = train_both(trainers, train)
     assert len(graph_steps) >= 3
@@ -93,12 +94,12 @@ def test_every_driver(build, window, graph_steps):  # noqa: F811
         {"window": 2, "loss_every": 4, "update_every": 2},
     ],
 )
-def test_every_option(options, graph_steps):  # noqa: F811
+def test_every_option(options, graph_steps):
     train_both(pair(**options), train)
     assert graph_steps
 
 
-def test_one_target_per_step(graph_steps):  # noqa: F811
+def test_one_target_per_step(graph_steps):
     def train_stepwise(trainer):
         for x, _ in sequences():
             trainer.train_sequence(x, torch.randint(2, x.shape[:2]))
@@ -107,20 +108,7 @@ def test_one_target_per_step(graph_steps):  # noqa: F811
     assert graph_steps
 
 
-def test_batches_whose_first_dimension_is_not_time_in_memory(monkeypatch, graph_steps):  # noqa: F811
-    """A compiled function reads memory by the layout of its example, so every call must have that layout."""
-
-    def compiled(graph, inputs, options):
-        strides = [tensor.stride() for tensor in inputs]
-
-        def run(*tensors):
-            assert [tensor.stride() for tensor in tensors] == strides
-            return graph(*tensors)
-
-        return run
-
-    monkeypatch.setattr(torch._inductor, "compile", compiled)
-
+def test_batches_whose_first_dimension_is_not_time_in_memory(graph_steps):
     def train_transposed(trainer):
         for x, _ in sequences():
             by_sample = x.transpose(0, 1).contiguous()  # as a DataLoader gives it
@@ -150,7 +138,7 @@ class Normalized(nn.Module):
         return self.ends(self.out(self.drop(self.fires(self.norm(self.conv(x))).flatten(1))))
 
 
-def test_batch_statistics_and_random_numbers(graph_steps):  # noqa: F811
+def test_batch_statistics_and_random_numbers(graph_steps):
     def train_images(trainer):
         for _ in range(2):
             trainer.train_sequence(torch.rand(5, 6, 1, 4, 4, dtype=torch.float64), torch.arange(6) % 2)
@@ -161,7 +149,7 @@ def test_batch_statistics_and_random_numbers(graph_steps):  # noqa: F811
     assert trainers[1].net.norm.num_batches_tracked == 10
 
 
-def test_frozen_unused_and_shared_weights(graph_steps):  # noqa: F811
+def test_frozen_unused_and_shared_weights(graph_steps):
     def build():
         net = double_net(extra=[nn.Linear(8, 8), nn.Linear(8, 8)])
         net[1].weight = net[2].weight
@@ -174,7 +162,7 @@ def test_frozen_unused_and_shared_weights(graph_steps):  # noqa: F811
     assert graph_steps
 
 
-def test_what_changes_between_sequences(graph_steps):  # noqa: F811
+def test_what_changes_between_sequences(graph_steps):
     def train_changing(trainer):
         schedule = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1, 0.5)
         train(trainer)
@@ -189,12 +177,12 @@ def test_what_changes_between_sequences(graph_steps):  # noqa: F811
         trainer.train_sequence(*sequences(1, 12)[0])
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", FPTTWarning)
         train_both(pair(), train_changing)
     assert len(graph_steps) > 12
 
 
-def test_a_stream(graph_steps):  # noqa: F811
+def test_a_stream(graph_steps):
     def stream(trainer):
         trainer.reset()
         for t in range(20):
@@ -207,7 +195,7 @@ def test_a_stream(graph_steps):  # noqa: F811
     assert 8 < len(graph_steps) < 17
 
 
-def test_a_checkpoint_in_mid_stream(tmp_path, graph_steps):  # noqa: F811
+def test_a_checkpoint_in_mid_stream(tmp_path, graph_steps):
     def stream(trainer):
         trainer.reset()
         for t in range(12):
@@ -239,10 +227,10 @@ class Exp(nn.Module):
         return x.exp()
 
 
-def test_counting_saved_bytes_hinders_no_graph(graph_steps):  # noqa: F811
+def test_counting_saved_bytes_hinders_no_graph(graph_steps):
     trainer = pair()[1]
     with warnings.catch_warnings(), SavedForBackward(trainer.net) as saved:
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", FPTTWarning)
         train(trainer)
     assert graph_steps
     assert saved.peak > 0  # of the eager first steps
@@ -271,7 +259,7 @@ def test_what_is_not_finite_stops_where_it_would(where, window):
     assert messages[0] == messages[1]
 
 
-def test_skipped_updates(graph_steps):  # noqa: F811
+def test_skipped_updates(graph_steps):
     def loss(output, target):
         return ((output - target) ** 2).mean() / (target.min() > 0.0)
 
