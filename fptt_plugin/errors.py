@@ -187,7 +187,7 @@ def check_entry(state: Any, key: str, fits: Callable[[Any], object]) -> None:
         CheckpointError: If it is missing or malformed.
 
     Example:
-        >>> check_entry({"updates": "many"}, "updates", lambda value: value >= 0)
+        >>> check_entry({"updates": -1}, "updates", lambda value: value >= 0)
         Traceback (most recent call last):
         ...
         fptt_plugin.errors.CheckpointError: the entry 'updates' is malformed

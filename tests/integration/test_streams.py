@@ -84,7 +84,7 @@ def test_a_truncated_file_is_refused_and_the_one_before_still_loads(tmp_path):
     for length in [*range(0, len(whole), len(whole) // 20), len(whole) - 1]:
         two.write_bytes(whole[:length])
         before = Before(other)
-        with pytest.raises(ValueError, match=r"two.pt is no complete checkpoint of FPTTTrainer.save"):
+        with pytest.raises(ValueError, match=r"two.pt is not a valid checkpoint of FPTTTrainer.save"):
             other.load(two)
         assert before.differs() == []
     other.load(one)
