@@ -18,18 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from _measure import saved_bytes
 from _options import epoch_seed, learning_rate, open_trainer, run_folder
 from _results import Results
 from torch import Tensor, nn
 
-from fptt_plugin import FiringRates, FPTTTrainer, SavedForBackward
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.fit import Metric, accuracy, epochs
+from fptt_plugin.results import EpochRecord
 
-Metric = Callable[[Tensor, Tensor], Tensor]
 
-
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """Fraction of samples whose largest output is that of their class."""
-    return (output.argmax(dim=1) == target).float().mean()
+def no_score(output: Tensor, target: Tensor) -> Tensor:
+    """The metric of a task whose decisions while training are not scored."""
+    return torch.tensor(math.nan)
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Experiment:
             one epoch; all that is random comes from the generator.
         test: Likewise ``(x, y)``, the same at every call; none with a ``score``.
         metric: ``metric(output, target) -> scalar tensor``.
+        train_metric: Metric of the decisions made while training; ``None``: ``metric``.
         score: ``score(trainer, averaged) -> float`` in place of both, for what is no mean over samples.
         higher_is_better: Direction of the metric.
         trainer: Further options of ``FPTTTrainer``.
@@ -58,6 +60,7 @@ class Experiment:
     train: Callable[[torch.Generator], Iterable[Any]]
     test: Callable[[], Iterable[Any]] = tuple
     metric: Metric = accuracy
+    train_metric: Metric | None = None
     score: Callable[[FPTTTrainer, bool], float] | None = None
     higher_is_better: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +74,7 @@ class Experiment:
 
 
 def run(experiment: Experiment, options: argparse.Namespace) -> Results:
-    """Trains, measures after every epoch, and writes results and checkpoint to the run's folder."""
+    """Train, measure after every epoch, and write results and checkpoint to the run's folder."""
     folder = run_folder(experiment.task, experiment.variant, options)
     results = Results(folder, experiment, options)
     net = experiment.net.to(options.device)
@@ -82,84 +85,77 @@ def run(experiment: Experiment, options: argparse.Namespace) -> Results:
         trainer.load(checkpoint)
         print(f"going on after epoch {results.epochs} in {folder}")
     else:
-        results.notes["saved_for_backward_bytes"] = saved_bytes(experiment, options)
+        results.notes["saved_for_backward_bytes"] = measure_memory(experiment, options)
         print(f"{folder}: {results.notes['parameters']} parameters\n{trainer.explain()}")
+
+    def loader(epoch: int) -> Iterable[Any]:
+        torch.manual_seed(epoch_seed(options, epoch))  # for what the network itself draws
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = learning_rate(options, epoch)
+        return experiment.train(torch.Generator().manual_seed(epoch_seed(options, epoch)))
+
+    records = epochs(
+        trainer,
+        loader,
+        options.epochs,
+        first=results.epochs + 1,
+        metric=experiment.train_metric or experiment.metric,
+        progress=sys.stderr.isatty(),
+    )
     begin = time.perf_counter()
-    for epoch in range(results.epochs + 1, options.epochs + 1):
+    while results.epochs < options.epochs:
         if _out_of_time(begin, results, options.max_minutes):
             results.write("stopped: out of time; go on with --resume")
             break
+        cpu = time.process_time()
         try:
-            record = one_epoch(trainer, experiment, options, epoch)
+            record = next(records)
         except FloatingPointError as error:
             results.write(f"diverged: {error}")
             break
+        figures = {**_figures(record), "cpu_seconds": time.process_time() - cpu}
+        figures |= {"lr": learning_rate(options, record.epoch), **_evaluate(trainer, experiment, options)}
         trainer.save(checkpoint)
-        results.add(record, "finished" if epoch == options.epochs else "running")
+        results.add(figures, "finished" if record.epoch == options.epochs else "running")
     results.close()
     return results
 
 
-def one_epoch(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Namespace, epoch: int) -> dict[str, Any]:
-    """Trains for one epoch, then evaluates with W_bar and with W."""
-    generator = torch.Generator().manual_seed(epoch_seed(options, epoch))
-    torch.manual_seed(epoch_seed(options, epoch))  # for what the network itself draws
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(options, epoch)
-    wall, cpu = time.perf_counter(), time.process_time()
-    batches = _bar(experiment.train(generator), f"epoch {epoch}/{options.epochs}")
-    record: dict[str, Any] = {"epoch": epoch, "lr": learning_rate(options, epoch)}
-    record |= train_epoch(trainer, batches, None if experiment.score else experiment.metric)
-    trained = time.perf_counter()
-    record |= {"seconds": trained - wall, "cpu_seconds": time.process_time() - cpu}
-    record["test"] = experiment.evaluate(trainer, averaged=True)
-    record["test_w"] = record["test"]
+def _figures(record: EpochRecord) -> dict[str, Any]:
+    """What an epoch's record says, under the names of the result files."""
+    rates = record.firing_rates
+    return {
+        "epoch": record.epoch,
+        "loss": record.loss,
+        "train": record.train_score,
+        "firing_rate": sum(rates.values()) / len(rates) if rates else math.nan,
+        "firing_rates": rates,
+        "updates": record.updates,
+        "seconds": record.seconds,
+    }
+
+
+def _evaluate(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Namespace) -> dict[str, float]:
+    """Scores of W_bar and of W on the test data; then, if asked for, W_bar replaces W."""
+    begin = time.perf_counter()
+    test = test_w = experiment.evaluate(trainer, averaged=True)
     if options.method == "fptt" and options.alpha > 0:
-        record["test_w"] = experiment.evaluate(trainer, averaged=False)
+        test_w = experiment.evaluate(trainer, averaged=False)
         if options.average_weights == "epoch":
             trainer.regularizer.load_averages()
-    record |= {"evaluation_seconds": time.perf_counter() - trained, "updates": trainer.updates}
-    return record
+    return {"test": test, "test_w": test_w, "evaluation_seconds": time.perf_counter() - begin}
 
 
-def train_epoch(trainer: FPTTTrainer, batches: Any, metric: Metric | None) -> dict[str, Any]:
-    """One pass over the data: mean loss, mean score of the decisions made while training, firing rates.
-
-    The score is nan without a metric, and for tasks with a target at every step: the trainer returns the last step's
-    output alone.
-    """
-    trainer.net.train()
-    device = next(trainer.net.parameters()).device
-    loss, score, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    with FiringRates(trainer.net) as firing:
-        for batch in batches:
-            x, y, *mask = (part.to(device) for part in batch)
-            result = trainer.train_sequence(x, y, *mask)
-            size = len(result.output)
-            per_step = y.shape[:2] == x.shape[:2]
-            loss += size * result.loss
-            score += math.nan if metric is None or per_step else size * metric(result.output, y)
-            seen += size
-    if seen == 0:
-        raise ValueError("no batch to train on: the data set is empty, or smaller than --batch-size")
-    rates = firing.rates()
-    rate = sum(rates.values()) / len(rates) if rates else math.nan
-    return {"loss": loss.item() / seen, "train": score.item() / seen, "firing_rate": rate, "firing_rates": rates}
-
-
-def saved_bytes(experiment: Experiment, options: argparse.Namespace) -> int:
+def measure_memory(experiment: Experiment, options: argparse.Namespace) -> int:
     """Most bytes that autograd holds at once while a copy of the network trains on one batch."""
     generator = torch.Generator().manual_seed(options.seed)
-    x, y, *mask = (part.to(options.device) for part in next(iter(experiment.train(generator))))
+    batch = (part.to(options.device) for part in next(iter(experiment.train(generator))))
     net = copy.deepcopy(experiment.net).to(options.device)
     eager = argparse.Namespace(**{**vars(options), "accelerate": "none"})  # what a graph holds cannot be seen
     trainer = open_trainer(net, experiment.loss_fn, eager, experiment.trainer)
-    trainer.predict(x[:2])  # what is found out at the first batch is not counted
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
-    with SavedForBackward(net) as saved:
-        trainer.train_sequence(x, y, *mask)
-    return saved.peak
+    return saved_bytes(trainer, *batch)
 
 
 def _out_of_time(begin: float, results: Results, max_minutes: float | None) -> bool:
@@ -169,11 +165,3 @@ def _out_of_time(begin: float, results: Results, max_minutes: float | None) -> b
     last = results.records[-1]
     expected: float = last["seconds"] + last["evaluation_seconds"]
     return time.perf_counter() - begin + expected > 60 * max_minutes
-
-
-def _bar(batches: Iterable[Any], title: str) -> Any:
-    if not sys.stderr.isatty():
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc=title, leave=False)

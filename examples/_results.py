@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import resource
 import shlex
-import shutil
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _measure import device_name, versions
 from models import parameter_count
 
 if TYPE_CHECKING:
@@ -49,13 +46,19 @@ class Results:
         self._check_folder()
         self.records: list[dict[str, Any]] = []
         self.commands: list[str] = []
+        device = torch.device(options.device)
         self.notes: dict[str, Any] = {
             "task": experiment.task,
             "variant": experiment.variant,
             "network": str(experiment.net),
             "parameters": parameter_count(experiment.net),
             "higher_is_better": experiment.higher_is_better,
-            "machine": machine(options),
+            "machine": {
+                "device": str(device),
+                "name": device_name(device),
+                "threads": options.threads,
+                "cores": os.cpu_count(),
+            },
             "versions": versions(),
             **experiment.notes,
         }
@@ -147,37 +150,6 @@ class Results:
         figure.savefig(self.folder / "curves.png", dpi=100)
         plt.close(figure)
         print(f"results: {self.folder}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("fptt_plugin", "torch", "snntorch", "spikingjelly", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if shutil.which("git"):
-        command = ["git", "describe", "--always", "--dirty"]
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:  # not so where the scripts were copied out of the repository
-            found["commit"] = answer.stdout.strip()
-    return found
-
-
-def machine(options: argparse.Namespace) -> dict[str, Any]:
-    """What the times were measured on."""
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": str(device), "name": name, "threads": options.threads, "cores": os.cpu_count()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _percent(rate: float | None) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from _boxes import DetectionLoss, Detections, anchor_boxes, anchor_sizes, average_precision, detect, encode
 from _data import in_order, shuffled
-from _experiment import Experiment, run
+from _experiment import Experiment, no_score, run
 from _options import make_parser, parse
 from _voc import VOC_SETS, Boxes, Pictures, voc, write_synthetic_voc
 from models_conv import add_map_options, map_parts
@@ -158,6 +158,7 @@ def main() -> None:
         DetectionLoss(anchors).to(options.device),
         train,
         score=score,
+        train_metric=no_score,
         trainer={"targets": "sequence"},
         notes={"classes": names, "train_samples": len(pictures.x), "test_samples": len(test.x)},
     )

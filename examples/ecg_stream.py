@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import torch
 from _data import ECG_CLASSES, Split, ecg, in_order, shuffled, write_synthetic_ecg
-from _experiment import Experiment, run
+from _experiment import Experiment, no_score, run
 from _options import make_parser, parse
 from models import recurrent_net
 from torch import Tensor, nn
@@ -88,6 +88,7 @@ def main() -> None:
         train,
         test,
         metric=LabelledAccuracy(data.y_test),
+        train_metric=no_score,  # it would be of the last steps alone
         notes={
             "train_samples": len(seen),
             "test_samples": len(data.x_test),

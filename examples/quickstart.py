@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from _data import digits
+from _measure import saved_bytes
 from torch import nn
 
-from fptt_plugin import BPTT, FiringRates, FPTTTrainer, SavedForBackward, TruncatedBPTT
+from fptt_plugin import BPTT, FiringRates, FPTTTrainer, TruncatedBPTT
 
 ARMS = ("FPTT", "alpha = 0", "BPTT")
 
@@ -70,19 +71,15 @@ def run(arm: str, options: argparse.Namespace) -> dict[str, Any]:
         "firing_rates": firing.rates(),
         "updates": trainer.updates,
         "seconds": round(sum(record.seconds for record in history), 1),
-        "saved_bytes": saved_bytes(arm, options, options.steps),
+        "saved_bytes": measure_memory(arm, options, options.steps),
     }
 
 
-def saved_bytes(arm: str, options: argparse.Namespace, steps: int) -> int:
+def measure_memory(arm: str, options: argparse.Namespace, steps: int) -> int:
     """Most bytes that autograd holds at once while this arm trains on one batch of that many steps."""
-    net = build_net(options.library, options.hidden)
-    trainer = build_trainer(arm, net, options.lr)
+    trainer = build_trainer(arm, build_net(options.library, options.hidden), options.lr)
     x = torch.rand(steps, options.batch_size, 64).round()
-    trainer.predict(x[:1])  # the sizes of the lazy gates become known
-    with SavedForBackward(net) as saved:
-        trainer.train_sequence(x, torch.zeros(options.batch_size, dtype=torch.long))
-    return saved.peak
+    return saved_bytes(trainer, x, torch.zeros(options.batch_size, dtype=torch.long))
 
 
 def plot(results: list[dict[str, Any]], memory: dict[str, list[int]], lengths: list[int], path: Path) -> None:
@@ -140,7 +137,7 @@ def main() -> None:
         options.epochs, lengths = 1, [10, 30]
 
     results = [run(arm, options) for arm in ARMS]
-    memory = {arm: [saved_bytes(arm, options, steps) for steps in lengths] for arm in ARMS}
+    memory = {arm: [measure_memory(arm, options, steps) for steps in lengths] for arm in ARMS}
     print_table(results)
     plot(results, memory, lengths, options.plot)
     print(f"\npicture: {options.plot}")

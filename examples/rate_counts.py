@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 from _data import IMAGES, images, in_order, shuffled, write_synthetic_images
-from _experiment import Experiment, accuracy
+from _experiment import Experiment
 from _options import add_epoch_options, base_parser, epoch_seed, learning_rate, parse
 from _results import Results
 from rate_mnist import TEST_SEED, spike_batches
 from torch import Tensor, nn
+
+from fptt_plugin.fit import accuracy
 
 Counts = Iterator[tuple[Tensor, Tensor]]
 

@@ -7,7 +7,9 @@ also derives from the built-in exception that fits it, so ``except ValueError`` 
     ├── ConfigurationError (ValueError)     options of a constructor, or options that do not fit together
     │   └── ConfigurationTypeError (TypeError)  options of the wrong type
     ├── CannotStepError    (ValueError)     a network or layer that cannot be trained step by step
+    │   └── CannotRunError                  it does not run on the input: layout, size or type
     ├── BatchError         (ValueError)     data whose shape or values are impossible
+    │   ├── BatchShapeError                 shapes that do not fit each other
     │   └── BatchTypeError (TypeError)      data of the wrong type
     ├── OutputError        (ValueError)     what the network or the loss function returned cannot be used
     ├── CheckpointError    (ValueError)     a file or state that is damaged or belongs to another network
@@ -79,8 +81,16 @@ class CannotStepError(FPTTError, ValueError):
     """A network, or a layer of it, that cannot be trained step by step."""
 
 
+class CannotRunError(CannotStepError):
+    """A network that does not run on the input as it is given: its layout, size or type is wrong."""
+
+
 class BatchError(FPTTError, ValueError):
     """Inputs, targets or masks whose shapes or values are impossible."""
+
+
+class BatchShapeError(BatchError):
+    """Inputs and targets whose shapes do not fit each other."""
 
 
 class BatchTypeError(BatchError, TypeError):

@@ -25,6 +25,7 @@ from .results import EpochRecord, SequenceResult
 from .training import Batch
 from .tree import map_tensors
 
+SILENT = 0.01  # firing rate below which a layer is warned of
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -179,7 +180,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 def epochs(
     trainer: Trainer,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | Callable[[int], Iterable[Any]],
     count: int,
     *,
     first: int = 1,
@@ -193,7 +194,8 @@ def epochs(
 
     Args:
         trainer: An :class:`~fptt_plugin.FPTTTrainer`.
-        loader: Gives ``(x, y)`` or ``(x, y, mask)``.
+        loader: Gives ``(x, y)`` or ``(x, y, mask)``; or ``loader(epoch)``, called at the start of each epoch, returns
+            what does: the place to seed a sampler or to set a learning rate.
         count: Number of the last epoch.
         first: Number of the first epoch, to resume.
         val_loader: Evaluated after each epoch.
@@ -214,8 +216,11 @@ def epochs(
     """
     for epoch in range(first, count + 1):
         begin = time.perf_counter()
-        loss, score, rates = _train_epoch(trainer, _bar(loader, progress, f"epoch {epoch}/{count}"), metric)
+        batches = loader(epoch) if callable(loader) else loader
+        loss, score, rates = _train_epoch(trainer, _bar(batches, progress, f"epoch {epoch}/{count}"), metric)
         seconds = time.perf_counter() - begin
+        if epoch == 1:
+            _warn_of_silence(rates)
         if trainer.average_weights == "epoch":
             trainer.regularizer.load_averages()
         val = None if val_loader is None else evaluate(trainer, val_loader, metric=metric)
@@ -314,7 +319,21 @@ def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float,
             "generator, which is used up after one epoch",
             "pass a DataLoader or a list",
         )
-    return (loss / learned).item(), score.item() / scored if scored else math.nan, firing.rates()
+    mean_loss = loss.item() / (learned.item() or math.nan)
+    return mean_loss, score.item() / scored if scored else math.nan, firing.rates()
+
+
+def _warn_of_silence(rates: dict[str, float]) -> None:
+    """Warn of layers that hardly fire in the first epoch: what lies behind them gets little to learn from."""
+    silent = [f"{name!r} ({100 * rate:.2g} %)" for name, rate in rates.items() if rate < SILENT]
+    if silent:
+        warnings.warn(
+            f"{', '.join(silent)}: fired in less than {100 * SILENT:g} % of neurons and time steps in the first epoch. "
+            "Lower the threshold or beta (an LTCLeaky with beta=0.9 takes in a tenth of its input per step, and needs "
+            "tens of steps to reach its threshold), or scale up the input or the initial weights",
+            FPTTWarning,
+            stacklevel=4,
+        )
 
 
 def _check(scheduler: Any, higher_is_better: bool, checkpoint: str | PathLike[str] | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from .errors import (
@@ -87,6 +88,8 @@ class DynamicRegularizer:
         alpha: May be changed: ``lam`` stays as it is. A step with 0 drops the averages.
         grad_norm: Norm before clipping of the last update, a 0-d tensor; ``None`` without clipping.
         updates: Optimizer steps so far; steps that a ``GradScaler`` skipped do not count.
+        check_norm: Called with ``grad_norm`` before gradients are clipped; an exception that it raises leaves weights,
+            averages and optimizer as they are.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the optimizer already carries a regulariser.
@@ -129,6 +132,7 @@ class DynamicRegularizer:
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self.updates = 0
+        self.check_norm: Callable[[Tensor], None] | None = None
         self._dual_unit = self._alpha  # lam = _dual_unit * d: the alpha of the last update
         self._swapped = False
         self._awaits_gradient = False
@@ -181,7 +185,7 @@ class DynamicRegularizer:
     def _regularize(self, optimizer: Optimizer) -> None:
         """Add the gradient of the regulariser to every ``.grad``, then clip."""
         groups = [[weight for weight in group["params"] if weight.grad is not None] for group in optimizer.param_groups]
-        if any(weight.grad.layout != torch.strided for group in groups for weight in group):
+        if [weight for group in groups for weight in group if weight.grad.layout != torch.strided]:
             raise ConfigurationError("sparse gradients are not supported", "build the embedding with sparse=False")
         if not any(groups) and self._left:
             warnings.warn(
@@ -211,7 +215,11 @@ class DynamicRegularizer:
         if getattr(optimizer, "grad_scale", None) is not None:
             optimizer.grad_scale = None  # type: ignore[attr-defined]  # done above
         if self.max_grad_norm is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(self._updated, self.max_grad_norm)
+            # The two halves of clip_grad_norm_, so that a norm which is not finite can stop the step before it clips.
+            self.grad_norm = get_total_norm([weight.grad for weight in self._updated if weight.grad is not None])
+            if self.check_norm is not None:
+                self.check_norm(self.grad_norm)
+            clip_grads_with_norm_(self._updated, self.max_grad_norm, self.grad_norm)
 
     @staticmethod
     def _unscale(optimizer: Optimizer, grads: list[Tensor]) -> None:
@@ -387,11 +395,13 @@ class DynamicRegularizer:
 
     def _note(self, weights: list[Tensor]) -> None:
         """Remember these weights as their update left them."""
-        self._left.update((weight, _fingerprint(weight)) for weight in weights)
+        self._left.update(zip(weights, [(weight._version, weight.data_ptr()) for weight in weights], strict=True))
 
     def _check_fingerprints(self) -> None:
-        changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
-        if changed or not self._are_as_saved():
+        changed = [(weight._version, weight.data_ptr()) for weight in self._left] != [*self._left.values()]
+        if changed:  # frozen weights do not count
+            changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
+        if changed or (self._saved_norms and not self._are_as_saved()):
             raise WeightsChangedError(
                 "weights were changed since their last update (by load_state_dict(), in place or by moving them), or "
                 "are not those saved with the optimizer; their running averages do not follow",

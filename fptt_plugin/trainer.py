@@ -24,9 +24,17 @@ from .drivers import (
     check_network,
     find_driver,
     known_driver,
+    layout_remedy,
     preflight,
 )
-from .errors import CheckpointError, ConfigurationError, ErrorList, check_entry
+from .errors import (
+    BatchShapeError,
+    CannotRunError,
+    CheckpointError,
+    ConfigurationError,
+    ErrorList,
+    check_entry,
+)
 from .fit import Metric, Progress, accuracy
 from .functional.losses import ClassDistribution
 from .interrupts import Uninterrupted
@@ -52,6 +60,7 @@ from .training import (
     check_objective,
     check_schedule,
     time_first,
+    warn_of_liquid_counts,
     warn_of_spikes,
 )
 
@@ -222,7 +231,7 @@ class FPTTTrainer:
             on_nonfinite,
         )
         self._use_driver(known_driver(driver, net, state, self.objective.select))
-        if self._loop.has_driver:
+        if self._loop.driver is not None:
             self._step_modes = StepModes(net)
 
     @property
@@ -255,6 +264,7 @@ class FPTTTrainer:
 
     def reset(self) -> None:
         """Begin a new sequence or stream: every neuron is as before its first input; the weights stay."""
+        torch.clear_autocast_cache()
         self._loop.reset()
 
     def step(
@@ -295,6 +305,7 @@ class FPTTTrainer:
             new_sequence,
             ignore_index=self.objective.ignore_index,
             finite=self._loop.on_nonfinite != "skip",
+            integers=self._takes_integers,
         )
         if self.schedule.window is None:
             raise ConfigurationError(
@@ -303,6 +314,7 @@ class FPTTTrainer:
             )
         self._find_driver(batch.x, batch_first=False)
         with Uninterrupted():
+            self._run_state.skipped += batch.y is None and y_t is not None  # a target that is not finite
             return self._loop.step(batch)
 
     def train_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> SequenceResult:
@@ -336,28 +348,60 @@ class FPTTTrainer:
             BatchError: If shapes or values are impossible. Nothing is changed then.
             CannotStepError: If the network cannot be trained step by step.
         """
-        check_input(x, rank=2, what="x must have 2 dimensions or more")
-        self._structure.check()
-        driver = self._find_driver(x, batch_first=self.batch_first)
-        return Batch.of_sequences(
-            x,
-            y,
-            mask,
-            batch_first=self.batch_first,
-            targets=self.targets,
-            ignore_index=self.objective.ignore_index,
-            size=driver.steps_and_batch(x),
-        )
+        with self._explained(x, y):
+            check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            self._structure.check()
+            driver = self._find_driver(x, batch_first=self.batch_first)
+            batch = Batch.of_sequences(
+                x,
+                y,
+                mask,
+                batch_first=self.batch_first,
+                targets=self.targets,
+                ignore_index=self.objective.ignore_index,
+                size=driver.steps_and_batch(x),
+            )
+            self._check_ends(batch)
+        return batch
+
+    @property
+    def _takes_integers(self) -> bool:
+        return any(isinstance(module, nn.Embedding) for module in self.net.modules())
+
+    @contextmanager
+    def _explained(self, x: Tensor, y: Tensor | None = None) -> Iterator[None]:
+        """Context that adds to an error what to do about the layout of the input, where something helps."""
+        try:
+            yield
+        except (BatchShapeError, CannotRunError) as error:
+            if isinstance(x, Tensor) and 0 not in x.shape:
+                target = tuple(y.shape) if isinstance(y, Tensor) else ()
+                error.remedy = layout_remedy(self.net, x, target, self.batch_first) or error.remedy
+            raise
+
+    def _check_ends(self, batch: Batch) -> None:
+        """Check that the decision at the end of every sample is known."""
+        window = self.schedule.window or batch.steps
+        if batch.ends is None or window is None or not self._loop.driver.combines_steps:
+            return
+        if any((end + 1) % window and end + 1 != batch.steps for end in batch.ends):
+            raise ConfigurationError(
+                f"samples end within a window, and {type(self.net).__name__} combines the time steps of a window into "
+                "one output, padding included",
+                "build the trainer with window=1, or let forward() return its output of every step, [T, B, ...]",
+            )
 
     def train_batch(self, batch: Batch) -> SequenceResult:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
         self.regularizer.check_weights()
+        torch.clear_autocast_cache()  # the user may have loaded weights within the context
         self._structure.check()
         with Uninterrupted():
             result = self._loop.train(batch)
             if not self._output_is_checked:
-                readout = self._run_state.readout.mode
-                self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout)
+                readout = self._run_state.readout
+                self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout.mode)
+                warn_of_liquid_counts(readout, self.state)
             if self.average_weights == "sequence":
                 self.regularizer.load_averages()
         return result
@@ -440,11 +484,13 @@ class FPTTTrainer:
                 is decided at its own last step.
             averaged: See :meth:`evaluate`.
         """
-        check_input(x, rank=2, what="x must have 2 dimensions or more")
-        size = self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x)
-        if size is None:
-            x = time_first(x, batch_first=self.batch_first)
-        batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
+        with self._explained(x):
+            check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            size = self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x)
+            if size is None:
+                x = time_first(x, batch_first=self.batch_first)
+            batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
+            self._check_ends(batch)
         with Uninterrupted(), self.evaluation(averaged):
             return self.visit(batch)
 
@@ -458,6 +504,7 @@ class FPTTTrainer:
         kept = self._run_state.snapshot()
         if averaged is None:
             averaged = self.regularizer.variant != "gradient"
+        torch.clear_autocast_cache()  # the user may have loaded weights within the context
         try:
             with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
                 self.net.eval()
@@ -494,7 +541,7 @@ class FPTTTrainer:
         window = "the whole sequence" if schedule.window is None else f"{schedule.window} step(s)"
         return "\n".join(
             [
-                loop.driver.explain() if loop.has_driver else "driver: found out at the first batch",
+                loop.driver.explain() if loop.driver else "driver: found out at the first batch",
                 f"state: {layers}",
                 self.objective.explain(),
                 f"readout: {self._run_state.readout.mode}; window: {window}; "
@@ -513,7 +560,7 @@ class FPTTTrainer:
         modes_changed = self._step_modes is not None and self._step_modes.changed()
         if modes_changed and self._driver_choice in ("auto", "in-flight"):
             self._use_driver(None)
-        if not loop.has_driver:
+        if loop.driver is None:
             self._use_driver(self._choose_driver(x, batch_first))  # if this fails, the next batch is another attempt
         if modes_changed or self._step_modes is None:
             self._step_modes, self._driver_is_checked = StepModes(self.net), False
@@ -549,9 +596,11 @@ class FPTTTrainer:
 
     def _use_driver(self, driver: Driver | None) -> None:
         """Make it the loop's driver, with the network's own readout unless the user chose one."""
-        self._loop.driver = driver
+        self._loop.driver = driver  # type: ignore[assignment]
         if driver is not None:
-            self._run_state.readout.mode = self._readout_choice or driver.readout
+            readout = self._run_state.readout
+            readout.mode = self._readout_choice or driver.readout
+            readout.factor = 1.0 if self._readout_choice else driver.factor
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -655,4 +704,5 @@ class FPTTTrainer:
         with Uninterrupted():
             self.net.load_state_dict(content["net"])
             self.optimizer.load_state_dict(content["optimizer"])
+            torch.clear_autocast_cache()
             self.load_state_dict(content["trainer"])

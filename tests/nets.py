@@ -30,6 +30,8 @@ class LIF(nn.Module):
         return spk
 
 
+CE = nn.CrossEntropyLoss()
+
 register_state_handler(LIF, AttributeHandler(mem=None))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.fit import accuracy
+from fptt_plugin.fit import accuracy, epochs
 
 CE = nn.CrossEntropyLoss()
 
@@ -252,3 +252,20 @@ def test_masks_from_the_loader():
         trainer.evaluate([(x, y, torch.zeros(4).bool())])
     record = trainer.fit([(x, y, torch.zeros(4).bool())], progress=False)[0]
     assert record.train_score != record.train_score
+
+
+def test_a_loader_for_each_epoch():
+    trainer, other, numbers = make(), make(), []
+    other.net.load_state_dict(trainer.net.state_dict())
+    data = {2: loader(1), 3: loader(2)}
+
+    def loader_of(epoch):
+        numbers.append((epoch, trainer.updates))
+        return data[epoch]
+
+    with spikes(trainer.net):
+        records = list(epochs(trainer, loader_of, 3, first=2))
+    assert numbers == [(2, 0), (3, 6)]
+    assert [record.epoch for record in records] == [2, 3]
+    assert [record.loss for record in records] == [other.fit(data[epoch], progress=False)[0].loss for epoch in (2, 3)]
+    assert identical(trainer.net.parameters(), other.net.parameters())

@@ -17,7 +17,7 @@ from networks import Net, networks
 from fptt_plugin import SavedForBackward
 
 
-def saved_bytes(net: Net, row: Row, steps: int, device: torch.device) -> int:
+def backward_bytes(net: Net, row: Row, steps: int, device: torch.device) -> int:
     """Most bytes held for the backward pass while training on sequences of that length."""
     training = row.prepare(net, device)
     x, y = net.data(steps, device)
@@ -31,7 +31,7 @@ def expected_bytes(net: Net, row: Row, steps: int, device: torch.device) -> int:
     """The same from the growth over two short sequences, for lengths that may not fit."""
     if row.unseen:
         return 0
-    short, longer = (saved_bytes(net, row, length, device) for length in (2, 4))
+    short, longer = (backward_bytes(net, row, length, device) for length in (2, 4))
     return short + (longer - short) // 2 * (steps - 2)
 
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,10 @@ import report
 import torch
 from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, GRAPH, Row
 from floors import COMPILED_UPDATE, FLOORS
-from memory import expected_bytes, peak_in_fresh_process, saved_bytes
+from memory import backward_bytes, expected_bytes, peak_in_fresh_process
 from networks import Net, networks
+from shared import device_name, versions
 from timing import forget, milliseconds_per_step
-
-import fptt_plugin
 
 Record = dict[str, Any]
 PARTS = ("nets", "time", "memory")
@@ -56,8 +53,9 @@ class Run:
 
     def records(self) -> Iterator[Record]:
         """Everything that is measured, network by network."""
+        measures = {"nets": self._nets, "time": self._time, "memory": self._memory}
         for part in self.parts:
-            measure = getattr(self, f"_{part}")
+            measure = measures[part]
             for net in self.nets:
                 print(f"{part}: {net.name}", flush=True)
                 yield from measure(net)
@@ -96,7 +94,8 @@ class Run:
             yield from self._absent("time", net, rows)
 
     def _timed(self, part: str, net: Net, rows: dict[str, Row], steps: int, seconds: float) -> Iterator[Record]:
-        for name, (times, notes) in milliseconds_per_step(net, rows, steps, self.device, seconds).items():
+        trainings = {name: row.prepare(net, self.device) for name, row in rows.items()}
+        for name, (times, notes) in milliseconds_per_step(trainings, *net.data(steps, self.device), seconds).items():
             rounded = [float(f"{value:.4g}") for value in times]
             yield {"part": part, "net": net.name, "row": name, "T": steps, "ms": rounded, "notes": notes}
 
@@ -110,7 +109,7 @@ class Run:
                     if needed > self.most_bytes:
                         yield {**record, "not_run": _too_much(needed)}
                     elif part == "saved":
-                        yield {**record, "bytes": saved_bytes(net, row, steps, self.device)}
+                        yield {**record, "bytes": backward_bytes(net, row, steps, self.device)}
                     else:
                         yield {**record, **peak_in_fresh_process(net, name, steps, self.device, self.mode)}
 
@@ -119,23 +118,16 @@ def _too_much(needed: int) -> str:
     return f"needs {needed / 2**30:.0f} GiB"
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def conditions(device: torch.device) -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *_without_out(sys.argv)]),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "flush_denormal": True,
-        "python": platform.python_version(),
-        "fptt_plugin": fptt_plugin.__version__,
-        **{name: version(name) for name in ("torch", "snntorch", "spikingjelly")},
+        **versions(),
     }
 
 
@@ -204,7 +196,7 @@ def main() -> None:
                 if record["net"] in names and COVERS[record["part"]] in run.parts
             ]
             figures["records"] = [record for record in figures["records"] if record not in old]
-        figures["machines"].append(machine(run.device))
+        figures["machines"].append(conditions(run.device))
         figures["networks"] |= networks_used(run.nets)
         for record in run.records():
             figures["records"].append(record)

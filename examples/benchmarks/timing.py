@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import snntorch as snn
 import torch
-from contenders import Row, Training
-from networks import Net
+from contenders import Training
 from torch import Tensor
 
 MOST_ROUNDS = 200
@@ -33,23 +32,21 @@ def alternate(calls: dict[str, Callable[[], object]], seconds: float, least: int
 
 
 def milliseconds_per_step(
-    net: Net, rows: dict[str, Row], steps: int, device: torch.device, seconds: float
+    trainings: dict[str, Training], x: Tensor, y: Tensor, seconds: float
 ) -> dict[str, tuple[list[float], list[str]]]:
-    """Per row the milliseconds per time step, round by round, and what it warned of."""
-    x, y = net.data(steps, device)
-    prepared = {name: row.prepare(net, device) for name, row in rows.items()}
-    notes = {name: _warm_up(training, x, y) for name, training in prepared.items()}
+    """Per way to train, the milliseconds per time step, round by round, and what it warned of."""
+    notes = {name: _warm_up(training, x, y) for name, training in trainings.items()}
 
     def call(training: Training) -> Callable[[], None]:
         def run() -> None:
             training.train(x, y)
-            if device.type == "cuda":
+            if x.is_cuda:
                 torch.cuda.synchronize()
 
         return run
 
-    times = alternate({name: call(training) for name, training in prepared.items()}, seconds)
-    return {name: ([1000 * value / steps for value in times[name]], notes[name]) for name in times}
+    times = alternate({name: call(training) for name, training in trainings.items()}, seconds)
+    return {name: ([1000 * value / len(x) for value in times[name]], notes[name]) for name in times}
 
 
 def _warm_up(training: Training, x: Tensor, y: Tensor) -> list[str]:
@@ -58,7 +55,7 @@ def _warm_up(training: Training, x: Tensor, y: Tensor) -> list[str]:
         warnings.simplefilter("always", UserWarning)
         for _ in range(2):
             training.train(x[:3], y)
-    return sorted({str(warning.message) for warning in caught if warning.category is UserWarning})
+    return sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
 
 
 def forget() -> None:

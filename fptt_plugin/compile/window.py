@@ -80,7 +80,7 @@ class CompiledWindow:
 
     def _spec(self, window: Window) -> WindowSpec | None:
         """The form of a window; ``None`` for one that is trained eagerly."""
-        batch, due = window.batch, tuple(t - window.t for t in window.due)
+        batch, due = window.batch, tuple(t - window.t for t in window.due(self.loop.schedule))
         if window.t == 0 or not due or batch.y is None:
             return None  # neurons make their state at the first step; a window without loss has no backward pass
         if batch.mask is not None:

@@ -5,6 +5,7 @@ from .checks import preflight
 from .detect import check_driver, check_network, find_driver, known_driver, takes_state
 from .explicit import ExplicitDriver
 from .in_flight import InFlightDriver, check_in_flight
+from .layouts import layout_remedy
 from .slice import SliceDriver
 from .step import StepDriver
 
@@ -21,6 +22,7 @@ __all__ = [
     "driver_names",
     "find_driver",
     "known_driver",
+    "layout_remedy",
     "preflight",
     "register_driver",
     "step_modes",

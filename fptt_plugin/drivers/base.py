@@ -30,6 +30,7 @@ class Driver:
         select: Picks the output that the loss sees from what the network returns.
         readout: How the network itself combines its steps into what it returns: ``"step"`` (it returns every step, or
             the last), ``"mean"``, ``"sum"`` or ``"max"``.
+        factor: Constant that it multiplies a sum with.
         combines_steps: Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
         pushes: ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
             over time, and the trainer calls :meth:`run` once per batch.
@@ -50,6 +51,7 @@ class Driver:
     select: Select
     pushes = False
     readout = "step"
+    factor = 1.0
     combines_steps = False
     mixing_remedy = ""
 
@@ -78,16 +80,13 @@ class Driver:
         """
         raise NotImplementedError(f"{type(self).__name__} must implement advance(x)")
 
-    def run(self, x: Tensor, take: Callable[[Tensor], None]) -> None:
+    def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
         """Run the network over a whole batch ``x`` and hand the output of every step to ``take`` as it comes.
 
-        ``take`` may go backward, call :meth:`detach` and change the weights. Needed where ``pushes`` is true.
+        ``take`` may go backward, detach the recurrent state and change the weights. It returns whether a window ended:
+        then nothing that the network goes on with may reach back behind this step. Needed where ``pushes`` is true.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement run(x, take)")
-
-    def detach(self) -> None:
-        """Detach the network's present state from its graph."""
-        self.state.detach()
 
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
         """Number of steps and samples of an input as the user passes it, where its shape does not say them.
@@ -181,6 +180,8 @@ class StepModes:
         return bool(self._modules) and self._now() != self._kept
 
 
-def cannot_step(net: nn.Module, reason: str, remedy: str = "") -> CannotStepError:
+def cannot_step(
+    net: nn.Module, reason: str, remedy: str = "", kind: type[CannotStepError] = CannotStepError
+) -> CannotStepError:
     """An error about the network as a whole; the reason continues a sentence that begins with its class."""
-    return CannotStepError(f"{type(unwrapped(net)).__name__} {reason}", remedy)
+    return kind(f"{type(unwrapped(net)).__name__} {reason}", remedy)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CannotStepError, FPTTError, FPTTWarning
+from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
-from .returned import identify, lively_inputs
+from .returned import Returned, identify, lively_inputs
 from .slice import SliceDriver
 from .trial import ABSENT, TrialCopy
 
@@ -59,6 +59,7 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
     except CannotStepError:  # it cannot be copied
         return False
     x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
+    x = copy.liveliest(x)
     before = copy.attributes()
     first = copy.trial(x)
     if not first or _alike(first, copy.trial(x), _ROUNDING):
@@ -103,19 +104,23 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
     samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
     x = _excerpt(x, steps, samples)
     copy = TrialCopy(driver.net, driver)
+    x = copy.liveliest(x)
     try:
         output = driver.select(copy.run(x))
     except FPTTError:
         raise
     except Exception as error:
-        raise CannotStepError(
+        raise CannotRunError(
             f"{name} does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} "
             f"({error!r})",
-            "forward() must take a leading time axis, [T, B, ...]; a network that repeats a still image over time "
-            "takes the image repeated before: x.unsqueeze(0).expand(T, *x.shape)",
+            "forward() must take a leading time axis, [T, B, ...]; where it repeats a still image over time, take that "
+            "out of forward() and pass x.unsqueeze(0).expand(T, *x.shape)",
         ) from error
     after = copy.state.get()
-    driver.note_time_axis(output, steps, samples)
+    try:
+        driver.note_time_axis(output, steps, samples)
+    except FPTTError as error:
+        raise _permutes(net) if _puts_time_first(copy, x) else error from None
     if window is None or is_random:
         return
     copy.state.reset()
@@ -136,12 +141,13 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
         else:
             whole = all(s.shape == output.shape for s in slices)
         if not whole or forgetful or not tensors_in(after):
-            raise _slices_differ(net, forgetful)
+            raise _permutes(net) if _puts_time_first(copy, x) else _slices_differ(net, forgetful)
     if not driver.keeps_time:
-        driver.readout = _readout_of_slices(driver, copy, x)
+        combined = _how_it_combines(driver, copy, x)
+        driver.readout, driver.factor = combined.readout, combined.factor
 
 
-def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
+def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returned:
     """How a network that returns one output for several steps combines them.
 
     Raises:
@@ -153,14 +159,18 @@ def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
             output = driver.select(copy.run(part))
             copy.state.reset()
             slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
-            if output.any():
+            found = identify(output, {"net": slices})
+            if len(found) < 2:
                 break
-    # A mean first: of a silent network all are the same.
-    found = "mean" if not output.any() else None
-    returned = identify(output, {"net": slices})
-    if found is None and returned is not None:
-        found = returned.readout
-    if found is None:
+    if not output.any():
+        warnings.warn(
+            f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
+            "combines its time steps: readout='mean' is assumed. Pass readout to the trainer, or lower the thresholds",
+            FPTTWarning,
+            stacklevel=3,
+        )
+        return Returned("net", 0, "mean")  # the usual one
+    if not found:
         raise cannot_step(
             copy.net,
             "returns one output for several time steps which is not the last, mean, sum or maximum of those of the "
@@ -168,7 +178,30 @@ def _readout_of_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> str:
             "let forward() return its output of every step, [T, B, ...], or their mean, and do what follows in the "
             "loss function",
         )
-    return found
+    return found[0]
+
+
+def _puts_time_first(copy: TrialCopy, x: Tensor) -> bool:
+    """Whether the network takes ``[B, T, ...]`` and puts time first itself: so it does compute slice by slice."""
+    x, ends = x.transpose(0, 1), []
+    for pieces in ([x], x.split(1, dim=1)):
+        copy.state.reset()
+        try:
+            for piece in pieces:
+                copy.run(piece)
+        except Exception:
+            return False
+        ends.append(tensors_in(copy.state.get()))
+    return bool(ends[0]) and _alike(ends[0], ends[1])
+
+
+def _permutes(net: nn.Module) -> CannotStepError:
+    return cannot_step(
+        net,
+        "takes [B, T, ...] and puts time first in forward(), where the trainer passes slices [K, B, ...]",
+        "take the transpose or permute out of forward(); for a loader that gives [B, T, ...], build the trainer with "
+        "batch_first=True",
+    )
 
 
 def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
@@ -193,6 +226,7 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
 def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
     x = _excerpt(x, STEPS, SAMPLES)
     copy = TrialCopy(driver.net, driver)
+    x = copy.liveliest(x)
     try:
         output = torch.stack(copy.advance(x))
     except Exception:  # says in training what is wrong

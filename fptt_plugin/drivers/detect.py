@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import BatchError, CannotStepError, ErrorList, FPTTWarning, OutputError
+from ..errors import BatchError, CannotRunError, CannotStepError, ErrorList, FPTTError, FPTTWarning
 from ..state import ModelState, unsupported_layers
+from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
 from .in_flight import InFlightDriver, TimeAxis, check_eager
 from .returned import Returned, identify, lively_inputs
@@ -269,27 +270,28 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
     """
     batch = 1 if time.axis == 0 else 0
     few = x.narrow(batch, 0, min(_SAMPLES, x.shape[batch]))
+    if time.axis is not None and x.shape[time.axis] == 1:  # the stack, sum and mean of one step are all the same
+        few = torch.cat([few, few], time.axis)
     with torch.random.fork_rng():
         for part in lively_inputs(few):
             try:
                 returned, records = copy.records(part, time(part))
             except Exception:  # it may need all samples
-                part = torch.cat([part] * -(-x.shape[batch] // part.shape[batch]), batch).narrow(
-                    batch, 0, x.shape[batch]
-                )
+                rows = torch.arange(x.shape[batch], device=x.device) % part.shape[batch]
+                part = part.index_select(batch, rows)
                 returned, records = copy.records(part, time(part))
-            if returned is None:
+            if not tensors_in(returned):
                 return None
             try:
                 result = select(returned)
-            except OutputError:
+            except Exception:
                 if chosen:  # the user chose from what the module returns
                     return None
                 raise
-            if result.any():
+            found = identify(result, records)
+            if len(found) < 2:
                 break
-    found = identify(result, records)
-    if found is None and not chosen:
+    if not found and not chosen:
         raise cannot_step(
             copy.net,
             f"returns {tuple(result.shape)} for an input {tuple(part.shape)}, which is not the stack, last value, "
@@ -297,15 +299,15 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
             "pass what the loss is to see through an nn.Identity() at the end of the loop's body and return that, or "
             "name the module with output_module",
         )
-    if found is not None and not result.any():
+    if len({fit.readout for fit in found}) > 1:
         warnings.warn(
-            f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
-            f"combines its time steps: readout={found.readout!r} is assumed. Pass readout to the trainer, or lower the "
-            "thresholds",
+            f"{type(copy.net).__name__} returns much the same at every time step, whatever its input, so it does not "
+            f"show how it combines them: readout={found[0].readout!r} is assumed. Pass readout to the trainer, or "
+            "change the thresholds",
             FPTTWarning,
             stacklevel=3,
         )
-    return found
+    return found[0] if found else None
 
 
 # ---------------------------------------------------------------------- what would go wrong
@@ -319,14 +321,15 @@ def _rehearse(driver: InFlightDriver, x: Tensor, copy: TrialCopy, hoisted: list[
     """Go backward after each of the first steps of a copy, to see whether something outlives the step."""
     count = 0
 
-    def take(output: Tensor) -> None:
+    def take(output: Tensor) -> bool:
         nonlocal count
         if output.requires_grad:
             output.sum().backward()
-        driver.detach()
+        copy.state.detach()
         count += 1
         if count == 3:
             raise _Enough
+        return True
 
     copy.state.reset()
     driver.hoisted = hoisted
@@ -355,6 +358,8 @@ def _warn_of_resets(copy: TrialCopy, rows: Tensor) -> None:
 
 
 def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> CannotStepError:
+    if isinstance(error, FPTTError):  # says itself what to do
+        return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)}: {error.reason}", error.remedy)
     step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
     required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
     remedy = "call it on your data by hand to see why"
@@ -367,7 +372,8 @@ def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exceptio
     if tuples and "not tuple" in str(error):
         names = ", ".join(map(repr, tuples))
         remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
-    return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)} ({error!r}){step}", remedy)
+    reason = f"does not run on an input of shape {tuple(x.shape)} ({error!r}){step}"
+    return cannot_step(net, reason, remedy, CannotRunError)
 
 
 def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:
@@ -379,6 +385,7 @@ def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:
             net,
             "calls each of its neurons once on an input of this shape, so there is no time in it",
             "pass sequences, [T, B, ...]; for a still image, x.unsqueeze(0).expand(T, *x.shape)",
+            CannotRunError,
         )
     runs = [name for index, name in enumerate(neurons) if index == 0 or neurons[index - 1] != name]
     order = ", ".join(map(repr, runs[:6])) + (", ..." if len(runs) > 6 else "")

@@ -75,7 +75,8 @@ class InFlightDriver(Driver):
         self.time = time
         self.every = every
         self.returned = returned
-        self.readout = returned.readout if returned else "step"
+        if returned is not None:
+            self.readout, self.factor = returned.readout, returned.factor
         self.hoisted: list[str] = []  # layers that ran before the loop in the dry run
         self._in_place: list[Tensor] = []
 
@@ -83,7 +84,7 @@ class InFlightDriver(Driver):
         # Of an input without time axis the first dimension is the batch.
         return self.time(x), x.shape[1 if self.time.axis == 0 else 0]
 
-    def run(self, x: Tensor, take: Callable[[Tensor], None]) -> None:
+    def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
         expected, calls = self.time(x), 0
         output_module = self.net.get_submodule(self.output_module)
         source = self.net.get_submodule(self.returned.module) if self.returned else output_module
@@ -100,7 +101,8 @@ class InFlightDriver(Driver):
                 calls += 1
                 if calls % self.every == 0 and calls <= expected * self.every:
                     assert output is not None
-                    take(output)
+                    if take(output):
+                        self._detach_in_place()
             return returned
 
         modules = {id(module): module for _, module in self.state.modules()}
@@ -150,18 +152,19 @@ class InFlightDriver(Driver):
             "use train_sequence(), or move the body of the loop into a network of its own",
         )
 
-    def detach(self) -> None:
+    def _detach_in_place(self) -> None:
+        """Detach what the loop in ``forward`` holds: the tensors themselves, since it keeps references to them."""
         for tensor in self._in_place:
             if tensor.grad_fn is not None:
                 tensor.detach_()
         self._in_place = []
-        self.state.detach()
 
     def explain(self) -> str:
         ordinal = "each" if self.every == 1 else f"every {self.every}."
+        seen = f"; the output is tensor {self.returned.place} of {self.returned.module!r}" if self.returned else ""
         return (
             f"driver: in-flight (net(x) as it is; {ordinal} call of {self.output_module!r} ends a time step; "
-            f"{self.time})"
+            f"{self.time}{seen})"
         )
 
     def _explained(self, error: RuntimeError) -> Exception:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_SCALES = (1.0, 10.0, 100.0)
+_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Returned(NamedTuple):
@@ -22,14 +22,16 @@ class Returned(NamedTuple):
         module: Name of the module that returns it.
         place: Its position among the tensors that the module returns.
         readout: ``"step"``, ``"mean"``, ``"sum"`` or ``"max"``: how ``forward`` combines the steps.
+        factor: Constant that ``forward`` multiplies a sum with, as ``count / num_steps`` does.
     """
 
     module: str
     place: int
     readout: str
+    factor: float = 1.0
 
 
-def identify(result: Tensor, records: dict[str, list[list[Tensor | None]]]) -> Returned | None:
+def identify(result: Tensor, records: dict[str, list[list[Tensor | None]]]) -> list[Returned]:
     """Find the module whose outputs ``forward`` returned, and how it combined them.
 
     Args:
@@ -37,48 +39,53 @@ def identify(result: Tensor, records: dict[str, list[list[Tensor | None]]]) -> R
         records: By module, in the order of the calls within a step: the tensors that it returned at each step.
 
     Returns:
-        The last module that fits; ``None`` if there is none.
+        Everything that fits of the last module of which something does; empty if there is none. Several fit where the
+        values do not tell them apart, as of a silent network; the most usual comes first.
 
     Example:
         >>> spikes = [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])]
         >>> identify(sum(spikes) / 2, {"lif": [[spk] for spk in spikes]})
-        Returned(module='lif', place=0, readout='mean')
+        [Returned(module='lif', place=0, readout='mean', factor=1.0)]
     """
     for name, steps in reversed(records.items()):
+        fits = []
         for place in reversed(range(min(map(len, steps)))):
             found = (tensors[place] for tensors in steps)
             series = [tensor for tensor in found if tensor is not None]
             if len(series) == len(steps) and len({tensor.shape for tensor in series}) == 1:
-                readout = _readout(result, torch.stack(series))
-                if readout is not None:
-                    return Returned(name, place, readout)
-    return None
+                fits += [Returned(name, place, *form) for form in _forms(result, torch.stack(series))]
+        if fits:
+            return fits
+    return []
 
 
 def lively_inputs(x: Tensor) -> Iterator[Tensor]:
-    """The input, then larger and other ones: a network that is silent on all of its input shows nothing."""
-    for scale in _SCALES:
-        yield scale * x
-    noise = torch.rand_like(x)
-    for scale in _SCALES:
-        yield scale * noise
+    """The input, then other ones: a network that never fires, or always does, does not show what it computes."""
+    for base in (x, torch.rand_like(x), torch.randn_like(x)):
+        yield from (scale * base for scale in _SCALES)
 
 
-def _readout(result: Tensor, series: Tensor) -> str | None:
-    """How a result follows from a series ``[T, B, ...]``; ``None`` if it does not."""
+def _forms(result: Tensor, series: Tensor) -> Iterator[tuple[str, float]]:
+    """Every readout, with the factor of a sum, by which a result follows from a series ``[T, B, ...]``."""
     if not (result.is_floating_point() and series.is_floating_point()):
-        return None
+        return
     tolerance = max(1e-5, 4 * torch.finfo(result.dtype).eps, 4 * torch.finfo(series.dtype).eps)
     result, series = result.detach().double(), series.detach().double()
     sums = series.cumsum(0)
     counts = torch.arange(1, len(series) + 1, device=series.device, dtype=series.dtype)
     means = sums / counts.view(-1, *[1] * (series.dim() - 1))
-    forms = {"step": series, "mean": means, "sum": sums, "max": series.cummax(0).values}
-    for readout, record in forms.items():
+    records = {"step": series, "mean": means, "sum": sums, "max": series.cummax(0).values}
+    fits = 0
+    for readout, record in records.items():
         candidates = [record[-1], *(record.movedim(0, axis) for axis in range(record.dim()))]
         if any(_same(result, candidate, tolerance) for candidate in candidates):
-            return readout
-    return None
+            fits += 1
+            yield readout, 1.0
+    if fits == 0 and result.numel() == sums[-1].numel() and sums[-1].any():
+        total = sums[-1].flatten()
+        factor = (result.flatten() @ total / (total @ total)).item()
+        if factor and _same(result, factor * sums[-1], tolerance):
+            yield "sum", factor
 
 
 def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:

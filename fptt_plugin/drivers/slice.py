@@ -42,7 +42,8 @@ class SliceDriver(Driver):
                 f"{type(self.net).__name__} returned an output of shape {tuple(output.shape)} for {steps} steps of "
                 f"{samples} samples: expected [{steps}, {samples}, ...], or [{samples}, ...] from a network that "
                 "averages over time",
-                "a still image must be repeated over time before: x.unsqueeze(0).expand(T, *x.shape)",
+                "where forward() repeats a still image over time, take that out of forward() and pass "
+                "x.unsqueeze(0).expand(T, *x.shape)",
             )
         self.keeps_time = output.shape[:2] == (steps, samples)
         self.combines_steps = not self.keeps_time

@@ -15,6 +15,7 @@ from ..errors import CannotStepError
 from ..state import ModelState, isolated, random_state
 from ..tree import map_tensors, tensors_in
 from .base import Driver, unwrapped
+from .returned import lively_inputs
 
 ABSENT = object()  # stands for an attribute that is not there
 _RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
@@ -109,8 +110,14 @@ class TrialCopy:
             self.drew = not all(map(torch.equal, before, random_state()))
 
     def run(self, x: Tensor) -> Any:
-        """One call of the copy, without gradients."""
-        with torch.no_grad(), self._apart():
+        """One call of the copy, without gradients unless ``forward`` hangs hooks on its tensors."""
+        try:
+            with torch.no_grad(), self._apart():
+                return self.net(x)
+        except RuntimeError as error:
+            if "require" not in str(error) or "grad" not in str(error):
+                raise
+        with torch.enable_grad(), self._apart():
             return self.net(x)
 
     # ------------------------------------------------------------------ what the network calls and returns
@@ -205,6 +212,38 @@ class TrialCopy:
         assert self._driver is not None
         with torch.no_grad(), self._apart():
             return list(self._driver.advance(x))
+
+    def liveliest(self, x: Tensor) -> Tensor:
+        """The input, or a larger or another one of its shape, on which most layers with state do something.
+
+        A network that is silent on an input, as untrained ones with high thresholds are, shows nothing of what it is.
+        """
+        if not x.is_floating_point():
+            return x
+        active: set[str] = set()
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if any(bool((tensor != tensor.flatten()[0]).any()) for tensor in tensors_in(output) if tensor.numel()):
+                    active.add(name)
+
+            return hook
+
+        best, most, layers = x, -1, self.state.modules()
+        handles = [module.register_forward_hook(watch(name)) for name, module in layers]
+        try:
+            with torch.random.fork_rng():
+                for candidate in lively_inputs(x):
+                    active.clear()
+                    if self.trial(candidate) and len(active) > most:
+                        best, most = candidate, len(active)
+                    if most == len(layers):
+                        break
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.state.reset()
+        return best
 
     def trial(self, x: Tensor) -> list[Tensor]:
         """Outputs and states after some steps from reset; empty if the network does not run."""

@@ -2,7 +2,17 @@
 
 from .batch import TARGETS, Batch, Window, check_input, time_first
 from .loop import Executor, TrainingLoop, WindowResult
-from .objective import READOUTS, LossFunction, Objective, Output, Ramp, Readout, check_objective, warn_of_spikes
+from .objective import (
+    READOUTS,
+    LossFunction,
+    Objective,
+    Output,
+    Ramp,
+    Readout,
+    check_objective,
+    warn_of_liquid_counts,
+    warn_of_spikes,
+)
 from .processes import check_data_parallel
 from .run_state import RunState
 from .schedule import Schedule, check_schedule
@@ -33,5 +43,6 @@ __all__ = [
     "check_schedule",
     "normalizations",
     "time_first",
+    "warn_of_liquid_counts",
     "warn_of_spikes",
 ]

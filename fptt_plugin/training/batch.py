@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, BatchTypeError
+from ..errors import BatchError, BatchShapeError, BatchTypeError
 from .finite import all_finite
 from .schedule import Schedule
 
@@ -112,6 +112,7 @@ class Batch(NamedTuple):
         *,
         ignore_index: int | None = None,
         finite: bool = True,
+        integers: bool = False,
     ) -> Batch:
         """Check one step of a stream.
 
@@ -121,14 +122,15 @@ class Batch(NamedTuple):
             mask: Boolean ``[B]``, which samples have a target, or ``None``.
             new_sequence: Boolean ``[B]``, which samples begin a new sequence, or ``None``.
             ignore_index: Class index that stands for no label.
-            finite: Whether to reject values that are not finite.
+            finite: Whether to reject values that are not finite; if not, such a target is left out.
+            integers: Whether the network takes integers.
 
         Raises:
             BatchError: If ranks, lengths or values do not fit.
             BatchTypeError: If ``x`` is not a floating-point tensor, or a mask not a boolean one.
         """
         what = "x_t must be [B, ...] with at least 2 dimensions; for one sample use x_t.unsqueeze(0)"
-        check_input(x, rank=2, what=what, finite=finite)
+        check_input(x, rank=2, what=what, finite=finite, integers=integers)
         if x.shape[0] == 0:
             raise BatchError("x_t is an empty batch", "leave the step out")
         for name, rows in (("mask", mask), ("new_sequence", new_sequence)):
@@ -143,12 +145,14 @@ class Batch(NamedTuple):
                 raise BatchTypeError(f"y_t must be a tensor or None, got {type(y).__name__}")
             if y.dim() == 0 or len(y) != len(x):
                 raise BatchError(f"y_t of shape {tuple(y.shape)} does not fit a batch of {len(x)} samples")
-            if finite and not finite_targets(y, mask):
-                raise BatchError(
-                    "y_t has non-finite values",
-                    "pass None for a step without a target, or mask=y_t.isfinite() for samples without",
-                )
             mask = _without_ignored(y, mask, ignore_index, rank=1)
+            if not finite_targets(y, mask):
+                if finite:
+                    raise BatchError(
+                        "y_t has non-finite values",
+                        "pass None for a step without a target, or mask=y_t.isfinite() for samples without",
+                    )
+                y = None
         if new_sequence is not None and not new_sequence.any():
             new_sequence = None
         return cls(x.unsqueeze(0), y, False, None, len(x), mask, None, new_sequence)
@@ -158,19 +162,19 @@ class Batch(NamedTuple):
 
         Args:
             t: First step.
-            schedule: Its length, unless ``count`` is given, and the steps with a loss.
+            schedule: Its length, unless ``count`` is given.
             count: Number of steps.
             x: Input of these steps; cut from the batch if ``None``.
         """
         if self.steps is None:
-            return Window(self, self.x, t, 1, schedule.losses_due(t, 1, None), last=False)
+            return Window(self, self.x, t, 1, False)
         if count is None:
             count = min(schedule.window or self.steps, self.steps - t)
-        due = schedule.losses_due(t, count, self.steps)
-        if self.ends is not None:  # every sample has a loss at its own last step, too
-            due = sorted({*due, *(end for end in self.ends if t <= end < t + count)})
-        x = self.x[t : t + count] if x is None else x
-        return Window(self, x, t, count, due, last=t + count == self.steps)
+        return Window(self, self.x[t : t + count] if x is None else x, t, count, t + count == self.steps)
+
+    def carries_loss(self, t: int, due: range) -> bool:
+        """Whether a loss is due at step ``t``: by the schedule, or because a sample ends there."""
+        return t in due or t + 1 == self.steps or (self.ends is not None and t in self.ends)
 
     def target(self, t: int) -> Tensor | None:
         """The target of step ``t``."""
@@ -180,15 +184,15 @@ class Batch(NamedTuple):
         """Which samples are labelled at step ``t``, boolean ``[B]``; ``None``: all."""
         return self.mask[t] if self.mask is not None and self.mask.dim() == 2 else self.mask
 
-    def groups(self, t: int, schedule: Schedule) -> Iterator[tuple[Tensor | None, int | None]]:
-        """Samples with a loss at step ``t``, in groups of equal length: rows (``None``: all) and that length."""
+    def groups(self, t: int, due: range) -> Iterator[tuple[Tensor, int | None]]:
+        """Labelled samples with a loss at step ``t``, in groups of equal length: rows, boolean ``[B]``, and length."""
         rows = self.labelled(t)
+        assert rows is not None
         if self.ends is None:
-            if rows is None or rows.any():
+            if rows.any():
                 yield rows, self.steps
             return
-        assert rows is not None
-        scheduled = len(schedule.losses_due(t, 1, self.steps)) > 0
+        scheduled = t in due or t + 1 == self.steps
         ends = torch.tensor(self.ends, device=rows.device)
         for end in sorted(set(self.ends)):
             if t == end or (scheduled and t < end):
@@ -227,7 +231,6 @@ class Window(NamedTuple):
         x: Input ``[K, B, ...]``.
         t: First step, counted from the last reset.
         length: Number of steps.
-        due: Steps that carry a loss.
         last: Whether the sequence ends with this window.
         random: State of the random generators before these steps, where the window is run a second time.
     """
@@ -236,9 +239,13 @@ class Window(NamedTuple):
     x: Tensor
     t: int
     length: int
-    due: range | list[int]
     last: bool
     random: tuple[Tensor, ...] = ()
+
+    def due(self, schedule: Schedule) -> list[int]:
+        """The steps of the window that carry a loss."""
+        steps, due = range(self.t, self.t + self.length), schedule.due()
+        return [t for t in steps if self.batch.carries_loss(t, due)]
 
 
 def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
@@ -248,7 +255,8 @@ def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
         BatchError: If it is empty or has fewer than three dimensions.
     """
     layout = _layout(batch_first)
-    check_rank(x, 3, f"x must be {layout} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)")
+    rank = 3 if x.is_floating_point() else 2  # tokens have no features
+    check_rank(x, rank, f"x must be {layout} with at least 3 dimensions; for scalar features use x.unsqueeze(-1)")
     if batch_first:
         x = x.transpose(0, 1)
     steps, samples = x.shape[:2]
@@ -259,21 +267,35 @@ def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
     return x
 
 
-def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True) -> None:
+def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True, integers: bool = False) -> None:
     """Check type, rank and values of an input.
+
+    Args:
+        x: The input.
+        rank: Least number of dimensions; one less for integers, such as tokens ``[T, B]``.
+        what: What the input must be, for the message.
+        finite: Whether to reject values that are not finite.
+        integers: Whether the network takes integers, as one with an ``nn.Embedding`` does.
 
     Raises:
         BatchError: If rank or values are wrong.
-        BatchTypeError: If ``x`` is not a floating-point tensor.
+        BatchTypeError: If ``x`` is not a dense floating-point tensor.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor):
         raise BatchTypeError(
-            f"the input must be a floating-point tensor, got {kind}",
+            f"the input must be a tensor, got {type(x).__name__}",
+            "pass torch.from_numpy(x) for an array; a network with several inputs takes them as one tensor, which its "
+            "forward() splits",
+        )
+    if x.layout != torch.strided:
+        raise BatchTypeError(f"the input must be a dense tensor, got {x.layout}", "pass x.to_dense()")
+    if not x.is_floating_point() and not integers:
+        raise BatchTypeError(
+            f"the input must be a floating-point tensor, got {x.dtype}",
             "convert it, e.g. with x.float(); for integer frames such as tonic's, add "
             "lambda frames: frames.astype('float32') to the transform",
         )
-    check_rank(x, rank, what)
+    check_rank(x, rank if x.is_floating_point() else rank - 1, what)
     if finite and not all_finite([x]):
         raise BatchError("the input has non-finite values (nan or inf)", "clean the data, e.g. with torch.nan_to_num")
 
@@ -282,10 +304,10 @@ def check_rank(x: Tensor, rank: int, what: str) -> None:
     """Check the number of dimensions of an input.
 
     Raises:
-        BatchError: If there are fewer than ``rank``.
+        BatchShapeError: If there are fewer than ``rank``.
     """
     if x.dim() < rank:
-        raise BatchError(f"{what}; got shape {tuple(x.shape)}")
+        raise BatchShapeError(f"{what}; got shape {tuple(x.shape)}")
 
 
 def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
@@ -296,6 +318,8 @@ def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
 
 def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, targets: str) -> tuple[Tensor, bool]:
     """The target with time first, and whether it is one per sequence."""
+    if y.dim() == 0:
+        raise BatchTypeError(f"y is a single number, and x has B={samples} samples", "pass y.unsqueeze(0)")
     stepwise = y.transpose(0, 1) if batch_first and y.dim() >= 2 else y
     fits_step = stepwise.dim() >= 2 and tuple(stepwise.shape[:2]) == (steps, samples)
     fits_sequence = y.dim() >= 1 and len(y) == samples
@@ -309,7 +333,8 @@ def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, t
     if fits_sequence and targets != "step":
         return y, True
     asked = "" if targets == "auto" else f"; the trainer has targets={targets!r}"
-    raise BatchError(
+    kind = BatchShapeError if targets == "auto" else BatchError
+    raise kind(
         f"y of shape {tuple(y.shape)} does not fit x with T={steps} steps and B={samples} samples",
         f"pass [B, ...] (one target per sequence) or {_layout(batch_first)} (one per step){asked}",
     )

@@ -28,7 +28,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in floating)
 
 
-def not_finite(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> NotFiniteError:
+def not_finite(net: nn.Module, state: ModelState, loss: Tensor) -> NotFiniteError:
     """Return the error that names the first place that is not finite: a module's state, a gradient, else the loss."""
     entries = state.get()
     suspects = [
@@ -47,7 +47,7 @@ def not_finite(net: nn.Module, state: ModelState, loss: Tensor, step: int) -> No
     found = ((name, place) for name, place, tensors in suspects if not all_finite(tensors))
     layer, place = next(found, ("", "the loss function"))
     error = NotFiniteError(
-        f"step {step}: not finite in {place}; the window's loss is {loss.item():g}. This update was not applied",
+        f"not finite in {place}; the window's loss is {loss.item():g}. This update was not applied",
         "a smaller learning rate or max_grad_norm may prevent it; on_nonfinite='skip' goes on without the update",
     )
     error.layer, error.place = layer, place  # type: ignore[attr-defined]

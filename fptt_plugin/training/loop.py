@@ -65,7 +65,7 @@ class TrainingLoop:
         on_nonfinite: ``"raise"`` or ``"skip"``.
 
     Attributes:
-        driver: How the network is called; ``None`` until it is found.
+        driver: How the network is called; the trainer sets it before the first batch.
         executor: Trains windows compiled, where it can; ``None`` trains all of them eagerly.
     """
 
@@ -79,12 +79,13 @@ class TrainingLoop:
         on_nonfinite: str,
     ) -> None:
         self.net = net
-        self._driver: Driver | None = None
+        self.driver: Driver = None  # type: ignore[assignment]  # the trainer sets it before the first batch
         self.objective = objective
         self.run_state = run_state
         self.updater = updater
         self.schedule = schedule
         self.on_nonfinite = on_nonfinite
+        self._due = schedule.due()
         self.executor: Executor | None = None
         self._processes = Processes(net)
         second_gradient = updater.regularizer.variant == "gradient"
@@ -95,19 +96,6 @@ class TrainingLoop:
         self._had_loss = self._loss_reaches_weights = False
         self._warned = self._rows_checked = False
         self._streams = True  # False within a batch of sequences
-
-    @property
-    def driver(self) -> Driver:
-        assert self._driver is not None, "the trainer finds the driver before the first batch"
-        return self._driver
-
-    @driver.setter
-    def driver(self, driver: Driver | None) -> None:
-        self._driver = driver
-
-    @property
-    def has_driver(self) -> bool:
-        return self._driver is not None
 
     def reset(self) -> None:
         """Begin a new sequence or stream."""
@@ -128,19 +116,19 @@ class TrainingLoop:
             self._begin_update()
             if driver.pushes:
                 # The network runs its own loop over time and hands over the output of every step.
-                def take(output: Tensor) -> None:
+                def take(output: Tensor) -> bool:
                     t = run_state.position.t
                     with Uninterrupted():
-                        self._learn([output], batch.window(t, schedule, count=1, x=batch.x))
+                        return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
 
                 driver.run(batch.x, take)
             else:
                 t = 0
                 while t < batch.steps:
                     window = batch.window(t, schedule)
-                    if not self._run_compiled(window):
-                        self._record(window)
-                        self._learn(driver.advance(window.x), window)
+                    if self.executor is None or not self._run_compiled(window):
+                        span = window.length if driver.combines_steps else 1
+                        self._learn(driver.advance(window.x), span, window)
                     t = run_state.position.t
             assert self._decision is not None
             decision = self._decision.detach().clone()
@@ -163,25 +151,30 @@ class TrainingLoop:
         with self.run_state.rolled_back_on_error(), self._replay.kept_on_error() if self._replay else nullcontext():
             yield
 
-    def _span(self, window: Window) -> int:
-        """Steps that one output of the driver stands for."""
-        return window.length if self.driver.combines_steps else 1
+    def _learn(self, outputs: Iterable[Tensor], span: int, window: Window) -> bool:
+        """Losses of some steps; at the end of a window the backward pass and, where it is due, the update.
 
-    def _record(self, window: Window) -> None:
-        if self._replay:
-            self._replay.record(window)
+        Args:
+            outputs: The network's outputs, as they come.
+            span: Steps that one output stands for.
+            window: The steps.
 
-    def _learn(self, outputs: Iterable[Tensor], window: Window) -> None:
-        """Losses of some steps; at the end of a window the backward pass and, where it is due, the update."""
+        Returns:
+            Whether a window ended, so that nothing may reach back behind this step.
+        """
         run_state = self.run_state
+        if self._replay:  # the steps run when their outputs are asked for
+            self._replay.record(window)
         with Interruptible():  # an error undoes the sequence
             self._decision, losses = self.objective.losses(
-                outputs, self._span(window), window, run_state.readout, self.schedule, self._decision
+                outputs, span, window, run_state.readout, self._due, self._decision
             )
         run_state.losses += losses
         run_state.advance(window.length)
-        if window.last or run_state.position.in_window == self.schedule.window:
+        ends = window.last or run_state.position.in_window == self.schedule.window
+        if ends:
             self._close_window(last=window.last)
+        return ends
 
     def _close_window(self, *, last: bool = False) -> None:
         """Go backward through the window and detach the state; update the weights if an update is due.
@@ -205,7 +198,6 @@ class TrainingLoop:
             run_state.losses = []
         # The state is detached after the backward pass and before the update: the next window starts from new leaves,
         # and no graph holds weights that are about to change.
-        self.driver.detach()
         run_state.detach()
         run_state.position = at._replace(in_window=0, backwards=backwards)
         if update_is_due:
@@ -216,30 +208,38 @@ class TrainingLoop:
 
     def _update(self, windows: int) -> None:
         """One FPTT update from the gradients of that many windows, unless something is not finite."""
-        run_state, updater = self.run_state, self.updater
+        run_state, updater, replay = self.run_state, self.updater, self._replay
         if self.executor is not None and self.executor.update(windows):
             run_state.updates += 1
             return
-        error = updater.error(run_state.steps)
+        error = updater.error()
         if self._processes.any(error is not None) and error is None:
             error = NotFiniteError(
-                f"step {run_state.steps}: not finite in another process of DistributedDataParallel. This update was "
-                "applied in none of them",
+                "not finite in another process of DistributedDataParallel. This update was applied in none of them",
                 "see the error of that process",
             )
+        before = updater.regularizer.updates
         if error is None:
-            replay, driver, before = self._replay, self.driver, updater.regularizer.updates
             try:
-                updater.step(windows, None if replay is None else lambda: replay.loss(driver))
-            finally:  # an error in the second gradient comes after the weights have moved
+                updater.step(windows, None if replay is None else lambda: replay.loss(self.driver))
+            except NotFiniteError as found:  # by the norm of the gradient, before anything has moved
+                error = found
+            finally:  # another error, in the second gradient, comes after the weights have moved
                 run_state.updates += updater.regularizer.updates - before
+        if error is None:
             run_state.skipped += updater.regularizer.updates == before
             return
         updater.zero_grad()
         updater.statistics.restore()
         if self.on_nonfinite == "raise":
+            error.reason = f"step {run_state.steps}: {error.reason}"
             raise error
         run_state.skipped += 1
+        self._undo_window()
+
+    def _undo_window(self) -> None:
+        """Put the recurrent state back to where it was after the last update."""
+        run_state = self.run_state
         run_state.model.restore(run_state.restore_point.recurrent)
         run_state.readout.set(run_state.restore_point.readout)
         if run_state.restarted_rows is not None:
@@ -250,7 +250,8 @@ class TrainingLoop:
         # An error in a batch of sequences undoes all of it, so a point in the middle serves skipped updates alone.
         if self._streams or self._replay or self.on_nonfinite == "skip":
             self.run_state.set_restore_point()
-        self.updater.statistics.keep()
+        if self.updater.statistics.modules:
+            self.updater.statistics.keep()
         if self._replay:
             self._replay.begin()
 
@@ -264,7 +265,8 @@ class TrainingLoop:
 
     def _run_compiled(self, window: Window) -> int:
         """Train from a window on by compiled graphs; the number of steps, 0 if the window must be trained eagerly."""
-        result = None if self.executor is None else self.executor.run(window)
+        assert self.executor is not None
+        result = self.executor.run(window)
         if result is None:
             return 0
         run_state = self.run_state
@@ -308,14 +310,15 @@ class TrainingLoop:
             self._restart_rows(batch)
             if self.on_nonfinite == "skip" and self._processes.any(not all_finite([batch.x])):
                 return self._skip_step(window)
-            if self.schedule.window == 1 and self._run_compiled(window):
+            if self.executor is not None and self.schedule.window == 1 and self._run_compiled(window):
                 assert self._decision is not None
                 assert self._loss_sum is not None
                 return StepResult(self._decision.clone(), self._loss_sum, True)
-            self._record(window)
+            if self._replay:
+                self._replay.record(window)
             with Interruptible():  # after this the step is completed: it would be half a step else
                 decision, found = self.objective.losses(
-                    self.driver.advance(window.x), 1, window, run_state.readout, self.schedule, None
+                    self.driver.advance(window.x), 1, window, run_state.readout, self._due, None
                 )
             run_state.losses += found
             run_state.advance(1)
@@ -366,14 +369,14 @@ class TrainingLoop:
         run_state, driver = self.run_state, self.driver
         decision: Tensor | None = None
 
-        def take(outputs: Iterable[Tensor], first: int, span: int) -> None:
+        def take(outputs: Iterable[Tensor], first: int, span: int) -> bool:
             nonlocal decision
             for t, raw in enumerate(outputs, start=first + span - 1):
                 output = run_state.readout(raw, span)
                 decision = batch.merge(decision, output, t)
                 if visitor is not None:
                     visitor(t, output)
-            driver.detach()
+            return True
 
         assert batch.steps is not None
         run_state.model.reset()
@@ -385,6 +388,6 @@ class TrainingLoop:
             for t in self.schedule.windows(batch.steps):
                 window = batch.window(t, self.schedule)
                 with Interruptible():
-                    take(driver.advance(window.x), t, self._span(window))
+                    take(driver.advance(window.x), t, window.length if driver.combines_steps else 1)
         assert decision is not None
         return decision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ErrorList, FPTTWarning, OutputError
+from ..errors import BatchError, ErrorList, FPTTWarning, OutputError
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
+from ..state import ModelState
 from .batch import Batch, Window
-from .schedule import Schedule
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Ramp = Callable[[int, int | None], float]
@@ -21,6 +22,8 @@ Output = int | str | Callable[[Any], Tensor] | None
 
 # snntorch.functional losses of a whole record [T, B, C] that equal the mean over time of the loss of each step.
 _DECOMPOSABLE = ("ce_rate_loss", "mse_membrane_loss")
+_REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _RAMPS: dict[str, Ramp] = {"linear": linear_ramp, "constant": constant_ramp}
 
 
@@ -56,6 +59,10 @@ class Objective:
         self.auxiliary = auxiliary
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
         self._record_loss = _snntorch_name(loss_fn) is not None
+        self._warned_of_shapes = False
+        self._labels: bool | None = None  # whether the last target was one class label per sequence
+        default = "what the network returns, of several the " + ("first" if self.default_index == 0 else "last")
+        self._output = default if output is None else f"output={output!r}"
         self._uses_distribution = auxiliary is not False
         if auxiliary is None:
             self._uses_distribution = isinstance(loss_fn, nn.CrossEntropyLoss) or loss_fn is F.cross_entropy
@@ -82,11 +89,14 @@ class Objective:
                 raise OutputError(f"output={self.output!r}: there is no such entry in {_describe(returned)}")
             return found
         if isinstance(returned, Tensor):
+            self._output = "what the network returns"
             return returned
         entries = list(returned) if isinstance(returned, (tuple, list)) else []
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         if tensors and len(tensors) == len(entries) and len({tensor.shape for tensor in tensors}) == 1:
-            return tensors[self.default_index]
+            place = self.default_index % len(tensors)
+            self._output = f"output {place} of the {len(tensors)} that the network returns"
+            return tensors[place]
         raise OutputError(
             f"there is no single output in {_describe(returned)}; say which one the loss sees, e.g. output=0, "
             "output='name' or output=lambda returned: returned[0]"
@@ -121,7 +131,7 @@ class Objective:
         span: int,
         window: Window,
         readout: Readout,
-        schedule: Schedule,
+        due: range,
         decision: Tensor | None,
         *,
         update: bool = True,
@@ -133,7 +143,7 @@ class Objective:
             span: Steps that one output stands for; it belongs to the last of them.
             window: The steps.
             readout: Turns outputs into what loss and decision see.
-            schedule: When losses are due.
+            due: Steps with a loss, see :meth:`Schedule.due`.
             decision: The decision before this window, ``None`` at the start of a sequence.
             update: ``False`` leaves the class distribution as it is.
         """
@@ -141,30 +151,28 @@ class Objective:
         for t, raw in enumerate(outputs, start=window.t + span - 1):
             output = readout(raw, span)
             decision = output if batch.ends is None else batch.merge(decision, output, t)
-            if t in window.due and batch.y is not None:
-                loss = self._loss_of_labelled(output, batch, t, schedule, update)
-                if loss is not None:
-                    losses.append(loss)
+            if batch.y is None or not (t in due or batch.carries_loss(t, due)):
+                continue
+            if batch.mask is None:
+                target = batch.y if batch.per_sequence or batch.steps is None else batch.y[t]
+                losses.append(self.loss(output, target, t, batch.steps, batch.per_sequence, update=update))
+            else:
+                losses += self._losses_of_labelled(output, batch, t, due, update)
         assert decision is not None
         return decision, losses
 
-    def _loss_of_labelled(
-        self, output: Tensor, batch: Batch, t: int, schedule: Schedule, update: bool
-    ) -> Tensor | None:
-        """Mean loss of the samples that are labelled at step ``t``; ``None`` without any."""
+    def _losses_of_labelled(self, output: Tensor, batch: Batch, t: int, due: range, update: bool) -> list[Tensor]:
+        """Mean loss of the samples that are labelled at step ``t``, in a list; an empty list without any."""
         target = batch.target(t)
         assert target is not None
-        if batch.mask is None:
-            return self.loss(output, target, t, batch.steps, batch.per_sequence, update=update)
         # Samples of equal length share the weight of the ramp. The loss function averages over the samples it gets.
         losses, counts = [], []
-        for rows, steps in batch.groups(t, schedule):
-            assert rows is not None
+        for rows, steps in batch.groups(t, due):
             losses.append(self.loss(output[rows], target[rows], t, steps, batch.per_sequence, update=update))
             counts.append(int(rows.sum()))
         if len(losses) < 2:
-            return losses[0] if losses else None
-        return torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)
+            return losses
+        return [torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)]
 
     def loss(
         self,
@@ -183,7 +191,7 @@ class Objective:
         Raises:
             OutputError: If ``loss_fn`` does not return a scalar.
         """
-        labels = _are_labels(target, per_sequence)
+        self._labels = labels = _are_labels(target, per_sequence)
         weight = self._ramp_for(labels)(t, steps)
         if weight == 1.0:
             return self.plain_loss(output, target)
@@ -213,13 +221,43 @@ class Objective:
 
     def plain_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """``loss_fn`` of one step alone, without ramp and auxiliary term."""
-        value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
+        if output.shape != target.shape and target.is_floating_point():
+            self._check_broadcast(output, target)
+        try:
+            value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
+        except (RuntimeError, ValueError, IndexError) as error:
+            remedy = _target_remedy(output, target)
+            if not remedy:
+                raise
+            raise BatchError(f"{self._name} does not take this target ({error})", remedy) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise OutputError(
-                f"loss_fn must return a scalar tensor, got {shape}: average it, e.g. with reduction='mean' or .mean()"
+                f"loss_fn must return a scalar tensor, got {shape}",
+                "average it, e.g. with reduction='mean' or .mean()",
             )
         return value.reshape(())
+
+    def _check_broadcast(self, output: Tensor, target: Tensor) -> None:
+        """Check that a loss of differences does not pair every output with every target.
+
+        Raises:
+            BatchError: For torch's regression losses.
+        """
+        axis = f".unsqueeze({target.dim()})" if output.dim() == target.dim() + 1 else ""
+        known = isinstance(self.loss_fn, _REGRESSION) or self.loss_fn in _REGRESSION_FUNCTIONS
+        reason = f"the output has shape {tuple(output.shape)} and the target {tuple(target.shape)}"
+        remedy = f"pass targets of the output's shape, y{axis}" if axis else "pass targets of the output's shape"
+        if known:
+            raise BatchError(f"{reason}, which {self._name} would broadcast against each other", remedy)
+        if not self._warned_of_shapes and _broadcasts(output, target):
+            self._warned_of_shapes = True
+            text = f"{reason}; if loss_fn subtracts them, every output is compared with every target: {remedy}"
+            warnings.warn(text, FPTTWarning, stacklevel=2)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
 
     def _ramp_for(self, labels: bool) -> Ramp:
         if callable(self.ramp):
@@ -227,15 +265,16 @@ class Objective:
         return _RAMPS[self.ramp or ("linear" if labels else "constant")]
 
     def explain(self) -> str:
-        """One line on output, ramp and auxiliary term."""
-        if self.output is not None:
-            output = f"output={self.output!r}"
+        """One line on output, ramp and auxiliary term: as they are, once a target has been seen."""
+        ramp = getattr(self.ramp, "__name__", self.ramp)
+        if self._labels is None:
+            ramp = ramp or "linear for one label per sequence, else constant"
+            auxiliary = "class distribution for one label per sequence" if self._uses_distribution else "none"
         else:
-            output = "spikes" if self.default_index == 0 else "the only tensor, or the membrane of (spk, mem)"
-        ramp = getattr(self.ramp, "__name__", self.ramp) or "linear for one label per sequence, else constant"
-        auxiliary = "class distribution with one label per sequence" if self._uses_distribution else "none"
-        name = getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
-        return f"loss: {name} on {output}; ramp: {ramp}; auxiliary term: {auxiliary}"
+            ramp = ramp or ("linear" if self._labels else "constant")
+            mixed = self._labels and self._uses_distribution and ramp != "constant"
+            auxiliary = "class distribution" if mixed else "none"
+        return f"loss: {self._name} on {self._output}; ramp: {ramp}; auxiliary term: {auxiliary}"
 
 
 def check_objective(
@@ -272,6 +311,30 @@ def check_objective(
             f"trained online; use {' or '.join('SF.' + entry for entry in _DECOMPOSABLE)}, or nn.CrossEntropyLoss with "
             "readout='mean'",
         )
+
+
+def _broadcasts(one: Tensor, other: Tensor) -> bool:
+    """Whether an operation on both has more entries than either."""
+    try:
+        shape = torch.broadcast_shapes(one.shape, other.shape)
+    except RuntimeError:
+        return False
+    return bool(math.prod(shape) > max(one.numel(), other.numel()))
+
+
+def _target_remedy(output: Tensor, target: Tensor) -> str:
+    """What is wrong with class labels; empty if nothing is."""
+    if target.is_floating_point() or output.dim() < 2:
+        return ""
+    if target.dim() == 2 and target.shape[1] == 1:
+        return "pass one label per sample, [B]: y.squeeze(1)"
+    if target.dtype != torch.int64:
+        return "pass class labels as 64-bit integers: y.long()"
+    classes = output.shape[1]
+    if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
+        low, high = int(target.min()), int(target.max())
+        return f"labels must be 0 to {classes - 1}, one for each output; these range from {low} to {high}"
+    return ""
 
 
 def _are_labels(target: Tensor, per_sequence: bool) -> bool:
@@ -319,6 +382,22 @@ def warn_of_spikes(output: Tensor, loss_fn: LossFunction, readout: str) -> bool:
     return True
 
 
+def warn_of_liquid_counts(readout: Readout, state: ModelState) -> None:
+    """Warn of a liquid neuron with adaptation at the output of a network whose spikes are counted."""
+    layers, total = state.modules(), readout.total
+    if not layers or readout.mode not in ("mean", "sum") or total is None or not total.any():
+        return
+    name, last = layers[-1]
+    if hasattr(last, "adp_gate") and bool((total == total.round()).all()):
+        warnings.warn(
+            f"{name!r} ({type(last).__name__}) is the output layer, and its spikes are counted: with an adaptive "
+            "threshold and a leaky average such a layer learns poorly. End the network in LTCIntegrator() and swap the "
+            "hidden layers alone",
+            FPTTWarning,
+            stacklevel=4,
+        )
+
+
 READOUTS = ("step", "mean", "sum", "max")
 
 
@@ -327,6 +406,7 @@ class Readout:
 
     Args:
         mode: ``"step"``: each output by itself; ``"mean"``, ``"sum"``, ``"max"``: of the outputs so far.
+        factor: Constant that a sum is multiplied with.
 
     Example:
         >>> import torch
@@ -335,8 +415,9 @@ class Readout:
         [1.0, 2.0]
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, factor: float = 1.0) -> None:
         self.mode = mode
+        self.factor = factor
         self.total: Tensor | None = None
         self.count: int | Tensor = 0  # of time steps: a number, or one per sample
 
@@ -356,7 +437,9 @@ class Readout:
         else:
             self.total = torch.maximum(self.total, output) if self.mode == "max" else self.total + output
         self.count = self.count + steps
-        return self.total / self.count if self.mode == "mean" else self.total
+        if self.mode == "mean":
+            return self.total / self.count
+        return self.total if self.factor == 1.0 else self.factor * self.total
 
     def restart(self, rows: Tensor) -> None:
         """Restart the readout of some rows of the batch, boolean ``[B]``."""

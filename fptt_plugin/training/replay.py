@@ -31,7 +31,7 @@ class Replay:
         self._net = net
         self._run_state = run_state
         self._objective = objective
-        self._schedule = schedule
+        self._due = schedule.due()
         self.begin()
 
     def begin(self) -> None:
@@ -72,7 +72,7 @@ class Replay:
                         run_state.restart_rows(window.batch.new_rows)
                     outputs, span = driver.advance(window.x), window.length if driver.combines_steps else 1
                     losses += self._objective.losses(
-                        outputs, span, window, run_state.readout, self._schedule, None, update=False
+                        outputs, span, window, run_state.readout, self._due, None, update=False
                     )[1]
         finally:
             run_state.restore(now)

@@ -65,7 +65,8 @@ class RunState:
         self.restore_point = self.snapshot()
 
     def detach(self) -> None:
-        """Detach the past of the readout's mean from its graph; the driver detaches the recurrent state."""
+        """Detach recurrent state and readout from their graphs."""
+        self.model.detach()
         self.readout.detach()
 
     def advance(self, steps: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 from ..errors import ErrorList
@@ -18,8 +19,8 @@ class Schedule(NamedTuple):
 
     Example:
         >>> schedule = Schedule(window=4, loss_every=None, update_every=None)
-        >>> list(schedule.windows(10)), list(schedule.losses_due(8, 2, steps=10))
-        ([0, 4, 8], [9])
+        >>> list(schedule.windows(10)), list(schedule.due()[:3])
+        ([0, 4, 8], [3, 7, 11])
     """
 
     window: int | None = 1
@@ -30,20 +31,10 @@ class Schedule(NamedTuple):
         """First step of every window of a sequence."""
         return range(0, steps, self.window or steps)
 
-    def losses_due(self, t: int, count: int, steps: int | None) -> range | list[int]:
-        """Which of the ``count`` steps from ``t`` on carry a loss.
-
-        Args:
-            t: First step.
-            count: Number of steps.
-            steps: Length of the sequence, whose last step always carries a loss; ``None`` for a stream.
-        """
-        end = t + count
+    def due(self) -> range:
+        """Steps with a loss, without end; the last step of a sequence always carries one, too."""
         stride = self.loss_every or self.window
-        if stride is None:
-            return [end - 1] if end == steps else []
-        due = range(t + (stride - 1 - t) % stride, end, stride)
-        return [*due, end - 1] if end == steps and end % stride else due
+        return range(0) if stride is None else range(stride - 1, sys.maxsize, stride)
 
     def update_is_due(self, since_update: int) -> bool:
         """Whether the weights move at the end of a window, that many steps after their last update."""

@@ -50,17 +50,19 @@ class RunningStatistics:
 
     Args:
         net: The network. Its normalisations are looked up once, here.
+
+    Attributes:
+        modules: The normalisations.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._modules = list(normalizations(net).values())
+        self.modules = list(normalizations(net).values())
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(self) -> None:
         """Remember the present statistics."""
-        if self._modules:
-            buffers = (b for module in self._modules for b in module._buffers.values() if b is not None)
-            self._kept = [(buffer, buffer.clone()) for buffer in buffers if not is_lazy(buffer)]
+        buffers = (b for module in self.modules for b in module._buffers.values() if b is not None)
+        self._kept = [(buffer, buffer.clone()) for buffer in buffers if not is_lazy(buffer)]
 
     def restore(self) -> None:
         """Restore the statistics that :meth:`keep` remembered."""

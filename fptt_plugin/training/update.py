@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ..errors import NotFiniteError
+from ..errors import FPTTWarning, NotFiniteError
 from ..regularizer import DynamicRegularizer
 from ..state import ModelState
 from .finite import all_finite, not_finite
+from .processes import is_parallel
 from .statistics import RunningStatistics
 
 
@@ -42,9 +44,13 @@ class Updater:
         self.state = state
         self.grad_scaler = grad_scaler
         self.statistics = RunningStatistics(net)
+        # The processes of a DistributedDataParallel must agree before any of them steps.
+        early = grad_scaler is not None or is_parallel(net)
+        regularizer.check_norm = None if early else self._check_norm
         self._parameters: list[nn.Parameter] = []
         self._in_groups = -1
         self._losses: list[Tensor] = []  # since the last update
+        self._gradient_watch: GradientWatch | None = GradientWatch(net)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -81,13 +87,30 @@ class Updater:
             self._losses = losses
             raise
 
-    def error(self, step: int) -> NotFiniteError | None:
-        """The error if loss, gradients or statistics are not finite; a scaler deals with its infinite gradients."""
-        grads = [] if self.grad_scaler else [p.grad for p in self.parameters if p.grad is not None]
-        # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
-        if all_finite([*self._losses, *grads, *self.statistics.tensors()]):
-            return None
-        return not_finite(self.net, self.state, torch.stack(self._losses).sum(), step)
+    def error(self) -> NotFiniteError | None:
+        """The error if loss, gradients or running statistics are not finite, as far as it is known before the step.
+
+        A scaler deals with its infinite gradients.
+        """
+        # Clipping computes the norm of the gradient anyway, see _check_norm.
+        later = self.regularizer.check_norm is not None and self.regularizer.max_grad_norm is not None
+        suspects = [] if later else [*self._losses, *([] if self.grad_scaler else self._gradients())]
+        if self.statistics.modules:
+            # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
+            suspects += self.statistics.tensors()
+        return self._not_finite() if suspects and not all_finite(suspects) else None
+
+    def _check_norm(self, norm: Tensor) -> None:
+        # One synchronisation with the host for norm and losses. A norm can overflow where all gradients are finite.
+        finite = torch.stack([norm, *self._losses]).isfinite().all()
+        if not (finite or all_finite([*self._gradients(), *self._losses])):
+            raise self._not_finite()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def _not_finite(self) -> NotFiniteError:
+        return not_finite(self.net, self.state, torch.stack(self._losses).sum())
 
     def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> None:
         """One update with the gradient averaged over ``windows`` backward passes; the regulariser counts it.
@@ -97,9 +120,14 @@ class Updater:
         Args:
             windows: Number of backward passes since the last update.
             replayed_loss: The same loss at the new weights, for ``variant="gradient"``.
+
+        Raises:
+            NotFiniteError: If loss or gradients are not finite. Nothing has moved then.
         """
         if windows > 1:
-            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], windows)
+            torch._foreach_div_(self._gradients(), windows)
+        if self._gradient_watch is not None and self._gradient_watch.look():
+            self._gradient_watch = None
         before = self.regularizer.updates
         if self.grad_scaler is None:
             self.optimizer.step()
@@ -108,3 +136,60 @@ class Updater:
             self.grad_scaler.update()
         if self.regularizer.updates > before and replayed_loss is not None:
             self.regularizer.second_gradient(replayed_loss)
+
+
+class GradientWatch:
+    """Warns of parameters that have had no gradient, or a gradient of zero, in all of the first updates.
+
+    Args:
+        net: The network.
+        updates: How many updates to look at.
+    """
+
+    def __init__(self, net: nn.Module, updates: int = 100) -> None:
+        self._net = net
+        self._updates = updates
+        self._looks = 0
+        self._norms: dict[tuple[nn.Parameter, ...], Tensor] = {}  # summed, by the parameters that had a gradient
+
+    def look(self) -> bool:
+        """Look at the gradients of one update; returns whether this was the last look."""
+        grads = {p: p.grad for p in self._net.parameters() if p.grad is not None}
+        found = tuple(grads)
+        if found:
+            norms = torch.stack([norm.float() for norm in torch._foreach_norm([*grads.values()])])
+            self._norms[found] = self._norms[found] + norms if found in self._norms else norms
+        self._looks += 1
+        if self._looks < self._updates:
+            return False
+        self._warn()
+        return True
+
+    def _warn(self) -> None:
+        reached = {p for parameters in self._norms for p in parameters}
+        totals = [
+            pair for parameters, sums in self._norms.items() for pair in zip(parameters, sums.tolist(), strict=True)
+        ]
+        moved = {p for p, total in totals if total != 0}
+        trained = [(name, p) for name, p in self._net.named_parameters() if p.requires_grad]
+        unreached = [name for name, p in trained if p not in reached]
+        still = [name for name, p in trained if p in reached and p not in moved]
+        if unreached:
+            self._say(
+                unreached,
+                "had no gradient",
+                "the loss does not depend on them within the window: they are not used, or their signal is delayed by "
+                "more steps than the window holds (a larger window reaches them)",
+            )
+        if still:
+            self._say(
+                still,
+                "had a gradient of zero",
+                "the layers behind them do not fire, or stay so far from their threshold that the surrogate gradient "
+                "vanishes: lower the threshold, scale the input, or lower beta",
+            )
+
+    def _say(self, names: list[str], what: str, why: str) -> None:
+        listed = ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        text = f"{listed} {what} in all of the first {self._updates} updates, so they do not learn. Likely {why}"
+        warnings.warn(f"{text}. Freeze with requires_grad_(False) what is not to be trained", FPTTWarning, stacklevel=2)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ pytest.importorskip("spikingjelly")
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, EAGER, GRAPH, STRAIGHTFORWARD  # noqa: E402
+from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, EAGER, GRAPH, STRAIGHTFORWARD, Training  # noqa: E402
 from floors import BARE, COMPILED_UPDATE, FLOORS, PRODUCTS, UPDATE  # noqa: E402
-from memory import expected_bytes, peak_in_fresh_process, saved_bytes  # noqa: E402
+from memory import backward_bytes, expected_bytes, peak_in_fresh_process  # noqa: E402
 from networks import networks  # noqa: E402
-from timing import alternate  # noqa: E402
+from overhead import BPTT, OWN, RATIOS, StepProfile, check_same_weights, own_loop, spread  # noqa: E402
+from overhead import networks as overhead_networks  # noqa: E402
+from timing import alternate, milliseconds_per_step  # noqa: E402
 
 from fptt_plugin import FiringRates  # noqa: E402
+from fptt_plugin.errors import FPTTWarning  # noqa: E402
 from fptt_plugin.state import ModelState  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -159,7 +163,7 @@ def test_saved_bytes_grow_for_bptt_alone():
     net = NETS["LTC-SRNN 16"]
     for name, grows in ((EAGER, False), (STRAIGHTFORWARD, False), ("snnTorch BPTT", True)):
         row = CONTENDERS[name]
-        short, long = (saved_bytes(net, row, steps, CPU) for steps in (5, 50))
+        short, long = (backward_bytes(net, row, steps, CPU) for steps in (5, 50))
         assert (long > 8 * short) == grows
         assert abs(expected_bytes(net, row, 50, CPU) - long) <= 0.05 * long
         if not grows:
@@ -177,6 +181,71 @@ def test_rows_take_turns():
     times = alternate({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, least=3)
     assert "".join(order) == "abcbcacab"
     assert [len(values) for values in times.values()] == [3, 3, 3]
+
+
+def test_warnings_of_a_row_are_notes():
+    def train(x, y):
+        warnings.warn("about half as fast", FPTTWarning, stacklevel=2)
+
+    x, y = NETS["Leaky 16"].data(3, CPU)
+    ((times, notes),) = milliseconds_per_step({"row": Training(None, train)}, x, y, seconds=0).values()
+    assert len(times) == 3
+    assert notes == ["about half as fast"]
+
+
+# ------------------------------------------------------------------ overhead of the trainer
+
+
+@pytest.mark.parametrize("net", overhead_networks(smoke=True), ids=label)
+def test_an_own_loop_is_the_trainer(net):
+    ours, own = CONTENDERS[EAGER].prepare(net, CPU), own_loop(net, CPU)
+    with FiringRates(own.model) as firing:
+        for training in (ours, own):
+            training.train(*net.data(T, CPU))
+    assert all(rate > 0 for rate in firing.rates().values())
+    check_same_weights(net, ours.model, own.model)
+    with pytest.raises(RuntimeError, match="was not trained"):
+        check_same_weights(net, net.fresh(CPU), own.model)
+    own.train(*net.data(1, CPU))
+    with pytest.raises(RuntimeError, match="differs"):
+        check_same_weights(net, ours.model, own.model)
+
+
+def test_ratios_are_taken_round_by_round():
+    assert spread([1, 4, 9, 16, 25], [1, 2, 3, 4, 5]) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("prepare", [CONTENDERS[EAGER].prepare, own_loop], ids=["trainer", "own loop"])
+def test_the_profile_is_of_one_steady_step(prepare):
+    net, found = NETS["LTC-SRNN 16"], []
+    for length, step in ((5, 3), (9, 7)):
+        training, (x, y) = prepare(net, CPU), net.data(length, CPU)
+        training.train(x, y)
+        with StepProfile(training.model, step) as profile:
+            training.train(x, y)
+        found.append(profile.figures())
+        names = [code.co_name for code in profile.calls.elements()]
+        assert names.count("ltc_step") == names.count("add_regularizer_gradient_") == 1
+    assert found[0] == found[1]
+    assert sys.getprofile() is None
+
+
+def test_overhead_is_one_command(run_example, tmp_path):
+    printed = run_example("benchmarks/overhead.py", "--smoke", "--profile", "--out", "one/overhead.json")
+    records = json.loads((tmp_path / "one" / "overhead.json").read_text())["records"]
+    assert [record["net"] for record in records] == [net.name for net in overhead_networks(smoke=True)]
+    for record in records:
+        assert set(record["ms"]) == {EAGER, OWN, BARE, BPTT}
+        assert min(record["ms"].values()) > 0
+        assert len(record["ratios"]) == len(RATIOS)
+        assert all(0 < low <= middle <= high for low, middle, high in record["ratios"].values())
+        assert record["net"] in printed
+    calls, files, depth = (
+        [records[0]["profile"][name][key] for name in (EAGER, OWN, BARE)] for key in ("calls", "files", "depth")
+    )
+    assert calls == sorted(calls, reverse=True)
+    assert files == sorted(files, reverse=True)
+    assert depth == sorted(depth, reverse=True)
 
 
 # ------------------------------------------------------------------ the command

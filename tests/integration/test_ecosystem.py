@@ -127,36 +127,6 @@ def liquid():
     return nn.Sequential(*layers, LTCIntegrator(init_hidden=True, linear_features=2))
 
 
-@pytest.mark.parametrize("window", [1, 3])
-def test_bfloat16_autocast_around_a_sequence(window):
-    net = liquid()
-    other = copy.deepcopy(net)
-    x, y = batch()
-    ones, others = (FPTTTrainer(n, sgd(n), CE, window=window) for n in (net, other))
-    with torch.autocast("cpu", torch.bfloat16), spikes(net):
-        result = ones.train_sequence(x, y)
-    exact = others.train_sequence(x, y)
-    assert result.loss.dtype == torch.float32
-    assert all(p.dtype == torch.float32 for p in net.parameters())
-    assert 0 < abs(result.loss - exact.loss) < 0.02
-    assert 0 < distance(net.parameters(), other.parameters()) < 0.02
-
-
-@pytest.mark.parametrize("options", [{}, {"variant": "gradient"}, {"average_weights": "sequence"}], ids=str)
-def test_autocast_does_not_train_on_the_weights_of_its_first_step(options):
-    ends = []
-    for cached in (True, False):
-        torch.manual_seed(0)
-        net = liquid()
-        trainer = FPTTTrainer(net, adam(net, 0.01), CE, alpha=0.5, **options)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached), spikes(net):
-            for _ in range(3):
-                trainer.train_sequence(*batch(8))
-            answer = trainer.predict(batch()[0])
-        ends.append([*copies(net.parameters()), answer])
-    assert identical(*ends)
-
-
 # ---------------------------------------------------------------------- compilation
 
 

@@ -1,0 +1,220 @@
+"""A message about the layout of the input: the change that it prints is carried out, and the network trains."""
+
+import copy
+import re
+
+import pytest
+import snntorch as snn
+import torch
+from nets import CE, adam, copies, identical, spiking_net
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import BatchError, BatchTypeError, CannotStepError, FPTTError, FPTTWarning
+
+T, B, F = 7, 4, 3
+X, Y = torch.rand(T, B, F), torch.arange(B) % 2
+
+
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(6), snn.Leaky(beta=0.9, init_hidden=True, output=True)
+    )
+
+
+def jelly():
+    net = nn.Sequential(layer.Linear(F, 8), neuron.LIFNode(v_threshold=0.2), layer.Linear(8, 2), neuron.LIFNode())
+    functional.set_step_mode(net, "m")
+    return net
+
+
+class Tutorial(nn.Module):
+    def __init__(self, axis=0):
+        super().__init__()
+        self.fc, self.lif, self.axis = nn.Linear(F, 2), snn.Leaky(beta=0.9), axis
+
+    def forward(self, x):
+        mem, record = self.lif.init_leaky(), []
+        for t in range(x.shape[self.axis]):
+            _, mem = self.lif(self.fc(x.select(self.axis, t)), mem)
+            record.append(mem)
+        return torch.stack(record)
+
+
+def follow(net, x, y, **options):
+    """Trains; does what the message says until it trains, at most twice. Returns input, options and the errors."""
+    errors = []
+    for _ in range(3):
+        trial = copy.deepcopy(net)
+        before = copies(p for p in trial.parameters() if not isinstance(p, nn.UninitializedParameter))
+        trainer = FPTTTrainer(trial, adam(trial), CE, **options)
+        try:
+            trainer.train_sequence(x, y)
+        except FPTTError as error:
+            errors.append(error)
+        else:
+            return x, options, errors
+        assert identical((p for p in trial.parameters() if not isinstance(p, nn.UninitializedParameter)), before)
+        remedy = errors[-1].remedy
+        if "without batch_first" in remedy:
+            options.pop("batch_first")
+        elif "batch_first=True" in remedy:
+            options["batch_first"] = True
+        code = re.findall(r"\b([xy]\.\w+\([^)]*\)(?:\.\w+\([^)]*\))*)", remedy)
+        assert code or "batch_first" in remedy, remedy
+        for line in code:
+            value = eval(line, {"x": x, "y": y, "T": 5, "torch": torch})
+            x, y = (value, y) if line[0] == "x" else (x, value)
+    raise AssertionError(f"the remedies lead nowhere: {errors}")
+
+
+@pytest.mark.parametrize("build", [spiking_net, jelly])
+@pytest.mark.parametrize("double", [False, True])
+def test_batch_first_data_and_the_other_way_round(build, double):
+    x = X.double() if double else X
+    trained, options, errors = follow(build(), x.transpose(0, 1), Y)
+    assert options == {"batch_first": True}
+    assert len(errors) <= 2
+    trained, options, errors = follow(build(), x, Y, batch_first=True)
+    assert options == {}
+    assert trained.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (spiking_net(), torch.rand(B, F, T)),
+        (spiking_net(inputs=5), torch.rand(B, 5, 9)),
+        (conv(), torch.rand(B, 2, T, 6, 6)),
+        (conv(), torch.rand(B, 2, 6, 6, T)),
+    ],
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_time_at_another_axis(net, x, batch_first):
+    _, _, errors = follow(net, x, Y, **({"batch_first": True} if batch_first else {}))
+    assert any("time looks like axis" in error.remedy for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("net", "x"), [(spiking_net(), X[0]), (conv(), torch.rand(B, 2, 6, 6)), (spiking_net(inputs=9), torch.rand(B, 9))]
+)
+def test_still_images(net, x):
+    trained, _, errors = follow(net, x, Y)
+    assert "repeat it over T" in errors[0].remedy
+    assert trained.shape == (5, *x.shape)
+
+
+def test_one_sample_without_a_batch_axis():
+    trained, _, errors = follow(spiking_net(), X[:, 0], Y[:1])
+    assert trained.shape == (T, 1, F)
+    _, _, errors = follow(spiking_net(), X[:, :1], torch.tensor(1))
+    assert isinstance(errors[0], BatchTypeError)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("build", [spiking_net, jelly, Tutorial])
+def test_another_precision(build, dtype):
+    trained, _, errors = follow(build(), X.to(dtype), Y)
+    assert len(errors) == 1
+    assert trained.dtype == torch.float32
+
+
+def test_sparse_tensors_arrays_and_tuples():
+    follow(spiking_net(), X.to_sparse(), Y)
+    net = spiking_net()
+    for x in (X.numpy(), (X, X), None, {"x": X}):
+        with pytest.raises(BatchTypeError, match="must be a tensor"):
+            FPTTTrainer(net, adam(net), CE).train_sequence(x, Y)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.body = nn.Embedding(11, F), spiking_net()
+
+    def forward(self, tokens):
+        return self.body(self.embed(tokens))
+
+
+def test_tokens():
+    tokens = torch.randint(11, (T, B))
+    net = Tokens()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    before = net.embed.weight.clone()
+    assert trainer.train_sequence(tokens, Y).updates == T
+    assert not torch.equal(net.embed.weight, before)
+    assert trainer.predict(tokens).shape == (B, 2)
+    trainer.reset()
+    assert trainer.step(tokens[0], Y).updated
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with pytest.raises(BatchTypeError, match=r"got torch.int64.*x.float\(\)"):
+        trainer.train_sequence(torch.randint(11, (T, B, F)), Y)
+
+
+class PutsTimeFirst(nn.Module):
+    def __init__(self, mean):
+        super().__init__()
+        self.body, self.mean = jelly(), mean
+
+    def forward(self, x):
+        out = self.body(x.transpose(0, 1))
+        return out.mean(0) if self.mean else out.transpose(0, 1)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_network_that_puts_time_first_itself(mean, batch_first):
+    net = PutsTimeFirst(mean)
+    with pytest.raises(CannotStepError, match=r"puts time first in forward\(\).*take the transpose or permute out"):
+        FPTTTrainer(net, adam(net), CE, batch_first=batch_first).train_sequence(X.transpose(0, 1), Y)
+
+
+def test_a_network_that_repeats_its_image():
+    class Repeats(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = jelly()
+
+        def forward(self, x):
+            return self.body(x.unsqueeze(0).repeat(5, 1, 1)).mean(0)
+
+    net = Repeats()
+    for x in (X[0], X):
+        with pytest.raises(FPTTError, match=r"take that out of forward\(\) and pass x.unsqueeze") as caught:
+            FPTTTrainer(net, adam(net), CE).train_sequence(x, Y)
+    x = eval(re.search(r"x\.unsqueeze\(0\)\.expand\([^)]*\)", str(caught.value))[0], {"x": X[0], "T": 5})
+    FPTTTrainer(net.body, adam(net.body), CE).train_sequence(x, Y)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (Y.unsqueeze(1), r"y.squeeze\(1\)"),
+        (Y.int(), r"y.long\(\)"),
+        (Y + 2, "labels must be 0 to 1"),
+        (Y - 1, "labels must be 0 to 1"),
+    ],
+)
+def test_labels(y, words):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with pytest.raises(BatchError, match=words) as caught:
+        trainer.train_sequence(X, y)
+    for line in re.findall(r"y\.\w+\([^)]*\)", caught.value.remedy):
+        trainer.train_sequence(X, eval(line, {"y": y}))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.functional.mse_loss])
+def test_regression_targets_without_their_last_axis(loss):
+    net = spiking_net(classes=1)
+    trainer = FPTTTrainer(net, adam(net), loss)
+    for y in (torch.rand(B), torch.rand(T, B)):
+        with pytest.raises(BatchError, match=r"\(4, 1\) and the target \(4,\), which .* would broadcast") as caught:
+            trainer.train_sequence(X, y)
+        assert "y.unsqueeze(1)" in caught.value.remedy
+    trainer.train_sequence(X, torch.rand(B).unsqueeze(1))
+    net = spiking_net(classes=1)
+    with pytest.warns(FPTTWarning, match="every output is compared with every target"):
+        FPTTTrainer(net, adam(net), lambda out, y: (out - y).square().mean()).train_sequence(X, torch.rand(B))

@@ -1,0 +1,346 @@
+"""Networks that loop over time: what forward() returns is trained, scored and predicted, or they are refused."""
+
+import copy
+import warnings
+
+import pytest
+import snntorch as snn
+import torch
+import torch.nn.functional as F
+from idioms.snntorch_refused import LateReadout
+from nets import adam, copies, identical, sgd, spikes
+from torch import nn
+
+from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer
+from fptt_plugin.drivers.returned import identify
+from fptt_plugin.errors import CannotStepError, FPTTWarning, OutputError
+from fptt_plugin.state import ModelState
+
+CE = nn.CrossEntropyLoss()
+
+
+class Net(nn.Module):
+    """Eight neurons and a readout of three; ``head(net, readout)`` makes a step's record, ``end`` of all of them."""
+
+    def __init__(self, head=lambda net, out: out, end=torch.stack, **modules):
+        super().__init__()
+        self.fc, self.lif, self.out = nn.Linear(4, 8), snn.Leaky(beta=0.9, threshold=0.2), nn.Linear(8, 3)
+        self.head, self.end = head, end
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        mem, record = self.lif.init_leaky(), []
+        for x_t in x:
+            spk, mem = self.lif(self.fc(x_t), mem)
+            record.append(self.head(self, self.out(spk)))
+        return self.end(record)
+
+
+class Population(nn.Module):
+    """Five neurons for each of three classes, added up within the loop; the sums may pass through a module."""
+
+    def __init__(self, last=lambda x: x):
+        super().__init__()
+        self.fc, self.lif, self.last = nn.Linear(4, 15), snn.Leaky(beta=0.9), last
+
+    def forward(self, x):
+        mem, record = self.lif.init_leaky(), []
+        for x_t in x:
+            _, mem = self.lif(self.fc(x_t), mem)
+            record.append(self.last(mem.view(-1, 3, 5).sum(2)))
+        return torch.stack(record)
+
+
+class Head(nn.Module):
+    """A head without a module: on the spike count after the loop, or at each step within it."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.fc, self.lif, self.last = nn.Linear(4, 8), snn.Leaky(beta=0.9, threshold=0.2), last
+        self.W = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x):
+        mem, count, record = self.lif.init_leaky(), 0, []
+        for x_t in x:
+            spk, mem = self.lif(self.fc(x_t), mem)
+            count = count + spk
+            if self.last:
+                record.append(self.last(F.linear(spk, self.W)))
+        return torch.stack(record) if self.last else F.linear(count / len(x), self.W)
+
+
+class Heads(nn.Module):
+    """A main and an auxiliary head in the loop, with or without neurons of their own."""
+
+    def __init__(self, spiking=False, last=None):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(4, 8), snn.Leaky(beta=0.9, threshold=0.2)
+        self.main, self.aux, self.last = nn.Linear(8, 3), nn.Linear(8, 5), last
+        self.lif_main, self.lif_aux = (snn.Leaky(0.9), snn.Leaky(0.9)) if spiking else (None, None)
+
+    def forward(self, x):
+        mem, mem_main, mem_aux, main, aux = *3 * (torch.zeros(()),), [], []
+        for x_t in x:
+            spk, mem = self.lif(self.fc(x_t), mem)
+            mem_main, mem_aux = self.main(spk) + 0 * mem_main, self.aux(spk) + 0 * mem_aux
+            if self.lif_main:
+                _, mem_main = self.lif_main(mem_main, mem_main)
+                _, mem_aux = self.lif_aux(mem_aux, mem_aux)
+            if self.last:
+                mem_main, mem_aux = self.last((mem_main, mem_aux))
+            main.append(mem_main)
+            aux.append(mem_aux)
+        return torch.stack(main), torch.stack(aux)
+
+
+def data(steps=10, batch=6):
+    return 2 * torch.rand(steps, batch, 4), torch.arange(batch) % 3
+
+
+def trained(net, kind=FPTTTrainer, xy=None, **options):
+    """A trainer after one batch, without a warning; and the names of the parameters that did not move."""
+    before = copies(net.parameters())
+    trainer = kind(net, adam(net), CE, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train_sequence(*(xy or data()))
+    still = [name for (name, p), old in zip(net.named_parameters(), before, strict=True) if torch.equal(p, old)]
+    return trainer, still
+
+
+def refused(net, kind=FPTTTrainer, xy=None, **options):
+    """The message with which training is refused, before anything has changed."""
+    before = copies(net.state_dict().values())
+    with pytest.raises(CannotStepError, match="not the stack, last value, mean, sum or maximum") as caught:
+        kind(net, adam(net), CE, **options).train_sequence(*(xy or data()))
+    assert identical(net.state_dict().values(), before)
+    assert "nn.Identity()" in caught.value.remedy
+    assert "output_module" in caught.value.remedy
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------- what no module returns is refused
+
+
+@pytest.mark.parametrize("kind", [FPTTTrainer, BPTT])
+def test_a_population_code_in_the_loop(kind):
+    assert "Population returns (10, 3, 3) for an input (10, 3, 4)" in refused(Population(), kind=kind)
+    assert trained(Population(nn.Identity()), kind=kind)[1] == []
+
+
+def test_a_head_after_the_loop():
+    assert "Head returns (3, 3)" in refused(Head())
+    assert trained(Head(nn.Identity()))[1] == []
+
+
+def test_a_function_of_the_readout_in_the_loop():
+    refused(Net(head=lambda net, out: out.sigmoid()))
+    assert trained(Net(head=lambda net, out: net.last(out.sigmoid()), last=nn.Identity()))[1] == []
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda record: torch.stack(record).softmax(-1),
+        lambda record: torch.stack(record).mean(0).log_softmax(-1),
+        lambda record: torch.stack(record).flip(0),
+        lambda record: torch.stack(record).std(0),
+        lambda record: torch.stack(record)[:, :, :2],
+    ],
+)
+def test_functions_of_the_record(end):
+    refused(Net(end=end))
+
+
+def test_a_frozen_readout_after_the_loop():
+    net = LateReadout()
+    net.fc_out.requires_grad_(False)
+    refused(net, xy=(torch.rand(10, 6, 5), data()[1]))
+
+
+def test_a_network_of_one_batch_size_is_looked_at_with_all_samples():
+    class Fixed(Head):
+        def forward(self, x):
+            return super().forward(x) + torch.zeros(6, 3)
+
+    assert "for an input (10, 6, 4)" in refused(Fixed())
+
+
+def test_a_still_image_is_looked_at_with_few_samples():
+    class Still(Head):
+        def forward(self, x):
+            return super().forward(x.expand(10, *x.shape))
+
+    x, y = data()
+    assert "for an input (3, 4)" in refused(Still(), xy=(x[0], y))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_silent_network_and_a_short_sequence(steps, silent):
+    x, y = data(steps)
+    refused(Population(), xy=((0 if silent else 1) * x, y))
+    refused(Head(), xy=((0 if silent else 1) * x, y))
+
+
+# ---------------------------------------------------------------------- several outputs
+
+
+def test_several_outputs_and_none_chosen():
+    for net in (
+        Heads(),
+        Heads(spiking=True),
+        Ordinary(lambda h, s, m: (h, s)),
+        Ordinary(lambda h, s, m: {"a": h, "b": m}),
+    ):
+        weights = copies(net.parameters())
+        with pytest.raises(OutputError, match=r"no single output.*output=0"):
+            FPTTTrainer(net, adam(net), CE).train_sequence(*data())
+        assert identical(net.parameters(), weights)
+
+
+@pytest.mark.parametrize("spiking", [False, True])
+def test_a_chosen_output_is_the_one_that_is_trained(spiking):
+    trainer, still = trained(Heads(spiking), output=0)
+    assert [name for name in still if "lif" not in name] == ["aux.weight", "aux.bias"]
+    assert trainer.predict(data()[0]).shape == (6, 3)
+    both = Heads(spiking, nn.Identity())
+    assert trained(both, output=lambda heads: torch.cat(heads, 1))[1] == []  # picks from what the module returns
+    trainer, _ = trained(Ordinary(lambda h, s, m: {"hidden": h, "out": {"mem": m}}), output=lambda r: r["out"]["mem"])
+    assert trainer._loop.driver.returned[:2] == ("lif2", 1)
+
+
+def test_a_module_that_the_user_names_may_return_something_else():
+    assert trained(Net(head=lambda net, out: out.softmax(1)), output_module="out")[1] == []
+    unflattened = {"output": lambda r: r[1].unflatten(1, (3, 5)).sum(2)}
+    assert trained(Population(), output_module="lif", **unflattened)[1] == []
+    assert trained(Population(), **unflattened)[1] == []
+
+
+# ---------------------------------------------------------------------- what ordinary networks return
+
+
+class Ordinary(nn.Module):
+    """A tutorial's network, with one way or another to return its records."""
+
+    def __init__(self, end, dropout=0.0):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(4, 8), snn.Leaky(beta=0.9, threshold=0.2)
+        self.fc2, self.lif2 = nn.Linear(8, 3), snn.Leaky(beta=0.9, threshold=0.2)
+        self.drop, self.end = nn.Dropout(dropout), end
+
+    def forward(self, x):
+        mem1, mem2, hidden, spikes, membranes = self.lif1.init_leaky(), self.lif2.init_leaky(), [], [], []
+        for x_t in x:
+            spk1, mem1 = self.lif1(self.fc1(x_t), mem1)
+            spk2, mem2 = self.lif2(self.fc2(self.drop(spk1)), mem2)
+            hidden.append(spk1)
+            spikes.append(spk2)
+            membranes.append(mem2)
+        return self.end(torch.stack(hidden), torch.stack(spikes), torch.stack(membranes))
+
+
+SPIKES, MEMBRANE = 0, 1
+# What forward() returns; whether spikes or membranes are trained; the readout; the decision that follows from it.
+ENDS = {
+    "spikes and membrane": (lambda h, s, m: (s, m), MEMBRANE, "step", lambda own: own[1][-1]),
+    "membrane": (lambda h, s, m: m, MEMBRANE, "step", lambda own: own[-1]),
+    "spikes": (lambda h, s, m: s, SPIKES, "step", lambda own: own[-1]),
+    "list of steps": (lambda h, s, m: list(m), MEMBRANE, "step", lambda own: own[-1]),
+    "spike count": (lambda h, s, m: s.sum(0), SPIKES, "sum", lambda own: own),
+    "rate": (lambda h, s, m: s.mean(0), SPIKES, "mean", lambda own: own),
+    "rate of a fixed number of steps": (lambda h, s, m: s.sum(0) / 20, SPIKES, "sum", lambda own: own),
+    "mean membrane": (lambda h, s, m: m.mean(0), MEMBRANE, "mean", lambda own: own),
+    "last membrane": (lambda h, s, m: m[-1], MEMBRANE, "step", lambda own: own),
+    "maximum": (lambda h, s, m: m.max(0).values, MEMBRANE, "max", lambda own: own),
+    "batch first": (lambda h, s, m: m.transpose(0, 1), MEMBRANE, "step", lambda own: own[:, -1]),
+    "time last": (lambda h, s, m: m.permute(1, 2, 0), MEMBRANE, "step", lambda own: own[..., -1]),
+    "steps and samples in one": (lambda h, s, m: m.flatten(0, 1), MEMBRANE, "step", lambda own: own[-6:]),
+    "running count": (lambda h, s, m: s.cumsum(0), SPIKES, "sum", lambda own: own[-1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the loss sees spikes")
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("end", ENDS)
+def test_what_forward_returns_is_trained_and_predicted(end, steps):
+    make, place, readout, decision = ENDS[end]
+    net, (x, y) = Ordinary(make), data(steps)
+    trainer = FPTTTrainer(net, adam(net), CE)
+    trainer.train_sequence(x, y)
+    driver = trainer._loop.driver
+    assert (driver.returned.module, driver.returned.place, driver.readout) == ("lif2", place, readout)
+    assert f"readout: {readout}" in trainer.explain()
+    assert torch.allclose(trainer.predict(x, averaged=False), decision(net(x)), atol=1e-6)
+    right = (decision(net(x)).argmax(1) == y).float().mean().item()
+    assert trainer.evaluate([(x, y)], averaged=False) == pytest.approx(right)
+
+
+@pytest.mark.parametrize("end", ["spikes", "spike count", "rate", "mean membrane", "membrane", "maximum"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_training_is_that_of_the_loop_by_hand(end, window):
+    make, place, readout, _ = ENDS[end]
+    net, (x, y) = Ordinary(make), data()
+    plain = copy.deepcopy(net)
+    options = {"window": window, "loss_ramp": "constant", "auxiliary": False, "max_grad_norm": None}
+    trainer = FPTTTrainer(net, sgd(net), CE, readout="mean" if end == "spikes" else None, **options)
+    with spikes(net):
+        trainer.train_sequence(x, y)
+
+    optimizer, state, total = sgd(plain), ModelState(plain), None
+    DynamicRegularizer(optimizer)
+    mem1, mem2 = plain.lif1.init_leaky(), plain.lif2.init_leaky()
+    for t, x_t in enumerate(x):
+        spk1, mem1 = plain.lif1(plain.fc1(x_t), mem1)
+        spk2, mem2 = plain.lif2(plain.fc2(plain.drop(spk1)), mem2)
+        out = (spk2, mem2)[place]
+        if readout == "max":
+            total = out if total is None else torch.maximum(total, out)
+        elif readout != "step" or end == "spikes":
+            total = out if total is None else total + out
+        if (t + 1) % window == 0 or t + 1 == len(x):
+            seen = total / (t + 1) if readout == "mean" or end == "spikes" else out if readout == "step" else total
+            optimizer.zero_grad()
+            CE(seen, y).backward()
+            optimizer.step()
+            mem1, mem2, total = mem1.detach(), mem2.detach(), None if total is None else total.detach()
+            state.detach()
+    assert plain.fc1.weight.grad.abs().max() > 0
+    assert identical(net.parameters(), plain.parameters())
+
+
+@pytest.mark.parametrize("end", [lambda h, s, m: iter([m]), lambda h, s, m: None])
+def test_a_network_that_returns_no_tensor_is_trained_on_its_last_module(end):
+    trainer, still = trained(Ordinary(end))
+    assert still == []
+    assert trainer._loop.driver.output_module == "lif2"
+
+
+@pytest.mark.filterwarnings("ignore:the loss sees spikes")
+@pytest.mark.parametrize("kind", [FPTTTrainer, BPTT])
+def test_one_sample_dropout_half_precision_and_a_silent_network(kind):
+    rate = ENDS["rate"][0]
+    trained(Ordinary(rate, dropout=0.5), kind=kind)
+    trained(Ordinary(rate), kind=kind, xy=data(batch=1))
+    trainer, _ = trained(Ordinary(rate), kind=kind, xy=(torch.zeros(10, 6, 4), data()[1]))
+    assert trainer._loop.driver.readout == "mean"
+    with torch.autocast("cpu", torch.bfloat16):
+        trained(Net(end=lambda record: torch.stack(record).mean(0)), kind=kind)
+
+
+def test_a_network_that_never_fires_says_what_is_assumed():
+    net = Ordinary(ENDS["rate"][0])
+    net.lif2.threshold = torch.tensor(1e9)
+    with pytest.warns(FPTTWarning, match="much the same at every time step, whatever its input"):
+        FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(*data())
+
+
+def test_identify_takes_nothing_for_something():
+    series = [torch.rand(4, 3) for _ in range(5)]
+    stacked, records = torch.stack(series), {"out": [[tensor] for tensor in series]}
+    for result, readout in ((stacked, "step"), (stacked.mean(0), "mean"), (0.3 * stacked.sum(0), "sum")):
+        assert [found.readout for found in identify(result, records)] == [readout]
+    assert identify(0.3 * stacked.sum(0), records)[0].factor == pytest.approx(0.3)
+    for other in (2 * stacked, stacked.flip(0), stacked[0], stacked.sigmoid(), stacked.sum(2), stacked.mean(0) + 1e-3):
+        assert identify(other, records) == []

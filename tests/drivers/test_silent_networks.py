@@ -1,0 +1,115 @@
+"""Networks that are silent at first, as untrained ones often are, are looked at with an input that wakes them."""
+
+import pytest
+import torch
+from nets import CE, adam, copies, identical, sgd
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import CannotStepError
+from fptt_plugin.state import AttributeHandler, register_state_handler
+
+X, Y = torch.rand(6, 4, 3), torch.arange(4) % 2
+
+
+class Leak(nn.Module):
+    """A custom neuron whose state a reset does not reach; silent below its threshold, and then without a trace."""
+
+    trace = None
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x):
+        spikes = (x > self.threshold).to(x.dtype)
+        self.trace = spikes if self.trace is None else 0.9 * self.trace + spikes
+        return self.trace + 0.0 * x
+
+
+class Known(Leak):
+    pass
+
+
+register_state_handler(Known, AttributeHandler(trace=None))
+
+
+class AcrossTime(nn.Module):
+    """Weighs each step by the whole sequence: nothing to see while it gets zeros."""
+
+    def forward(self, x):
+        return x * x.abs().mean(0, keepdim=True) if x.any() else x
+
+
+def silent(*extra, threshold=5.0, mode="m"):
+    net = nn.Sequential(
+        layer.Linear(3, 8),
+        neuron.LIFNode(v_threshold=threshold),
+        *extra,
+        layer.Linear(8, 2),
+        neuron.LIFNode(v_threshold=0.3),
+    )
+    functional.set_step_mode(net, mode)
+    for linear in (net[0], net[-2]):
+        nn.init.uniform_(linear.weight, -0.3, 0.6)
+    return net
+
+
+def fires(net):
+    functional.reset_net(net)
+    with torch.no_grad():
+        found = net[1](net[0](X)).any()
+    functional.reset_net(net)
+    return bool(found)
+
+
+@pytest.mark.parametrize("threshold", [3.0, 5.0, 20.0])
+def test_custom_state_that_is_silent_at_first(threshold):
+    """Found when the network is made to spike; once it has a handler, it trains."""
+    for kind, refused in ((Leak, True), (Known, False)):
+        net = nn.Sequential(nn.Linear(3, 8), kind(threshold), nn.Linear(8, 2), neuron.LIFNode(v_threshold=0.3))
+        assert not (net[0](X) > threshold).any()
+        weights = copies(net.parameters())
+        trainer = FPTTTrainer(net, sgd(net), CE, readout="mean")
+        if not refused:
+            trainer.train_sequence(X, Y)
+            continue
+        with pytest.raises(CannotStepError, match=r"'1.trace'.*AttributeHandler\(trace=None\)"):
+            trainer.train_sequence(X, Y)
+        assert identical(net.parameters(), weights)
+
+
+@pytest.mark.parametrize("threshold", [3.0, 10.0])
+def test_a_layer_that_looks_across_time_behind_a_silent_layer(threshold):
+    net = silent(AcrossTime(), threshold=threshold)
+    assert not fires(net)
+    with pytest.raises(CannotStepError, match="slice by slice"):
+        FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(X, Y)
+    net = silent(threshold=threshold)
+    FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(X, Y)
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_a_silent_network_that_combines_its_steps(kind):
+    class Combines(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = silent()
+
+        def forward(self, x):
+            return getattr(self.body(x), kind)(0)
+
+    net = Combines()
+    trainer = FPTTTrainer(net, adam(net), CE, window=2)
+    trainer.train_sequence(X, Y)
+    assert f"readout: {kind}" in trainer.explain()
+
+
+@pytest.mark.parametrize("use_temporal", [True, False])
+@pytest.mark.parametrize("threshold", [0.3, 50.0])
+def test_attention_over_time_is_refused_by_type(use_temporal, threshold):
+    attention = layer.MultiDimensionalAttention(6, 8, 2, 2, 3, use_temporal=use_temporal)
+    net = silent(attention, threshold=threshold)
+    with pytest.raises(CannotStepError, match=r"MultiDimensionalAttention.*leave it out"):
+        FPTTTrainer(net, adam(net), CE)

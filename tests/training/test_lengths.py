@@ -1,0 +1,216 @@
+"""Sequences of different lengths: every sample is trained, decided and scored at its own last step."""
+
+import copy
+
+import pytest
+import snntorch as snn
+import torch
+from nets import CE, Mean, adam, batch, identical, sgd, spikes, spiking_net
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer
+from fptt_plugin import spikingjelly as fptt_sj
+from fptt_plugin.errors import BatchError, BatchTypeError, ConfigurationError
+from fptt_plugin.functional import ClassDistribution, divergence
+from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.state import ModelState
+
+LENGTHS = torch.tensor([6, 2, 4, 6])
+
+
+def jelly():
+    net = nn.Sequential(
+        layer.Linear(3, 8),
+        neuron.LIFNode(v_threshold=0.3),
+        layer.Linear(8, 2),
+        fptt_sj.LTCIntegrator(linear_features=2),
+    )
+    functional.set_step_mode(net, "m")
+    nn.init.uniform_(net[0].weight, -0.3, 0.8)
+    return net
+
+
+class Tutorial(nn.Module):
+    def __init__(self, end=torch.stack):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(3, 8), snn.Leaky(beta=0.9, threshold=0.2)
+        self.fc2, self.lif2 = nn.Linear(8, 2), snn.Leaky(beta=0.9, threshold=0.2)
+        self.end = end
+
+    def forward(self, x):
+        mem1, mem2, record = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        for x_t in x:
+            spk1, mem1 = self.lif1(self.fc1(x_t), mem1)
+            _, mem2 = self.lif2(self.fc2(spk1), mem2)
+            record.append(mem2)
+        return self.end(record)
+
+
+def liquid():
+    return nn.Sequential(
+        nn.Linear(3, 8),
+        LTCLeaky(init_hidden=True, linear_features=8),
+        nn.Linear(8, 2),
+        LTCIntegrator(init_hidden=True, linear_features=2),
+    )
+
+
+NETS = {"step": spiking_net, "liquid": liquid, "slice": jelly, "in-flight": Tutorial}
+
+
+def padded(lengths=LENGTHS, padding=5.0):
+    x, y = batch(steps=6, samples=len(lengths))
+    for sample, length in enumerate(lengths):
+        x[length:, sample] = padding
+    return x, y, lengths
+
+
+def mask_of(lengths, steps=6):
+    return torch.arange(steps).unsqueeze(1) < lengths
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("readout", ["step", "mean"])
+@pytest.mark.parametrize("window", [1, 4, None])
+def test_padded_and_single_sequences_are_decided_alike(build, readout, window):
+    x, y, lengths = padded()
+    net = build()
+    kind, options = (BPTT, {}) if window is None else (FPTTTrainer, {"window": window})
+    trainer = kind(net, adam(net), CE, readout=readout, **options)
+    single = torch.cat([trainer.predict(x[:n, i : i + 1]) for i, n in enumerate(lengths.tolist())])
+    assert torch.allclose(trainer.predict(x, lengths), single, atol=1e-6)
+    assert torch.equal(trainer.predict(x, mask_of(lengths)), trainer.predict(x, lengths))
+    assert not torch.allclose(trainer.predict(x), single, atol=1e-3)
+    right = (single.argmax(1) == y).float().mean().item()
+    assert trainer.evaluate([(x, y, lengths)]) == pytest.approx(right)
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 3}, {"window": 4, "readout": "mean"}, {"window": 2, "loss_every": 1}]
+)
+def test_nothing_is_trained_on_the_padding(build, options):
+    results = []
+    for padding in (0.0, 7.0):
+        torch.manual_seed(1)
+        net = build()
+        trainer = FPTTTrainer(net, sgd(net), CE, **options)
+        with spikes(net):
+            results.append(trainer.train_sequence(*padded(padding=padding)))
+        results.append([parameter.clone() for parameter in net.parameters()])
+    assert torch.equal(results[0].output, results[2].output)
+    assert torch.equal(results[0].loss, results[2].loss)
+    assert identical(results[1], results[3])
+
+
+def by_hand(net, x, y, lengths, window, auxiliary, loss_every=None):
+    """One update per window; the loss of a step is the mean over the samples that are due, each with its own ramp."""
+    optimizer, state, table = sgd(net), ModelState(net), ClassDistribution()
+    DynamicRegularizer(optimizer, 0.1, max_grad_norm=1.0)
+    decision, losses, every = [None] * len(y), [], loss_every or window
+    state.reset()
+    for t, x_t in enumerate(x):
+        out = net(x_t)
+        due = [i for i, n in enumerate(lengths) if t < n and (t + 1 == n or (t + 1) % every == 0 or t + 1 == len(x))]
+        terms = []
+        for n in sorted({lengths[i] for i in due}):
+            rows = [i for i in due if lengths[i] == n]
+            ramp = (t + 1) / n
+            loss = ramp * CE(out[rows], y[rows])
+            if auxiliary and ramp < 1:
+                row = table.row(t, out[rows])
+                loss = loss + (1 - ramp) * divergence(out[rows], row[y[rows]])
+                table.loss_of_row(row, out[rows], y[rows])
+            terms.append(len(rows) * loss)
+        if due:
+            losses.append(torch.stack(terms).sum() / len(due))
+        for i, n in enumerate(lengths):
+            if t + 1 == n:
+                decision[i] = out[i].detach()
+        if (t + 1) % window == 0 or t + 1 == len(x):
+            if losses:
+                optimizer.zero_grad()
+                torch.stack(losses).mean().backward()
+                optimizer.step()
+            state.detach()
+            losses = []
+    return torch.stack(decision)
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+@pytest.mark.parametrize(("window", "loss_every"), [(1, None), (3, None), (4, None), (4, 2), (2, 1)])
+@pytest.mark.parametrize("lengths", [[6, 2, 4, 6], [1, 2, 3, 4], [5, 5, 5, 5], [6, 1, 1, 1]])
+def test_ramp_auxiliary_term_and_decision_end_with_each_sample(lengths, window, loss_every, auxiliary):
+    net = spiking_net(dtype=torch.float64)
+    x, y, _ = padded(lengths)
+    x, plain = x.double(), copy.deepcopy(net)
+    trainer = FPTTTrainer(net, sgd(net), CE, window=window, loss_every=loss_every, auxiliary=auxiliary)
+    with spikes(net):
+        result = trainer.train_sequence(x, y, torch.tensor(lengths))
+    decision = by_hand(plain, x, y, lengths, window, auxiliary, loss_every)
+    assert torch.allclose(result.output, decision, atol=1e-12)
+    assert all(torch.allclose(*pair, atol=1e-12) for pair in zip(net.parameters(), plain.parameters(), strict=True))
+    assert any(parameter.grad.abs().max() > 0 for parameter in net.parameters())
+
+
+def test_batch_first_masks_labels_to_ignore_and_unlabelled_samples():
+    x, y, lengths = padded()
+    net = spiking_net()
+    other, third = copy.deepcopy(net), copy.deepcopy(net)
+    one = FPTTTrainer(net, adam(net), CE).train_sequence(x, y, lengths)
+    two = FPTTTrainer(other, adam(other), CE, batch_first=True).train_sequence(
+        x.transpose(0, 1), y, mask_of(lengths).t()
+    )
+    assert torch.equal(one.output, two.output)
+    assert identical(net.parameters(), other.parameters())
+    mask = mask_of(lengths)
+    mask[:, 1] = False  # a sample without any label
+    result = FPTTTrainer(third, adam(third), CE).train_sequence(x, y, mask)
+    assert result.output.shape == (4, 2)
+    trainer = FPTTTrainer(third, adam(third), CE)
+    rows = [0, 2, 3]
+    assert trainer.evaluate([(x, y, mask)]) == pytest.approx(trainer.evaluate([(x[:, rows], y[rows], lengths[rows])]))
+
+
+def test_fit_scores_every_sample():
+    x, y, lengths = padded()
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net, lr=0.0), CE)
+    record = trainer.fit([(x, y, lengths)], val_loader=[(x, y, lengths)], progress=False)[0]
+    right = (trainer.predict(x, lengths).argmax(1) == y).float().mean().item()
+    assert record.train_score == pytest.approx(right)
+    assert record.val_score == pytest.approx(right)
+
+
+@pytest.mark.parametrize("lengths", [[6, 7, 1, 1], [0, 6, 6, 6], [1, 1, 1, 1], [1, 0, 0, 1]])
+def test_lengths_that_are_none(lengths):
+    x, y, _ = padded()
+    net = spiking_net()
+    with pytest.raises(BatchError, match=r"lengths of the sequences, 1 to T=6.*mask.bool\(\)"):
+        FPTTTrainer(net, adam(net), CE).train_sequence(x, y, torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("mask", [torch.rand(4), torch.ones(6, 4), torch.ones(6, 4, dtype=torch.long), [6, 2, 4, 6]])
+def test_masks_of_another_type(mask):
+    x, y, _ = padded()
+    net = spiking_net()
+    with pytest.raises(BatchTypeError, match="boolean"):
+        FPTTTrainer(net, adam(net), CE).train_sequence(x, y, mask)
+
+
+def test_a_network_that_averages_a_window_cannot_see_its_samples_end():
+    net = Mean(jelly())
+    x, y, lengths = padded()
+    trainer = FPTTTrainer(net, adam(net), CE, window=4)
+    before = [parameter.clone() for parameter in net.parameters()]
+    for call in (trainer.train_sequence, lambda x, y, mask: trainer.predict(x, mask)):
+        with pytest.raises(ConfigurationError, match="window=1"):
+            call(x, y, lengths)
+    assert identical(net.parameters(), before)
+    net = Mean(jelly())
+    trainer = FPTTTrainer(net, adam(net), CE, window=1)
+    single = torch.cat(
+        [net(x[:n, i : i + 1]) for i, n in enumerate(lengths.tolist()) if functional.reset_net(net) is None]
+    )
+    assert torch.allclose(trainer.predict(x, lengths), single, atol=1e-6)

@@ -1,0 +1,132 @@
+"""Parameters that never learn are named, with the likely cause; each once, and nothing else is."""
+
+import warnings
+
+import pytest
+import torch
+from nets import CE, LIF, Grows, adam, batch, spiking_net
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import FPTTWarning
+
+
+class Parallel(nn.Module):
+    """Two layers of which the second may take no part, or none that counts."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.other, self.how = spiking_net(), nn.Linear(3, 2), how
+
+    def forward(self, x):
+        out = self.body(x)
+        if self.how == "unused":
+            return out
+        return out + (self.other(x).detach() if self.how == "detached" else 0.0 * self.other(x))
+
+
+def said(net, updates=100, steps=10, **options):
+    """The warnings of that many updates, and of as many again."""
+    trainer = FPTTTrainer(net, adam(net), CE, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        while trainer.updates < 2 * updates:
+            trainer.train_sequence(*batch(steps=steps))
+    return [
+        str(entry.message) for entry in caught if entry.category is FPTTWarning and "do not learn" in str(entry.message)
+    ]
+
+
+def test_a_network_that_learns_says_nothing():
+    assert said(spiking_net()) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "what"), [("unused", "no gradient"), ("detached", "no gradient"), ("zero", "a gradient of zero")]
+)
+def test_a_layer_that_takes_no_part(how, what):
+    (text,) = said(Parallel(how))
+    assert f"'other.weight', 'other.bias' had {what}" in text
+    assert "requires_grad_(False)" in text
+    net = Parallel(how)
+    net.other.requires_grad_(False)
+    assert said(net) == []
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_a_delay_longer_than_the_window(delay):
+    def build():
+        net = nn.Sequential(
+            layer.Linear(3, 8),
+            neuron.LIFNode(v_threshold=0.2),
+            layer.Delay(delay),
+            layer.Linear(8, 2),
+            neuron.LIFNode(v_threshold=0.2),
+        )
+        functional.set_step_mode(net, "m")
+        nn.init.uniform_(net[0].weight, -0.2, 1.0)
+        return net
+
+    (text,) = said(build(), readout="mean")
+    assert text.startswith("'0.weight', '0.bias' had no gradient")
+    assert "a larger window reaches them" in text
+    assert said(build(), readout="mean", window=2 * delay) == []
+
+
+def test_a_silent_layer():
+    net = spiking_net()
+    net[1].threshold = 1e3
+    texts = said(net)
+    assert any("'0.weight'" in text and "gradient of zero" in text and "lower the threshold" in text for text in texts)
+
+
+def test_before_the_stated_number_of_updates_nothing_is_said():
+    net = Parallel("unused")
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(9):
+            trainer.train_sequence(*batch(steps=11))
+    with pytest.warns(FPTTWarning, match="first 100 updates"):
+        trainer.train_sequence(*batch(steps=11))
+
+
+def test_a_layer_that_joins_later_has_had_its_chance():
+    net = Grows(spiking_net())
+    assert said(net) == []
+
+
+def test_streams_count_too():
+    net = Parallel("unused")
+    trainer = FPTTTrainer(net, adam(net), CE)
+    for _ in range(99):
+        trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
+    with pytest.warns(FPTTWarning, match="'other.weight', 'other.bias' had no gradient"):
+        trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
+
+
+def silences(net, epochs=2):
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit([batch()], epochs=epochs, progress=False)
+    return [str(entry.message) for entry in caught if "in the first epoch" in str(entry.message)]
+
+
+@pytest.mark.parametrize("threshold", [6.0, 50.0])
+def test_fit_names_layers_that_hardly_fire_once(threshold):
+    assert silences(spiking_net()) == []
+    net = spiking_net()
+    net[1].threshold = threshold
+    (text,) = silences(net)
+    assert text.startswith("'1' (0 %): fired in less than 1 %")
+    assert "Lower the threshold" in text
+
+
+def test_fit_names_every_silent_layer():
+    net = nn.Sequential(
+        nn.Linear(3, 8), LIF(threshold=30.0), nn.Linear(8, 8), LIF(threshold=30.0), nn.Linear(8, 2), LIF(spikes=False)
+    )
+    (text,) = silences(net)
+    assert "'1' (0 %), '3' (0 %)" in text
