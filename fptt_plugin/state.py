@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CannotStepError, CheckpointError
-from .tree import copy_containers, map_tensors
+from .tree import copy_containers, map_leaves, map_tensors
 
 StateDict = dict[str, Any]
 
@@ -204,12 +204,29 @@ def set_random_state(states: tuple[Tensor, ...]) -> None:
         torch.cuda.set_rng_state(state, device)
 
 
-def _kept(handler: StateHandler, state: StateDict) -> StateDict:
-    """The state, in tensors that the module does not write to. A copy keeps its graph, in the middle of a window."""
-    if getattr(handler, "replaces", False):
-        return state
-    kept: StateDict = map_tensors(Tensor.clone, state)
-    return kept
+class _Kept:
+    """A tensor as it is now, whatever is written to it later.
+
+    As long as nothing is, :meth:`value` is the tensor itself: in the middle of a window a copy in its place would be
+    another node of the graph, and gradients would be summed in another order.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._version = tensor._version
+        with torch.enable_grad():
+            self._copy = tensor.clone()
+
+    def value(self) -> Tensor:
+        return self._tensor if self._tensor._version == self._version else self._copy.clone()
+
+
+def _replaces(handler: StateHandler) -> bool:
+    return getattr(handler, "replaces", False)
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.value() if isinstance(leaf, _Kept) else leaf
 
 
 class ModelState:
@@ -247,8 +264,11 @@ class ModelState:
         return {name: handler.get(module) for name, module, handler in self._entries}
 
     def snapshot(self) -> dict[str, StateDict]:
-        """State by module name, to go back to with :meth:`restore`: no later step writes to it."""
-        return {name: _kept(handler, handler.get(module)) for name, module, handler in self._entries}
+        """The present state, opaque, to go back to with :meth:`restore`: no later step writes to it."""
+        return {
+            name: handler.get(module) if _replaces(handler) else map_tensors(_Kept, handler.get(module))
+            for name, module, handler in self._entries
+        }
 
     def restore(self, snapshot: dict[str, StateDict]) -> None:
         """Restore what :meth:`snapshot` returned, which stays as it is.
@@ -258,7 +278,7 @@ class ModelState:
         """
         self.check(snapshot)
         for name, module, handler in self._entries:
-            handler.set(module, _kept(handler, snapshot[name]))
+            handler.set(module, snapshot[name] if _replaces(handler) else map_leaves(_value, snapshot[name]))
 
     def set(self, state: dict[str, StateDict]) -> None:
         """Restore a state that :meth:`get` returned.

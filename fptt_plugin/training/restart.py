@@ -14,7 +14,7 @@ from ..errors import CannotStepError
 from ..functional.ltc import initial_state
 from ..monitor import unobserved
 from ..state import ModelState, StateDict
-from ..tree import copy_containers, tensors_in
+from ..tree import copy_containers, map_tensors, tensors_in
 from .statistics import normalizations
 
 State = dict[str, StateDict]
@@ -101,22 +101,21 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
     Raises:
         CannotStepError: If rows cannot be restarted; names the first state that shows it.
     """
-    now = state.get()  # the trial writes to copies, so that these tensors, and their graph, come back
+    now = state.snapshot()
     random = [module for module in net.modules() if getattr(module, "init_state", None) == "random"]
     for module in random:
         module.init_state = "zeros"  # type: ignore[assignment]
     try:
         with unobserved(net), _separate_rows(net):
 
-            def after(begin: State | None) -> State:
-                state.reset()
-                if begin is not None:
-                    state.restore(begin)
+            def after(begin: Callable[[], None]) -> State:
+                begin()
                 with torch.random.fork_rng():
                     outputs: State = {"the network's output": {"": advance()}}
-                return {**state.snapshot(), **outputs}
+                return {**map_tensors(Tensor.clone, state.get()), **outputs}
 
-            tried, fresh, old = after(restarted(state, rows)), after(None), after(now)
+            merged = restarted(state, rows)
+            tried, fresh, old = after(lambda: state.set(merged)), after(state.reset), after(lambda: state.restore(now))
             for name in tried:
                 found, new, gone_on = _leaves(tried[name]), _leaves(fresh[name]), _leaves(old[name])
                 if not len(found) == len(new) == len(gone_on):
@@ -126,7 +125,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
     finally:
         for module in random:
             module.init_state = "random"  # type: ignore[assignment]
-        state.set(now)
+        state.restore(now)
 
 
 def _agree(found: Tensor, fresh: Tensor, old: Tensor, rows: Tensor) -> bool:
