@@ -85,7 +85,7 @@ class ByHand:
         readout: What loss and decision see: of each step, or the mean, sum or maximum so far.
         factor: Of the sum.
         pick: Picks the output from what the network returns.
-        nudge: Called with the number of updates after each: may round the weights another way.
+        nudge: Called after each update and each batch: may round the weights another way.
     """
 
     def __init__(self, net, kind, optimizer, loss_fn, options, *, readout, factor, pick, nudge=None) -> None:
@@ -93,7 +93,9 @@ class ByHand:
         self.options, self.readout, self.factor, self.pick, self.nudge = options, readout, factor, pick, nudge
         self.memories, self.updates = Memories(net), 0
         self.table: dict[int, Tensor] = {}  # Q[t], one row per class
-        self.signs = {p: -1 if group.get("maximize") else 1 for group in optimizer.param_groups for p in group["params"]}
+        self.signs = {
+            p: -1 if group.get("maximize") else 1 for group in optimizer.param_groups for p in group["params"]
+        }
         self.W_bar = {p: p.detach().clone() for p in net.parameters()}
         self.lam = {p: torch.zeros_like(p) for p in net.parameters()}
         self.moved: set[nn.Parameter] = set()  # that had a gradient other than zero
@@ -124,7 +126,8 @@ class ByHand:
         if self.readout == "max":
             self.past = output if self.past is None else torch.maximum(self.past, output)
             return self.past
-        output = steps * output if self.readout == "mean" else output
+        if self.readout == "mean" and steps > 1:
+            output = steps * output
         self.past = output if self.past is None else self.past + output
         return self.past / self.seen if self.readout == "mean" else self.factor * self.past
 
@@ -141,13 +144,16 @@ class ByHand:
         ramp, auxiliary = self.options["loss_ramp"], self.options["auxiliary"]
         ramp = ramp or ("linear" if labels else "constant")
         for n, rows in batch.due(t, scheduled).items():
-            out, y = output[rows], target[rows]
+            # An index where there is nothing to pick would be one more place at which bfloat16 gradients are summed.
+            out, y = (output, target) if batch.counts.all() else (output[rows], target[rows])
             r = {"linear": (t + 1) / n, "constant": 1.0}[ramp] if isinstance(ramp, str) else ramp(t, n)
             value = r * self.loss_fn(out, y)
             if labels and auxiliary and r < 1:
                 value = value + (1 - r) * self.divergence(t, out, y, write)
             terms.append(len(rows) * value)
             count += len(rows)
+        if len(terms) == 1:
+            return value
         return sum(terms[1:], terms[0]) / count if terms else None
 
     def divergence(self, t: int, out: Tensor, y: Tensor, write: bool) -> Tensor:
@@ -205,7 +211,7 @@ class ByHand:
             with torch.no_grad():
                 for p, W_bar in self.averages().items():
                     p.copy_(W_bar)
-            torch.clear_autocast_cache()
+        self.weights_changed()
         loss = torch.stack(means).mean() if means else torch.tensor(torch.nan)
         return self.decide(batch, outputs), loss, self.updates - first
 
@@ -239,16 +245,16 @@ class ByHand:
         self.moved |= {p for p in used if p.grad.any()}
         if alpha:
             form = reference.regularized_gradient if dual else reference.algorithm2_gradient
-            g = [form(grad, p.detach(), self.W_bar[p], self.lam[p], alpha, rho) for grad, p in zip(g, used, strict=True)]
+            g = [
+                form(grad, p.detach(), self.W_bar[p], self.lam[p], alpha, rho) for grad, p in zip(g, used, strict=True)
+            ]
         if self.options["max_grad_norm"] is not None:
             g = reference.clip(g, self.options["max_grad_norm"])
         for p, grad in zip(used, g, strict=True):
             p.grad = self.signs[p] * grad
         self.optimizer.step()
         self.updates += 1
-        if self.nudge is not None:
-            self.nudge(self)
-        torch.clear_autocast_cache()
+        self.weights_changed()
         if not alpha:
             return
         if not dual:
@@ -259,6 +265,11 @@ class ByHand:
                 reference.dual_update(self.lam[p], W, self.W_bar[p], alpha) if dual else self.signs[p] * new[i]
             )
             self.W_bar[p] = reference.average_update(self.W_bar[p], W, self.lam[p], alpha, beta)
+
+    def weights_changed(self) -> None:
+        if self.nudge is not None:
+            self.nudge(self)
+        torch.clear_autocast_cache()
 
     # ------------------------------------------------------------------ evaluation
 

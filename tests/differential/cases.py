@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
+from differential import networks
+from differential.by_hand import ByHand, Sequences
+from differential.networks import COMBINED, Kind
 from torch import Tensor, nn
 
 from fptt_plugin import FPTTTrainer
-
-from . import networks
-from .by_hand import ByHand, Sequences
-from .networks import COMBINED, Kind
 
 
 def late(t: int, steps: int | None) -> float:
@@ -36,18 +35,19 @@ LOSSES = {
     "margin": margin,
     "mse": nn.MSELoss(),
 }
+EPS = {"eps": 1e-4}  # of the order of no gradient: a division by less would turn rounding into a step
 OPTIMIZERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),
     "momentum": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-2),
     "nesterov": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True),
-    "adam": lambda groups: torch.optim.Adam(groups, lr=0.02),
-    "amsgrad": lambda groups: torch.optim.Adam(groups, lr=0.02, amsgrad=True, foreach=False),
-    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.02, weight_decay=0.1),
-    "adamax": lambda groups: torch.optim.Adamax(groups, lr=0.02),
-    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5),
-    "nadam": lambda groups: torch.optim.NAdam(groups, lr=0.02),
-    "radam": lambda groups: torch.optim.RAdam(groups, lr=0.02),
-    "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.05),
+    "adam": lambda groups: torch.optim.Adam(groups, lr=0.02, **EPS),
+    "amsgrad": lambda groups: torch.optim.Adam(groups, lr=0.02, amsgrad=True, foreach=False, **EPS),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.02, weight_decay=0.1, **EPS),
+    "adamax": lambda groups: torch.optim.Adamax(groups, lr=0.02, **EPS),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5, **EPS),
+    "nadam": lambda groups: torch.optim.NAdam(groups, lr=0.02, **EPS),
+    "radam": lambda groups: torch.optim.RAdam(groups, lr=0.02, **EPS),
+    "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.05, **EPS),
     "asgd": lambda groups: torch.optim.ASGD(groups, lr=0.05),
 }
 RAMPS = {None: None, "linear": "linear", "constant": "constant", "late": late}
@@ -84,54 +84,46 @@ class Case(NamedTuple):
     autocast: bool = False
 
 
-@st.composite
-def kinds(draw) -> Kind:
-    driver = draw(st.sampled_from(["step", "slice", "in-flight", "explicit"]))
-    if driver == "slice" or (driver != "explicit" and draw(st.booleans())):
+def random_kind(random: random.Random) -> Kind:
+    pick = random.choice
+    driver = pick(["step", "slice", "in-flight", "explicit"])
+    if driver == "slice" or (driver != "explicit" and pick([True, False])):
         neurons, sees = networks.JELLY_NEURONS, ["spikes", "membrane"]
     else:
         neurons, sees = networks.TORCH_NEURONS, ["spikes", "membrane", "both"]
-    neuron = draw(st.sampled_from(neurons))
+    neuron = pick(neurons)
     bodies = [body for body in networks.BODIES if body != "conv" or neuron not in networks.RECURRENT]
     ends = {"slice": ["steps", "steps", "mean", "sum", "max"], "in-flight": ["steps", "last", *COMBINED]}
-    return Kind(
-        driver,
-        neuron,
-        draw(st.sampled_from(bodies)),
-        draw(st.sampled_from(sees)),
-        draw(st.sampled_from(ends.get(driver, ["steps"]))),
-    )
+    kind = Kind(driver, neuron, pick(bodies), pick(sees), pick(ends.get(driver, ["steps"])))
+    # Half the count of two spikes is their maximum, too: a dry run does not tell these apart.
+    return kind._replace(sees="membrane") if kind.end == "scaled" else kind
 
 
-@st.composite
-def cases(draw) -> Case:
+def random_case(number: int) -> Case:
+    """The same for the same number. (Strategies of hypothesis vary one example in places: 300 had 66 seeds.)"""
+    chance = random.Random(number)
+
     def pick(*values):
-        return draw(st.sampled_from(values))
+        return chance.choice(values)
 
-    kind = draw(kinds())
+    kind = random_kind(chance)
     window = pick(1, 1, 2, 3, 4, 7, None)
-    batches = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(2, 5)), min_size=2, max_size=3))
     variant = "dual" if kind.driver == "in-flight" else pick("dual", "dual", "gradient")
     target = pick("label", "label", "label", "label per step", "value", "value per step")
     labels = target.startswith("label")
     strides = [1, 2, 3, 5]
     if kind.combines_slices:  # a slice has one output
         strides = [] if window is None else [window, 2 * window]
-    masks = ["none", "samples", "steps", "lengths"]
-    if labels:
-        masks.append("ignored")
+    masks = ["none", "none", "samples", "steps", "lengths"]
     if kind.combines_slices and target in ("label", "value") and window != 1:
-        masks = [mask for mask in masks if mask not in ("steps", "lengths")]
+        masks = ["none", "samples"]  # samples may not end within a slice
     loss = pick("cross-entropy", "cross-entropy", "smoothed", "function", "margin") if labels else "mse"
-    mask = pick("none", *masks)
-    if mask == "ignored" and loss == "margin":
-        mask = "none"
     return Case(
-        seed=draw(st.integers(0, 10**6)),
+        seed=number,
         kind=kind,
-        batches=tuple(batches),
+        batches=tuple((chance.randint(1, 9), chance.randint(2, 5)) for _ in range(pick(2, 3))),
         target=target,
-        mask=mask,
+        mask=pick(*masks, *(["ignored"] if labels and loss != "margin" else [])),
         loss=loss,
         optimizer=pick(*OPTIMIZERS),
         groups=pick(1, 2),
@@ -152,7 +144,7 @@ def cases(draw) -> Case:
         loss_ramp=pick(None, *RAMPS),
         auxiliary=pick(None, None, True, False),
         batch_first=kind.driver != "in-flight" and pick(False, False, True),
-        autocast=pick(False, False, False, True),
+        autocast=kind.end != "scaled" and pick(False, False, False, True),  # bfloat16 does not show the exact factor
     )
 
 
@@ -161,26 +153,26 @@ def cases(draw) -> Case:
 
 def data(case: Case) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """``(x, y, mask)`` of each batch, time first."""
-    random = torch.Generator().manual_seed(case.seed)
+    chance = torch.Generator().manual_seed(case.seed)
     dtype = torch.float32 if case.autocast else torch.float64
     features = (2, networks.SIDE, networks.SIDE) if case.kind.body == "conv" else (networks.INPUTS,)
     found = []
     for steps, size in case.batches:
-        x = 1.5 * torch.rand(steps, size, *features, generator=random, dtype=dtype)
+        x = 1.5 * torch.rand(steps, size, *features, generator=chance, dtype=dtype)
         shape = (steps, size) if case.target.endswith("step") else (size,)
         if case.target.startswith("label"):
-            y = torch.randint(networks.CLASSES, shape, generator=random)
+            y = torch.randint(networks.CLASSES, shape, generator=chance)
         else:
-            y = torch.randn(*shape, networks.CLASSES, generator=random, dtype=dtype)
+            y = torch.randn(*shape, networks.CLASSES, generator=chance, dtype=dtype)
         mask = None
         if case.mask == "ignored":
-            y[torch.rand(shape, generator=random) < 0.3] = -100
+            y[torch.rand(shape, generator=chance) < 0.3] = -100
             y.view(-1)[0] = 0
         elif case.mask == "lengths":
-            mask = torch.randint(1, steps + 1, (size,), generator=random)
+            mask = torch.randint(1, steps + 1, (size,), generator=chance)
             mask[0] = steps  # all of length 1 are taken for a mistake
         elif case.mask != "none":
-            mask = torch.rand((steps, size) if case.mask == "steps" else (size,), generator=random) < 0.6
+            mask = torch.rand((steps, size) if case.mask == "steps" else (size,), generator=chance) < 0.6
             mask.view(-1)[-1] = True
         found.append((x, y, mask))
     return found
@@ -216,9 +208,21 @@ def network_of(case: Case) -> nn.Module:
 
 # ---------------------------------------------------------------------- the two trainings
 
+SHARED = (
+    "window",
+    "loss_every",
+    "update_every",
+    "alpha",
+    "beta",
+    "rho",
+    "variant",
+    "max_grad_norm",
+    "average_weights",
+)
+
 
 class Run(NamedTuple):
-    """What came out of a training: named values; and its weights after each update, and after each batch."""
+    """What came out of a training: named values; and its weights after each update and each batch."""
 
     values: dict[str, Tensor]
     weights: list[list[Tensor]]
@@ -232,7 +236,9 @@ def by_the_package(case: Case, net: nn.Module) -> Run:
     optimizer = optimizer_of(case, net)
     options = {name: getattr(case, name) for name in ("output", "readout", "auxiliary", "batch_first", *SHARED)}
     target = "step" if case.target.endswith("step") else "sequence"
-    shapes_tell = not case.batch_first and all(steps != size and size != networks.CLASSES for steps, size in case.batches)
+    shapes_tell = not case.batch_first and all(
+        steps != size and size != networks.CLASSES for steps, size in case.batches
+    )
     trainer = FPTTTrainer(
         net,
         optimizer,
@@ -248,28 +254,15 @@ def by_the_package(case: Case, net: nn.Module) -> Run:
         for k, (x, y, mask) in enumerate(batches):
             torch.manual_seed(case.seed + k)
             result = trainer.train_sequence(x, y, mask)
+            weights.append([p.detach().clone() for p in parameters])
             values |= {f"decision {k}": result.output, f"loss {k}": result.loss, f"updates {k}": result.updates}
-            over_time = mask if mask is not None and (mask.dim() == 2 or mask.dtype != torch.bool) else None
-            values[f"predict {k}"] = trainer.predict(x, None if case.target.endswith("step") else over_time)
+            values[f"predict {k}"] = trainer.predict(x, None if case.target.endswith("step") else over_time(mask))
         values["evaluate"] = trainer.evaluate(
             [batch if batch[2] is not None else batch[:2] for batch in batches], metric=metric_of(case)
         )
     values |= outcome(net, trainer.regularizer.average_of, trainer.regularizer.dual_of)
     values["steps"], values["updates"] = trainer.steps, trainer.updates
     return Run({name: torch.as_tensor(value).double() for name, value in values.items()}, weights)
-
-
-SHARED = (
-    "window",
-    "loss_every",
-    "update_every",
-    "alpha",
-    "beta",
-    "rho",
-    "variant",
-    "max_grad_norm",
-    "average_weights",
-)
 
 
 def by_hand(case: Case, net: nn.Module, nudge=None) -> Run:
@@ -298,8 +291,7 @@ def by_hand(case: Case, net: nn.Module, nudge=None) -> Run:
             torch.manual_seed(case.seed + k)
             decision, loss, updates = twin.train(batch)
             values |= {f"decision {k}": decision, f"loss {k}": loss, f"updates {k}": updates}
-            seen = Sequences(x, torch.zeros_like(y), None if mask is None or mask.shape == (batch.size,) and
-                             mask.dtype == torch.bool else mask, per_step=batch.per_step)
+            seen = Sequences(x, torch.zeros_like(y), over_time(mask), per_step=batch.per_step)
             values[f"predict {k}"] = twin.decide(seen, twin.look(seen))
         values["evaluate"] = twin.evaluate(batches, metric_of(case))
     spikes.remove()
@@ -310,6 +302,11 @@ def by_hand(case: Case, net: nn.Module, nudge=None) -> Run:
     return Run(
         {name: torch.as_tensor(value).double() for name, value in values.items()}, [], fires, twin.moved == trained
     )
+
+
+def over_time(mask: Tensor | None) -> Tensor | None:
+    """The mask, if it says which steps count, as ``predict`` takes it."""
+    return None if mask is None or (mask.dim() == 1 and mask.dtype == torch.bool) else mask
 
 
 def first_of(output):
@@ -337,9 +334,11 @@ def laid_out(case: Case, x: Tensor, y: Tensor, mask: Tensor | None):
 
 def differences(case: Case, one: Run, other: Run) -> dict[str, float]:
     """Values that differ by more than rounding, relative to the largest entry."""
-    found, tolerance = {}, 1e-4 if case.autocast else 1e-9
+    found, tolerance = {}, 1e-3 if case.autocast else 1e-9
     for name, value in other.values.items():
         scale = max(value.abs().nan_to_num().max().item(), 1e-6)
+        if name.startswith("dual of "):  # a difference of weights, and rounded as they are
+            scale = max(scale, other.values[name.replace("dual", "W")].abs().max().item())
         near = torch.isclose(one.values[name], value, rtol=0.0, atol=tolerance * scale, equal_nan=True)
         if one.values[name].shape != value.shape:
             found[name] = float("inf")
@@ -349,15 +348,16 @@ def differences(case: Case, one: Run, other: Run) -> dict[str, float]:
 
 
 def nudged(case: Case, weights: list[list[Tensor]]):
-    """Rounds the twin's weights, after each update, to those of the package where no more than rounding parts them."""
+    """Rounds the twin's weights, after each change, to those of the package where no more than rounding parts them."""
     rounding = 1e-6 if case.autocast else 1e-12
+
+    ours = iter(weights)
 
     @torch.no_grad()
     def nudge(twin: ByHand) -> None:
-        if twin.updates <= len(weights):
-            for p, W in zip(twin.net.parameters(), weights[twin.updates - 1], strict=True):
-                near = (p - W).abs() <= rounding * W.abs().max()
-                p.copy_(torch.where(near, W, p))
+        for p, W in zip(twin.net.parameters(), next(ours, []), strict=False):
+            near = (p - W).abs() <= rounding * W.abs().max()
+            p.copy_(torch.where(near, W, p))
 
     return nudge
 
@@ -369,14 +369,37 @@ def verdict(case: Case) -> str:
         AssertionError: If package and twin differ.
     """
     net = network_of(case)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*the loss sees spikes|.*much the same at every|.*spikes are counted")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         package = by_the_package(case, copy.deepcopy(net))
+    if any("does not show how it combines" in str(warning.message) for warning in caught):
+        return "vacuous"  # it is silent, and the trainer says that it had to guess
     twin = by_hand(case, copy.deepcopy(net))
     found = differences(case, package, twin)
     if not found:
         return "same" if twin.fires and twin.learns else "vacuous"
     rounded = by_hand(case, copy.deepcopy(net), nudged(case, package.weights))
     still = differences(case, package, rounded)
-    assert not still, f"package and twin differ, relative to the largest entry: {found}; {case!r}"
+    assert not still, (
+        f"package and twin differ, relative to the largest entry: {found}; rounded alike {still}; {case!r}"
+    )
     return "ill-conditioned"
+
+
+def simplest(case: Case, error: Exception) -> tuple[Case, Exception]:
+    """The case with every option at its default, and every batch left out, that the failure does not need."""
+    plain = Case(0, case.kind._replace(body="dense"), (), "label", "none", "cross-entropy", "sgd")
+    options = [case._replace(kind=plain.kind)] if case.kind != plain.kind else []
+    options += [case._replace(batches=case.batches[:-1])] if len(case.batches) > 1 else []
+    options += [
+        case._replace(**{name: value})
+        for name, value in plain._asdict().items()
+        if name not in ("seed", "kind", "batches") and value != getattr(case, name)
+    ]
+    for option in options:
+        try:
+            verdict(option)
+        except Exception as other:
+            if type(other) is type(error):
+                return simplest(option, other)
+    return case, error
