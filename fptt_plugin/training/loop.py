@@ -131,6 +131,8 @@ class TrainingLoop:
                     window = batch.window(t, schedule)
                     if self.executor is None or not self._run_compiled(window):
                         span = window.length if driver.combines_steps else 1
+                        if self._replay:  # before advance(): a driver may run the whole window in it
+                            self._replay.record(window)
                         self._learn(self._advance(window), span, window)
                     t = run_state.position.t
             assert self._decision is not None
@@ -169,8 +171,6 @@ class TrainingLoop:
             Whether a window ended, so that nothing may reach back behind this step.
         """
         run_state = self.run_state
-        if self._replay:  # the steps run when their outputs are asked for
-            self._replay.record(window)
         with Interruptible():  # an error undoes the sequence
             self._decision, losses = self.objective.losses(
                 outputs, span, window, run_state.readout, self._due, self._decision
