@@ -47,13 +47,13 @@ class TruncatedBPTT(FPTTTrainer):
         Raises:
             CheckpointError: If it belongs to another network, or was trained with ``alpha > 0``.
         """
+        super().check_state_dict(state)
         alpha = state["regularizer"]["alpha"]
         if alpha > 0:
             raise CheckpointError(
                 f"it was trained with alpha={alpha}, and {type(self).__name__} has no regulariser",
                 "load it into an FPTTTrainer, or the weights alone, net.load_state_dict(torch.load(path)['net'])",
             )
-        super().check_state_dict(state)
 
 
 class BPTT(TruncatedBPTT):

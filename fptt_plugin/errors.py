@@ -22,7 +22,7 @@ also derives from the built-in exception that fits it, so ``except ValueError`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -183,3 +183,30 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}")
+
+
+def check_entry(state: Any, key: str, fits: Callable[[Any], object]) -> None:
+    """Check that an entry of a saved state is there and well-formed.
+
+    Args:
+        state: The saved dictionary.
+        key: Name of the entry.
+        fits: Whether a value is well-formed; an exception counts as no.
+
+    Raises:
+        CheckpointError: If it is missing or malformed.
+
+    Example:
+        >>> check_entry({"updates": -1}, "updates", lambda value: value >= 0)
+        Traceback (most recent call last):
+        ...
+        fptt_plugin.errors.CheckpointError: the entry 'updates' is malformed
+    """
+    if not isinstance(state, dict) or key not in state:
+        raise CheckpointError(f"the entry {key!r} is missing")
+    try:
+        well_formed = bool(fits(state[key]))
+    except Exception as error:
+        raise CheckpointError(f"the entry {key!r} is malformed ({error!r})") from error
+    if not well_formed:
+        raise CheckpointError(f"the entry {key!r} is malformed")

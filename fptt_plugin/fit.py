@@ -2,32 +2,144 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import operator
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .errors import BatchError, ConfigurationError
+from .errors import BatchError, ConfigurationError, FPTTWarning, check_entry
+from .interrupts import Interruptible
 from .monitor import FiringRates, unobserved
 from .regularizer import DynamicRegularizer
 from .results import EpochRecord, SequenceResult
 from .training import Batch
+from .tree import map_tensors
 
+SILENT = 0.01  # firing rate below which a layer is warned of
 Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+class Best(NamedTuple):
+    """The best epoch so far, and what it takes to compare another one with it.
+
+    Attributes:
+        score: Its metric.
+        file: Name of the file that holds it.
+        metric: What the metric is, in which direction it is better, and on which data it was taken.
+    """
+
+    score: float
+    file: str
+    metric: str
+
+
+class Progress:
+    """What one training knows of its epochs over all calls of ``fit``, in this process and in those before.
+
+    Attributes:
+        history: A record per complete epoch.
+        best: The best epoch written to a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[EpochRecord] = []
+        self.best: Best | None = None
+        self._scheduler: Any = None
+        self._loaded: dict[str, Any] = {}  # the scheduler of a checkpoint, until fit gets one
+
+    def use(self, scheduler: Any, optimizer: Optimizer) -> None:
+        """Take the scheduler of a call of ``fit``; a loaded state goes into the first one that comes."""
+        if self._loaded and scheduler is None:
+            _warn(f"the checkpoint has the state of a {self._loaded['kind']}, and fit() got no scheduler")
+        elif self._loaded:
+            loaded, self._loaded = self._loaded, {}
+            if type(scheduler).__name__ == loaded["kind"]:
+                scheduler.load_state_dict(copy.deepcopy(loaded["state"]))
+                for group, options in zip(optimizer.param_groups, loaded["groups"], strict=True):
+                    _set_options(group, options)
+            else:
+                _warn(f"the checkpoint has the state of a {loaded['kind']}, fit() got a {type(scheduler).__name__}")
+        if scheduler is not None:
+            self._scheduler = scheduler
+
+    def is_best(self, new: Best, file: Path, *, higher_is_better: bool) -> bool:
+        """Whether an epoch replaces the file: it is better, or the best one so far is another's, or gone."""
+        old = self.best
+        if old is None or old[1:] != new[1:] or math.isnan(old.score) or not file.exists():
+            return True
+        return new.score > old.score if higher_is_better else new.score < old.score
+
+    def state_dict(self) -> dict[str, Any]:
+        """History, best epoch and the state of the scheduler that ``fit`` got."""
+        scheduler = self._loaded
+        if self._scheduler is not None and not self._loaded:
+            state = copy.deepcopy(self._scheduler.state_dict())
+            scheduler = {"kind": type(self._scheduler).__name__, "state": state}
+        return {
+            "history": [record._asdict() for record in self.history],
+            "best": None if self.best is None else list(self.best),
+            "scheduler": {key: scheduler[key] for key in ("kind", "state") if key in scheduler},
+        }
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that :meth:`load_state_dict` can read a state; an empty one is of version 0.1.
+
+        Raises:
+            CheckpointError: If an entry is missing or malformed.
+        """
+        if state == {}:
+            return
+        check_entry(state, "history", _are_records)
+        check_entry(state, "best", lambda best: best is None or len(Best(*best)) == 3)
+        check_entry(state, "scheduler", lambda saved: not saved or {"kind", "state"} <= saved.keys())
+
+    def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
+        """Restore what :meth:`state_dict` returned; the scheduler's state waits for ``fit`` to get the scheduler."""
+        self.history[:] = [EpochRecord(**record) for record in state.get("history", [])]
+        self.best = Best(*state["best"]) if state.get("best") else None
+        self._scheduler, self._loaded = None, {}
+        if state.get("scheduler"):
+            groups = [_options(group) for group in optimizer.param_groups]
+            self._loaded = {**copy.deepcopy(state["scheduler"]), "groups": groups}
+
+
+def _are_records(records: list[dict[str, Any]]) -> bool:
+    return all(set(record) == set(EpochRecord._fields) for record in records)
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: map_tensors(Tensor.clone, value) for key, value in group.items() if key != "params"}
+
+
+def _set_options(group: dict[str, Any], options: dict[str, Any]) -> None:
+    """What a new scheduler does to its optimizer is undone: it sets a learning rate, some the momentum."""
+    for key, value in options.items():
+        if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
+            group[key].copy_(value)  # a CUDA graph reads this tensor
+        else:
+            group[key] = value
+
+
+def _warn(reason: str) -> None:
+    remedy = "pass a scheduler of the same class, built as in the run that was saved, to go on with its schedule"
+    warnings.warn(f"{reason}: {remedy}", FPTTWarning, stacklevel=5)
 
 
 class Trainer(Protocol):
     """What these loops use of :class:`~fptt_plugin.FPTTTrainer`."""
 
     net: nn.Module
+    optimizer: Optimizer
     regularizer: DynamicRegularizer
     average_weights: str
 
@@ -107,6 +219,8 @@ def epochs(
         batches = loader(epoch) if callable(loader) else loader
         loss, score, rates = _train_epoch(trainer, _bar(batches, progress, f"epoch {epoch}/{count}"), metric)
         seconds = time.perf_counter() - begin
+        if epoch == 1:
+            _warn_of_silence(rates)
         if trainer.average_weights == "epoch":
             trainer.regularizer.load_averages()
         val = None if val_loader is None else evaluate(trainer, val_loader, metric=metric)
@@ -115,6 +229,7 @@ def epochs(
 
 def fit(
     trainer: Trainer,
+    progress: Progress,
     loader: Iterable[Any],
     count: int,
     *,
@@ -123,24 +238,28 @@ def fit(
     metric: Metric = accuracy,
     higher_is_better: bool = True,
     checkpoint: str | PathLike[str] | None = None,
-    progress: bool = True,
+    bar: bool = True,
 ) -> list[EpochRecord]:
     """Implement :meth:`FPTTTrainer.fit`."""
     _check(scheduler, higher_is_better, checkpoint)
-    history: list[EpochRecord] = []
-    best = math.nan
-    is_better = operator.gt if higher_is_better else operator.lt
-    for record in epochs(trainer, loader, count, val_loader=val_loader, metric=metric, progress=progress):
-        history.append(record)
+    progress.use(scheduler, trainer.optimizer)
+    done = len(progress.history)
+    kind = f"{'highest' if higher_is_better else 'lowest'} {getattr(metric, '__name__', type(metric).__name__)}"
+    kind += ", validation" if val_loader is not None else ", training"
+    every = epochs(trainer, loader, done + count, first=done + 1, val_loader=val_loader, metric=metric, progress=bar)
+    for record in every:
+        progress.history.append(record)
         current = record.train_score if record.val_score is None else record.val_score
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(current)
         elif scheduler is not None:
             scheduler.step()
-        if checkpoint is not None and (math.isnan(best) or is_better(current, best)):
-            best = current
-            trainer.save(checkpoint)
-    return history
+        if checkpoint is not None:
+            best = Best(current, Path(checkpoint).name, kind)
+            if progress.is_best(best, Path(checkpoint), higher_is_better=higher_is_better):
+                progress.best = best
+                trainer.save(checkpoint)
+    return progress.history[done:]
 
 
 def evaluate(
@@ -150,7 +269,7 @@ def evaluate(
     device = _device(trainer)
     score, seen = torch.zeros((), device=device), 0
     with trainer.evaluation(averaged):
-        for parts in loader:
+        for parts in _interruptible(loader):
             batch = trainer.prepare(*(part.to(device) for part in parts))
 
             def visit(t: int, output: Tensor, batch: Batch = batch) -> None:
@@ -176,7 +295,7 @@ def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float,
     loss, score, seen, scored = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0
     learned = torch.zeros((), device=device)  # samples whose sequence had a loss
     with FiringRates(trainer.net) as firing:
-        for parts in batches:
+        for parts in _interruptible(batches):
             batch = trainer.prepare(*(part.to(device) for part in parts))
             if metric is accuracy and trainer.updates == seen == 0:
                 _try_metric(trainer, batch, metric)
@@ -204,6 +323,19 @@ def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float,
     return mean_loss, score.item() / scored if scored else math.nan, firing.rates()
 
 
+def _warn_of_silence(rates: dict[str, float]) -> None:
+    """Warn of layers that hardly fire in the first epoch: what lies behind them gets little to learn from."""
+    silent = [f"{name!r} ({100 * rate:.2g} %)" for name, rate in rates.items() if rate < SILENT]
+    if silent:
+        warnings.warn(
+            f"{', '.join(silent)}: fired in less than {100 * SILENT:g} % of neurons and time steps in the first epoch. "
+            "Lower the threshold or beta (an LTCLeaky with beta=0.9 takes in a tenth of its input per step, and needs "
+            "tens of steps to reach its threshold), or scale up the input or the initial weights",
+            FPTTWarning,
+            stacklevel=4,
+        )
+
+
 def _check(scheduler: Any, higher_is_better: bool, checkpoint: str | PathLike[str] | None) -> None:
     """Check before the first update what would only show after the first epoch."""
     if scheduler is not None and not hasattr(scheduler, "step"):
@@ -229,6 +361,19 @@ def _try_metric(trainer: Trainer, batch: Batch, metric: Metric) -> None:
     """Try a metric that does not count its calls on the untrained network: before the first update."""
     with trainer.evaluation(averaged=False), torch.random.fork_rng(), unobserved(trainer.net):
         _score(metric, *batch.scored(trainer.visit(batch)))
+
+
+def _interruptible(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader; signals are handled while it loads, and those that came meanwhile."""
+    with Interruptible():
+        batches = iter(loader)
+    while True:
+        with Interruptible():
+            try:
+                parts = next(batches)
+            except StopIteration:
+                return
+        yield parts
 
 
 def _device(trainer: Trainer) -> torch.device:

@@ -88,7 +88,7 @@ class SpikeHook:
         self.name = name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        spikes = output[0] if isinstance(output, tuple) else output
+        spikes = output[0] if isinstance(output, (tuple, list)) and output else output  # OTTT: [spikes, trace]
         if isinstance(spikes, Tensor) and spikes.numel():
             self.rates.note(self.name, spikes)
 
@@ -130,7 +130,9 @@ class SavedForBackward:
         self._hooks.__exit__(*error)
 
     def _pack(self, tensor: Tensor) -> _Box:
-        box = _Box(tensor)
+        # Without its graph, which autograd keeps beside it: where a function saves its own output, node, box and tensor
+        # would hold each other, and memory that is given back would count on.
+        box = _Box(tensor.detach())
         if is_fake(tensor):  # without data: the step is traced to be compiled
             return box
         size = tensor.nbytes

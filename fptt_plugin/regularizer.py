@@ -19,8 +19,17 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from .errors import CallOrderError, CheckpointError, ConfigurationError, ErrorList, FPTTWarning, WeightsChangedError
+from .errors import (
+    CallOrderError,
+    CheckpointError,
+    ConfigurationError,
+    ErrorList,
+    FPTTWarning,
+    WeightsChangedError,
+    check_entry,
+)
 from .functional.fptt import add_regularizer_gradient_, update_averages_
+from .interrupts import Uninterrupted
 
 AVERAGE = "fptt_average"  # keys in optimizer.state[p]
 DUAL = "fptt_dual"
@@ -337,10 +346,11 @@ class DynamicRegularizer:
         """
         self.check_ready()
         averaged = self._averaged()
-        for weight, average in averaged:
-            weight.copy_(average)
-        self._note([weight for weight, _ in averaged])
-        torch.clear_autocast_cache()
+        with Uninterrupted():
+            for weight, average in averaged:
+                weight.copy_(average)
+            self._note([weight for weight, _ in averaged])
+            torch.clear_autocast_cache()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -357,20 +367,22 @@ class DynamicRegularizer:
         self._check_fingerprints()
         averaged = self._averaged()
         kept = [(weight, weight.detach().clone(), weight._version) for weight, _ in averaged]
-        self._swapped = True
         try:
-            # By way of .data, unseen by autograd: as W comes back, a backward pass through it may be pending.
-            for weight, average in averaged:
-                weight.data.copy_(average)
-            torch.clear_autocast_cache()
+            with Uninterrupted():
+                self._swapped = True
+                # By way of .data, unseen by autograd: as W comes back, a backward pass through it may be pending.
+                for weight, average in averaged:
+                    weight.data.copy_(average)
+                torch.clear_autocast_cache()
             yield
         finally:
-            self._swapped = False
-            changed = any(weight._version != version for weight, _, version in kept)
-            for weight, value, _ in kept:
-                weight.data.copy_(value)
-            self._note([weight for weight, _, _ in kept if weight in self._left])
-            torch.clear_autocast_cache()
+            with Uninterrupted():
+                changed = any(weight._version != version for weight, _, version in kept)
+                for weight, value, _ in kept:
+                    weight.data.copy_(value)
+                self._note([weight for weight, _, _ in kept if weight in self._left])
+                torch.clear_autocast_cache()
+                self._swapped = False
             if changed:
                 warnings.warn(
                     "weights were changed within averaged_weights(), and the change is lost: on leaving the context "
@@ -406,6 +418,11 @@ class DynamicRegularizer:
         for weight in due:
             del self._saved_norms[weight]
         return True
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether the network holds ``W_bar`` in place of ``W``."""
+        return self._swapped
 
     def check_weights(self) -> None:
         """Check that the weights are not swapped for their averages.
@@ -518,7 +535,7 @@ class DynamicRegularizer:
 
     def _norm_to_save(self, weight: Tensor) -> float | None:
         """Norm that identifies the weight an average belongs to; ``None`` if it has no average."""
-        if self._entry(weight) is None:
+        if AVERAGE not in self.optimizer.state.get(weight, {}):
             return None
         if weight in self._saved_norms:
             return self._saved_norms[weight]
@@ -539,10 +556,22 @@ class DynamicRegularizer:
 
     def _check_load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         self.check_weights()
+        self.check_optimizer_state(state)
+
+    def check_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Check the averages in a state of the optimizer, as ``optimizer.load_state_dict()`` also does.
+
+        Raises:
+            CheckpointError: If they belong to another network or variant, or some are missing.
+        """
         groups = state["param_groups"]
         self._check_record(groups)
-        positions = (position for group in groups for position in group["params"])
-        entries = (state["state"].get(position, {}) for position in positions)
+        positions = [position for group in groups for position in group["params"]]
+        entries = [state["state"].get(position, {}) for position in positions]
+        norms = [norm for group in groups for norm in group.get(f"{RECORD}_norms", [None] * len(group["params"]))]
+        for entry, norm in zip(entries, norms, strict=True):
+            if norm is not None and not entry.keys() >= {AVERAGE, DUAL}:
+                raise CheckpointError("the state lacks the running average of a weight that had one when it was saved")
         # Groups of other lengths are the optimizer's to refuse.
         _check_shapes([(p, e[AVERAGE]) for p, e in zip(self._parameters(), entries, strict=False) if AVERAGE in e])
 
@@ -562,8 +591,18 @@ class DynamicRegularizer:
                 entry[AVERAGE], entry[DUAL] = entry[AVERAGE].clone(), entry[DUAL].clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``."""
+        """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``.
+
+        Those of a 0.1 checkpoint that wait for their parameter's next step are here, as they were there.
+        """
+        waiting = {i: self._waiting[p] for i, p in enumerate(self._parameters()) if p in self._waiting}
+        scale = self._dual_unit / self._alpha if self._alpha > 0 else 0.0
+        averages: dict[str, Any] = {
+            "averages": {i: entry[AVERAGE].clone() for i, entry in waiting.items()},
+            "duals": {i: scale * entry[DUAL] for i, entry in waiting.items()},
+        }
         return {
+            **(averages if waiting else {}),
             "alpha": self._alpha,
             "beta": self.beta,
             "rho": self.rho,
@@ -600,11 +639,25 @@ class DynamicRegularizer:
         Raises:
             CheckpointError: If the state belongs to another network or variant.
         """
+        for key in ("alpha", "beta", "rho"):
+            check_entry(state, key, math.isfinite)
+        check_entry(state, "variant", lambda variant: variant in ("dual", "gradient"))
+        check_entry(state, "updates", lambda updates: isinstance(updates, int) and updates >= 0)
+        problems = ErrorList("DynamicRegularizer")
+        alpha, beta, rho = state["alpha"], state["beta"], state["rho"]
+        check_regularizer_options(problems, alpha, beta, rho, state["variant"], self.max_grad_norm)
+        try:
+            problems.raise_any()
+        except ConfigurationError as error:
+            raise CheckpointError(f"the state of the regulariser is malformed: {error.reason}") from error
         self._check_variant(state["variant"])
+        if "averages" in state:
+            check_entry(state, "duals", lambda duals: duals.keys() == state["averages"].keys())
         parameters, averages = self._parameters(), state.get("averages", {})
         if any(i >= len(parameters) for i in averages):
             raise CheckpointError(f"the state belongs to another network: it has more than {len(parameters)} weights")
-        _check_shapes([(parameters[i], average) for i, average in averages.items()])
+        tensors = [*averages.items(), *state.get("duals", {}).items()]
+        _check_shapes([(parameters[i], tensor) for i, tensor in tensors])
 
     def __getstate__(self) -> dict[str, Any]:
         # The tensors of a copy have fingerprints of their own, and no context gives its weights back.

@@ -31,7 +31,8 @@ class StateHandler(Protocol):
     """Where the recurrent state of one type of module lives.
 
     A handler may also have ``detach(module)``, which detaches the state from its graph out of place. Without it the
-    state is read, detached and set.
+    state is read, detached and set. ``replaces = True`` promises that the module replaces its tensors and never writes
+    to them; a snapshot then holds references instead of copies.
     """
 
     def get(self, module: Any) -> StateDict:
@@ -78,7 +79,7 @@ class AttributeHandler:
 
 
 class BufferHandler:
-    """State kept in the non-persistent buffers of a module, as in snnTorch's neurons.
+    """State kept in the non-persistent buffers of a module that replaces them at every step, as snnTorch's neurons do.
 
     Example:
         >>> import torch
@@ -90,6 +91,8 @@ class BufferHandler:
         >>> handler.reset(neuron); neuron.mem
         tensor([])
     """
+
+    replaces = True
 
     def get(self, module: Any) -> StateDict:
         return {name: getattr(module, name) for name in sorted(module._non_persistent_buffers_set)}
@@ -201,6 +204,14 @@ def set_random_state(states: tuple[Tensor, ...]) -> None:
         torch.cuda.set_rng_state(state, device)
 
 
+def _kept(handler: StateHandler, state: StateDict) -> StateDict:
+    """The state, in tensors that the module does not write to. A copy keeps its graph, in the middle of a window."""
+    if getattr(handler, "replaces", False):
+        return state
+    kept: StateDict = map_tensors(Tensor.clone, state)
+    return kept
+
+
 class ModelState:
     """The recurrent state of every stateful module of one network.
 
@@ -232,8 +243,22 @@ class ModelState:
         return [(name, module) for name, module, _ in self._entries]
 
     def get(self) -> dict[str, StateDict]:
-        """State by module name. Holds references: cheap, and valid because states are replaced, not overwritten."""
+        """State by module name. Holds references, which a module that changes its state in place writes to."""
         return {name: handler.get(module) for name, module, handler in self._entries}
+
+    def snapshot(self) -> dict[str, StateDict]:
+        """State by module name, to go back to with :meth:`restore`: no later step writes to it."""
+        return {name: _kept(handler, handler.get(module)) for name, module, handler in self._entries}
+
+    def restore(self, snapshot: dict[str, StateDict]) -> None:
+        """Restore what :meth:`snapshot` returned, which stays as it is.
+
+        Raises:
+            CheckpointError: If it belongs to a network with other stateful modules.
+        """
+        self.check(snapshot)
+        for name, module, handler in self._entries:
+            handler.set(module, _kept(handler, snapshot[name]))
 
     def set(self, state: dict[str, StateDict]) -> None:
         """Restore a state that :meth:`get` returned.

@@ -27,9 +27,17 @@ from .drivers import (
     layout_remedy,
     preflight,
 )
-from .errors import BatchShapeError, CannotRunError, ConfigurationError, ErrorList
-from .fit import Metric, accuracy
+from .errors import (
+    BatchShapeError,
+    CannotRunError,
+    CheckpointError,
+    ConfigurationError,
+    ErrorList,
+    check_entry,
+)
+from .fit import Metric, Progress, accuracy
 from .functional.losses import ClassDistribution
+from .interrupts import Uninterrupted
 from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
 from .results import EpochRecord, SequenceResult, StepResult
 from .state import ModelState
@@ -44,6 +52,7 @@ from .training import (
     Readout,
     RunState,
     Schedule,
+    Structure,
     TrainingLoop,
     Updater,
     check_data_parallel,
@@ -119,6 +128,8 @@ class FPTTTrainer:
         steps: Time steps so far, those left out as not finite too, those of a failed call not.
         updates: Weight updates so far.
         skipped: Updates, and steps of a stream, skipped because something was not finite.
+        history: One :class:`~fptt_plugin.results.EpochRecord` per complete epoch of :meth:`fit`.
+        can_save: Whether :meth:`save` is possible now.
 
     Raises:
         FPTTError: With everything that is wrong with the arguments, before anything is changed; a
@@ -187,7 +198,7 @@ class FPTTTrainer:
             f"grad_scaler must be a torch.amp.GradScaler or None, got {type(grad_scaler).__name__}",
         )
         check_network(problems, net, state, optimizer, driver)
-        check_data_parallel(problems, net, state)
+        check_data_parallel(problems, net, state, variant)
         problems.raise_any()
 
         self.net = net
@@ -202,6 +213,8 @@ class FPTTTrainer:
         self.output_module = output_module
         self.grad_scaler = grad_scaler
         self.accelerate = accelerate
+        self._progress = Progress()
+        self._structure = Structure(net, optimizer)
         self._driver_choice = driver
         self._readout_choice = readout
         self._preflight = preflight
@@ -232,6 +245,20 @@ class FPTTTrainer:
     @property
     def skipped(self) -> int:
         return self._run_state.skipped
+
+    @property
+    def can_save(self) -> bool:
+        """Whether :meth:`save` and :meth:`state_dict` are possible now.
+
+        They are not between two updates of a stream, where gradients are pending that no file can hold, and within
+        :meth:`averaged_weights`. :meth:`reset` gives such gradients up.
+        """
+        return not (self._run_state.is_pending or self.regularizer.is_swapped)
+
+    @property
+    def history(self) -> list[EpochRecord]:
+        """One record per complete epoch of all calls of :meth:`fit`; those before an interrupt or an error are here."""
+        return self._progress.history
 
     # ------------------------------------------------------------------ training
 
@@ -270,6 +297,7 @@ class FPTTTrainer:
                 was after the last update.
         """
         self.regularizer.check_weights()
+        self._structure.check()
         batch = Batch.of_step(
             x_t,
             y_t,
@@ -285,8 +313,9 @@ class FPTTTrainer:
                 "build the trainer with a window",
             )
         self._find_driver(batch.x, batch_first=False)
-        self._run_state.skipped += batch.y is None and y_t is not None  # a target that is not finite
-        return self._loop.step(batch)
+        with Uninterrupted():
+            self._run_state.skipped += batch.y is None and y_t is not None  # a target that is not finite
+            return self._loop.step(batch)
 
     def train_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> SequenceResult:
         """Reset the state and train on one batch of sequences, window by window.
@@ -321,6 +350,7 @@ class FPTTTrainer:
         """
         with self._explained(x, y):
             check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            self._structure.check()
             driver = self._find_driver(x, batch_first=self.batch_first)
             batch = Batch.of_sequences(
                 x,
@@ -365,13 +395,15 @@ class FPTTTrainer:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
         self.regularizer.check_weights()
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
-        result = self._loop.train(batch)
-        if not self._output_is_checked:
-            readout = self._run_state.readout
-            self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout.mode)
-            warn_of_liquid_counts(readout, self.state)
-        if self.average_weights == "sequence":
-            self.regularizer.load_averages()
+        self._structure.check()
+        with Uninterrupted():
+            result = self._loop.train(batch)
+            if not self._output_is_checked:
+                readout = self._run_state.readout
+                self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout.mode)
+                warn_of_liquid_counts(readout, self.state)
+            if self.average_weights == "sequence":
+                self.regularizer.load_averages()
         return result
 
     def fit(
@@ -391,34 +423,39 @@ class FPTTTrainer:
         Args:
             loader: Gives ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them; moved to the network's
                 device. Modules that are in evaluation mode while the network is in training mode stay there.
-            epochs: Passes over the data. Default 1.
+            epochs: Passes over the data of this call, after those of earlier calls and of a loaded checkpoint. Default
+                1. To complete a run of 10 epochs, pass ``10 - len(trainer.history)``.
             val_loader: Evaluated after each epoch.
             scheduler: Learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` gets the metric, and its
-                mode must be the metric's direction.
+                mode must be the metric's direction. :meth:`save` keeps its state, and the first call after :meth:`load`
+                restores it into the scheduler given then, together with the learning rate, which a new scheduler sets.
             metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
             higher_is_better: Direction of the metric, for the best checkpoint.
-            checkpoint: File for the best epoch so far of this call, by validation (training, without a
-                ``val_loader``).
+            checkpoint: File for the best epoch so far, by validation (training, without a ``val_loader``): of all
+                calls, and of the run that was loaded, as long as the file is there and they agree in its name, the
+                metric's name, ``higher_is_better`` and whether there is a ``val_loader``.
             progress: Show the bar: loss, metric and mean firing rate so far.
 
         Returns:
-            One record per epoch.
+            One record per epoch of this call; :attr:`history` has those of all calls, also if this one is interrupted.
 
         Raises:
             ConfigurationError: If metric, scheduler or the checkpoint's folder cannot be used.
             BatchError: If the loader is empty.
         """
-        return _fit.fit(
-            self,
-            loader,
-            epochs,
-            val_loader=val_loader,
-            scheduler=scheduler,
-            metric=metric,
-            higher_is_better=higher_is_better,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        with Uninterrupted():
+            return _fit.fit(
+                self,
+                self._progress,
+                loader,
+                epochs,
+                val_loader=val_loader,
+                scheduler=scheduler,
+                metric=metric,
+                higher_is_better=higher_is_better,
+                checkpoint=checkpoint,
+                bar=progress,
+            )
 
     # ------------------------------------------------------------------ evaluation
 
@@ -435,7 +472,8 @@ class FPTTTrainer:
         Returns:
             The mean over samples (and over steps, with a target per step).
         """
-        return _fit.evaluate(self, loader, metric=metric, averaged=averaged)
+        with Uninterrupted():
+            return _fit.evaluate(self, loader, metric=metric, averaged=averaged)
 
     def predict(self, x: Tensor, mask: Tensor | None = None, *, averaged: bool | None = None) -> Tensor:
         """The decision ``[B, ...]`` on a batch of sequences: what the network returns at the end of each.
@@ -453,7 +491,7 @@ class FPTTTrainer:
                 x = time_first(x, batch_first=self.batch_first)
             batch = Batch.without_target(x, mask, batch_first=self.batch_first, size=size)
             self._check_ends(batch)
-        with self.evaluation(averaged):
+        with Uninterrupted(), self.evaluation(averaged):
             return self.visit(batch)
 
     @contextmanager
@@ -472,9 +510,10 @@ class FPTTTrainer:
                 self.net.eval()
                 yield
         finally:
-            self._run_state.restore(kept)
-            for module, mode in training.items():
-                module.training = mode
+            with Uninterrupted():
+                self._run_state.restore(kept)
+                for module, mode in training.items():
+                    module.training = mode
 
     def visit(self, batch: Batch, visitor: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """Run a batch of sequences from the initial state, without losses; use it within :meth:`evaluation`.
@@ -575,29 +614,62 @@ class FPTTTrainer:
                 :meth:`averaged_weights`.
         """
         self.regularizer.check_weights()
-        scaler = {} if self.grad_scaler is None else self.grad_scaler.state_dict()
-        return {"regularizer": self.regularizer.state_dict(), "grad_scaler": scaler, **self._run_state.state_dict()}
+        return {
+            "regularizer": self.regularizer.state_dict(),
+            "optimizer": type(self.optimizer).__name__,
+            "parameters": self._parameter_names(),
+            "grad_scaler": {} if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "fit": self._progress.state_dict(),
+            **self._run_state.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, into a trainer of the same network, optimizer and options.
 
         Raises:
-            CheckpointError: If it belongs to another network. Nothing is changed then.
+            CheckpointError: If it belongs to another network or optimizer, or lacks something. Nothing is changed then.
         """
         self.check_state_dict(state)
-        self.regularizer.load_state_dict(state["regularizer"])
-        if self.grad_scaler is not None and state["grad_scaler"]:
-            self.grad_scaler.load_state_dict(state["grad_scaler"])
-        self._run_state.load_state_dict(state)
+        with Uninterrupted():
+            self.regularizer.load_state_dict(state["regularizer"])
+            if self.grad_scaler is not None and state["grad_scaler"]:
+                self.grad_scaler.load_state_dict(state["grad_scaler"])
+            self._progress.load_state_dict(state.get("fit", {}), self.optimizer)
+            self._run_state.load_state_dict(state)
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that a state belongs to a trainer of this network.
+        """Check that a state is complete and belongs to a trainer of this network and optimizer.
 
         Raises:
             CheckpointError: If it does not.
         """
-        self.state.check(state["state"])
+        self._run_state.check_state_dict(state)
+        check_entry(state, "regularizer", lambda saved: isinstance(saved, dict))
         self.regularizer.check_state_dict(state["regularizer"])
+        kind = type(self.optimizer).__name__
+        if state.get("optimizer", kind) != kind:  # files of version 0.1 have neither this nor the names
+            raise CheckpointError(
+                f"the state is of {state['optimizer']}, and this optimizer is {kind}",
+                f"build the trainer with {state['optimizer']}",
+            )
+        self._check_parameter_names(state.get("parameters", self._parameter_names()))
+        own = {} if self.grad_scaler is None else self.grad_scaler.state_dict()
+        check_entry(state, "grad_scaler", lambda saved: not own or not saved or saved.keys() == own.keys())
+        self._progress.check_state_dict(state.get("fit", {}))
+
+    def _parameter_names(self) -> list[list[str | None]]:
+        """Names of the optimizer's parameters, group by group: its state knows them by position alone."""
+        names = {parameter: name for name, parameter in self.net.named_parameters()}
+        return [[names.get(parameter) for parameter in group["params"]] for group in self.optimizer.param_groups]
+
+    def _check_parameter_names(self, saved: list[list[str | None]]) -> None:
+        for own, others in zip(self._parameter_names(), saved, strict=True):
+            for name, other in zip(own, others, strict=True):
+                if name != other:
+                    raise CheckpointError(
+                        f"the optimizer has its parameters in another order: {name!r} where the file has {other!r}",
+                        "build it from the parameters in the order in which it was built when the file was saved",
+                    )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""
@@ -620,8 +692,17 @@ class FPTTTrainer:
             CheckpointError: If the file is damaged or belongs to another network. Nothing is changed then.
         """
         content = _checkpoint.load(path, self.net, weights_only=weights_only)
-        _checkpoint.check(path, content, self.net, self.optimizer, self.check_state_dict)
-        self.net.load_state_dict(content["net"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        torch.clear_autocast_cache()
-        self.load_state_dict(content["trainer"])
+        self.regularizer.check_weights()
+        _checkpoint.check(
+            path,
+            content,
+            self.net,
+            self.optimizer,
+            check_averages=self.regularizer.check_optimizer_state,
+            check_trainer=self.check_state_dict,
+        )
+        with Uninterrupted():
+            self.net.load_state_dict(content["net"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            torch.clear_autocast_cache()
+            self.load_state_dict(content["trainer"])

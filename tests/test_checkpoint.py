@@ -98,7 +98,7 @@ def test_none_between_two_updates(tmp_path):
     for options in ({"window": 2}, {"window": 1, "update_every": 2}):
         trainer = make(**options)
         stream(trainer, 3)
-        with pytest.raises(RuntimeError, match=r"between two updates.*updated=True, or call reset\(\)"):
+        with pytest.raises(RuntimeError, match=r"between two updates.*can_save is True.*or call reset\(\)"):
             trainer.save(tmp_path / "a.pt")
         assert list(tmp_path.iterdir()) == []
         stream(trainer, 1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..interrupts import Interruptible
 from ..monitor import FiringRates, SpikeHook
 from ..training import TrainingLoop, Window, WindowResult, normalizations
 from ..tree import map_tensors, refill, tensors_in
@@ -54,7 +55,9 @@ class CompiledWindow:
         graph: Function | None = None
         while True:
             inputs = self._inputs(window, spec)
-            graph = graph or self._find(spec, inputs, carried, rates, held)
+            if graph is None:
+                with Interruptible():  # compiling takes its time, and nothing has moved
+                    graph = self._find(spec, inputs, carried, rates, held)
             found = graph([*tensors_in(inputs), *flow, *rates, *fixed])
             if not found[0]:  # not finite: nothing was changed, and the eager window says what it is
                 break

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import BatchError, CallOrderError, CannotStepError, ConfigurationError, OutputError
+from ..interrupts import Interruptible
 from ..state import ModelState, isolated
 from ..tree import map_tensors, tensors_in
 from .base import PARALLEL, Driver
@@ -108,7 +109,7 @@ class InFlightDriver(Driver):
         modules |= {id(source): source, id(output_module): output_module}
         handles = [module.register_forward_hook(observe) for module in modules.values()]
         try:
-            with isolated(self.net):
+            with isolated(self.net), Interruptible():
                 self.net(x)
         except RuntimeError as error:
             raise self._explained(error) from error

@@ -75,7 +75,7 @@ class LiquidSpikingNeuron(LiquidNeuron):
         self.mem_gate, self.adp_gate = gates
         self.adaptation = adaptation
         self.init_state = init_state
-        SpikingNeuron.instances += other_states(self)
+        SpikingNeuron.instances.extend(other_states(self))
 
     def _restart(self) -> None:
         """Bring every state to its initial value, of the current shape."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any
 
 import snntorch as snn
 from torch import nn
@@ -27,16 +30,57 @@ refuse_to_step(
 )
 
 
+_own: ContextVar[list[Any] | None] = ContextVar("own_neurons", default=None)
+
+
+class Instances(list[Any]):
+    """snnTorch's list of all neurons in the process, of which a thread sees those of one network while it isolates it.
+
+    ``utils.reset()`` and the neurons' class methods walk this list by index. What is added goes to all.
+    """
+
+    def __len__(self) -> int:
+        own = _own.get()
+        return super().__len__() if own is None else len(own)
+
+    def __getitem__(self, index: Any) -> Any:
+        own = _own.get()
+        return super().__getitem__(index) if own is None else own[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        own = _own.get()
+        return super().__iter__() if own is None else iter(own)
+
+    def __contains__(self, neuron: object) -> bool:
+        return any(entry is neuron for entry in self)
+
+
+_install_lock = Lock()
+
+
+def _install() -> None:
+    """Put the view in the place of snnTorch's list: once, and again where ``SpikingNeuron.init()`` made another."""
+    if type(snn.SpikingNeuron.instances) is Instances:
+        return
+    with _install_lock:
+        plain = snn.SpikingNeuron.instances
+        if type(plain) is not Instances:
+            taken = len(plain)
+            snn.SpikingNeuron.instances = Instances(plain)
+            snn.SpikingNeuron.instances.extend(plain[taken:])  # added meanwhile by another thread
+
+
 @contextmanager
 def _own_neurons_alone(net: nn.Module) -> Iterator[None]:
-    # utils.reset() and the neurons' class methods walk a list of all neurons in the process, copies left out.
-    kept = snn.SpikingNeuron.instances
+    # The list holds no copies, and another thread's list is none of ours: the class attribute stays as it is.
+    _install()
     neurons = [module for module in net.modules() if isinstance(module, snn.SpikingNeuron)]
-    snn.SpikingNeuron.instances = [entry for neuron in neurons for entry in (neuron, *other_states(neuron))]
+    token = _own.set([entry for neuron in neurons for entry in (neuron, *other_states(neuron))])
     try:
         yield
     finally:
-        snn.SpikingNeuron.instances = kept
+        _own.reset(token)
 
 
+_install()
 isolate_with(_own_neurons_alone)

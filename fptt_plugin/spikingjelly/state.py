@@ -19,6 +19,8 @@ _RECORDS = {"store_v_seq": "v_seq", "store_state_seqs": "state_seqs"}
 class MemoryState:
     """State of any ``MemoryModule``: neurons, recurrent containers, synapse filters, delays, dropout masks."""
 
+    replaces = True
+
     def get(self, module: Any) -> StateDict:
         records = {record: getattr(module, record) for option, record in _RECORDS.items() if getattr(module, option, 0)}
         state: StateDict = copy_containers({**module._memories, **records})

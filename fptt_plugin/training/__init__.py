@@ -13,9 +13,11 @@ from .objective import (
     warn_of_liquid_counts,
     warn_of_spikes,
 )
-from .run_state import RunState, check_data_parallel
+from .processes import check_data_parallel
+from .run_state import RunState
 from .schedule import Schedule, check_schedule
 from .statistics import normalizations
+from .structure import Structure
 from .update import Updater
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Readout",
     "RunState",
     "Schedule",
+    "Structure",
     "TrainingLoop",
     "Updater",
     "Window",

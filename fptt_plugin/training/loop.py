@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ..drivers import Driver
 from ..errors import BatchError, FPTTWarning, NotFiniteError
+from ..interrupts import Interruptible, Uninterrupted
 from ..results import SequenceResult, StepResult
 from .batch import Batch, Window
 from .finite import all_finite
 from .objective import Objective
+from .processes import Processes
 from .replay import Replay
 from .restart import check_rows
 from .run_state import RunState
@@ -85,6 +87,7 @@ class TrainingLoop:
         self.on_nonfinite = on_nonfinite
         self._due = schedule.due()
         self.executor: Executor | None = None
+        self._processes = Processes(net)
         second_gradient = updater.regularizer.variant == "gradient"
         self._replay = Replay(net, run_state, objective, schedule) if second_gradient else None
         self._decision: Tensor | None = None
@@ -108,14 +111,15 @@ class TrainingLoop:
         before = run_state.updates
         self._decision, self._loss_sum, self._loss_count = None, None, 0
         self._had_loss = self._loss_reaches_weights = False
-        with run_state.rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
+        with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
             run_state.reset(tuple(batch.x.shape[1:]))
             self._begin_update()
             if driver.pushes:
                 # The network runs its own loop over time and hands over the output of every step.
                 def take(output: Tensor) -> bool:
                     t = run_state.position.t
-                    return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
+                    with Uninterrupted():
+                        return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
 
                 driver.run(batch.x, take)
             else:
@@ -142,6 +146,11 @@ class TrainingLoop:
         finally:
             self._streams, self._decision = True, None
 
+    @contextmanager
+    def _rolled_back_on_error(self) -> Iterator[None]:
+        with self.run_state.rolled_back_on_error(), self._replay.kept_on_error() if self._replay else nullcontext():
+            yield
+
     def _learn(self, outputs: Iterable[Tensor], span: int, window: Window) -> bool:
         """Losses of some steps; at the end of a window the backward pass and, where it is due, the update.
 
@@ -156,9 +165,10 @@ class TrainingLoop:
         run_state = self.run_state
         if self._replay:  # the steps run when their outputs are asked for
             self._replay.record(window)
-        self._decision, losses = self.objective.losses(
-            outputs, span, window, run_state.readout, self._due, self._decision
-        )
+        with Interruptible():  # an error undoes the sequence
+            self._decision, losses = self.objective.losses(
+                outputs, span, window, run_state.readout, self._due, self._decision
+            )
         run_state.losses += losses
         run_state.advance(window.length)
         ends = window.last or run_state.position.in_window == self.schedule.window
@@ -174,12 +184,14 @@ class TrainingLoop:
         """
         run_state, updater = self.run_state, self.updater
         at = run_state.position
-        backwards = at.backwards
-        if run_state.losses:
-            loss = run_state.losses[0] if len(run_state.losses) == 1 else torch.stack(run_state.losses).mean()
+        backwards, update_is_due = at.backwards, last or self.schedule.update_is_due(at.since_update)
+        loss = torch.stack(run_state.losses).mean() if len(run_state.losses) > 1 else next(iter(run_state.losses), None)
+        # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
+        teaches = loss is not None and loss.requires_grad
+        self._processes.check_window(has_loss=teaches, update_is_due=update_is_due, last=last)
+        if loss is not None:
             self._count_loss(loss.detach())
-            # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
-            if loss.requires_grad:
+            if teaches:
                 updater.backward(loss, first=backwards == 0)
                 backwards += 1
                 self._loss_reaches_weights = True
@@ -188,7 +200,7 @@ class TrainingLoop:
         # and no graph holds weights that are about to change.
         run_state.detach()
         run_state.position = at._replace(in_window=0, backwards=backwards)
-        if last or self.schedule.update_is_due(at.since_update):
+        if update_is_due:
             if backwards:
                 self._update(backwards)
             run_state.position = run_state.position._replace(since_update=0, backwards=0)
@@ -200,23 +212,35 @@ class TrainingLoop:
         if self.executor is not None and self.executor.update(windows):
             run_state.updates += 1
             return
-        try:
-            moved = updater.step(windows, None if replay is None else lambda: replay.loss(self.driver))
-        except NotFiniteError as error:
-            updater.zero_grad()
-            updater.statistics.restore()
-            if self.on_nonfinite == "raise":
-                error.reason = f"step {run_state.steps}: {error.reason}"
-                raise
-            self._undo_window()
-            moved = False
-        run_state.updates += moved
-        run_state.skipped += not moved
+        error = updater.error()
+        if self._processes.any(error is not None) and error is None:
+            error = NotFiniteError(
+                "not finite in another process of DistributedDataParallel. This update was applied in none of them",
+                "see the error of that process",
+            )
+        before = updater.regularizer.updates
+        if error is None:
+            try:
+                updater.step(windows, None if replay is None else lambda: replay.loss(self.driver))
+            except NotFiniteError as found:  # by the norm of the gradient, before anything has moved
+                error = found
+            finally:  # another error, in the second gradient, comes after the weights have moved
+                run_state.updates += updater.regularizer.updates - before
+        if error is None:
+            run_state.skipped += updater.regularizer.updates == before
+            return
+        updater.zero_grad()
+        updater.statistics.restore()
+        if self.on_nonfinite == "raise":
+            error.reason = f"step {run_state.steps}: {error.reason}"
+            raise error
+        run_state.skipped += 1
+        self._undo_window()
 
     def _undo_window(self) -> None:
         """Put the recurrent state back to where it was after the last update."""
         run_state = self.run_state
-        run_state.model.set(run_state.restore_point.recurrent)
+        run_state.model.restore(run_state.restore_point.recurrent)
         run_state.readout.set(run_state.restore_point.readout)
         if run_state.restarted_rows is not None:
             run_state.restart_rows(run_state.restarted_rows)
@@ -282,9 +306,9 @@ class TrainingLoop:
         window = batch.window(run_state.position.t, self.schedule)
         losses, updates = len(run_state.losses), run_state.updates
         self._loss_sum, self._loss_count = None, 0
-        with run_state.rolled_back_on_error():
+        with self._rolled_back_on_error():
             self._restart_rows(batch)
-            if self.on_nonfinite == "skip" and not all_finite([batch.x]):
+            if self.on_nonfinite == "skip" and self._processes.any(not all_finite([batch.x])):
                 return self._skip_step(window)
             if self.executor is not None and self.schedule.window == 1 and self._run_compiled(window):
                 assert self._decision is not None
@@ -292,9 +316,10 @@ class TrainingLoop:
                 return StepResult(self._decision.clone(), self._loss_sum, True)
             if self._replay:
                 self._replay.record(window)
-            decision, found = self.objective.losses(
-                self.driver.advance(window.x), 1, window, run_state.readout, self._due, None
-            )
+            with Interruptible():  # after this the step is completed: it would be half a step else
+                decision, found = self.objective.losses(
+                    self.driver.advance(window.x), 1, window, run_state.readout, self._due, None
+                )
             run_state.losses += found
             run_state.advance(1)
             run_state.position = run_state.position._replace(shape=shape)
@@ -362,6 +387,7 @@ class TrainingLoop:
         else:
             for t in self.schedule.windows(batch.steps):
                 window = batch.window(t, self.schedule)
-                take(driver.advance(window.x), t, window.length if driver.combines_steps else 1)
+                with Interruptible():
+                    take(driver.advance(window.x), t, window.length if driver.combines_steps else 1)
         assert decision is not None
         return decision

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +39,16 @@ class Replay:
         self._windows: list[Window] = []
         self._table = self._objective.distribution.table.clone()
 
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Context that forgets the windows recorded within it when an error leaves it, and restores those before."""
+        windows, table = list(self._windows), self._table
+        try:
+            yield
+        except BaseException:
+            self._windows, self._table = windows, table
+            raise
+
     def record(self, window: Window) -> None:
         """Record a window before it runs; other random numbers may have been drawn since the one before."""
         self._windows.append(window._replace(random=random_state()))
@@ -49,7 +62,7 @@ class Replay:
         now, table = run_state.snapshot(), distribution.table
         losses: list[Tensor] = []
         try:
-            run_state.model.set(run_state.restore_point.recurrent)
+            run_state.model.restore(run_state.restore_point.recurrent)
             run_state.readout.set(run_state.restore_point.readout)
             distribution.table = self._table
             with FrozenNormalization(self._net), torch.random.fork_rng():

@@ -101,7 +101,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
     Raises:
         CannotStepError: If rows cannot be restarted; names the first state that shows it.
     """
-    now = state.get()
+    now = state.get()  # the trial writes to copies, so that these tensors, and their graph, come back
     random = [module for module in net.modules() if getattr(module, "init_state", None) == "random"]
     for module in random:
         module.init_state = "zeros"  # type: ignore[assignment]
@@ -111,10 +111,10 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
             def after(begin: State | None) -> State:
                 state.reset()
                 if begin is not None:
-                    state.set(begin)
+                    state.restore(begin)
                 with torch.random.fork_rng():
                     outputs: State = {"the network's output": {"": advance()}}
-                return {**state.get(), **outputs}
+                return {**state.snapshot(), **outputs}
 
             tried, fresh, old = after(restarted(state, rows)), after(None), after(now)
             for name in tried:

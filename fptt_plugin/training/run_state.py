@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import CallOrderError, ErrorList
+from ..errors import CallOrderError, check_entry
 from ..functional.losses import ClassDistribution
 from ..state import ModelState
 from ..tree import map_tensors
@@ -18,7 +18,7 @@ from .schedule import Position
 
 
 class Snapshot(NamedTuple):
-    """Values of a :class:`RunState`: references, since states are replaced and never overwritten."""
+    """Values of a :class:`RunState`: no later step writes to them."""
 
     recurrent: dict[str, dict[str, Any]]
     readout: tuple[Tensor | None, int | Tensor]
@@ -85,12 +85,12 @@ class RunState:
     def snapshot(self) -> Snapshot:
         """The present values."""
         return Snapshot(
-            self.model.get(), self.readout.get(), self.position, list(self.losses), self.restarted_rows, self.steps
+            self.model.snapshot(), self.readout.get(), self.position, list(self.losses), self.restarted_rows, self.steps
         )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restore what :meth:`snapshot` returned."""
-        self.model.set(snapshot.recurrent)
+        self.model.restore(snapshot.recurrent)
         self.readout.set(snapshot.readout)
         self.position = snapshot.position
         self.losses = list(snapshot.losses)
@@ -121,16 +121,22 @@ class RunState:
 
     # ------------------------------------------------------------------ checkpoints
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a graph or gradients wait for the next update."""
+        return self.position.in_window > 0 or self.position.backwards > 0
+
     def state_dict(self) -> dict[str, Any]:
         """Counters, class distribution, readout and recurrent state.
 
         Raises:
             CallOrderError: Between two updates.
         """
-        if self.position.in_window or self.position.backwards:
+        if self.is_pending:
             raise CallOrderError(
                 "a checkpoint between two updates would lose the pending gradients",
-                "take it when step() has returned updated=True, or call reset() first",
+                "take it when trainer.can_save is True, as it is at the end of every window without a loss and after "
+                "every update, or call reset() first",
             )
         total, count = self.readout.get()
         return {
@@ -140,6 +146,19 @@ class RunState:
             "distribution": map_tensors(Tensor.clone, self.distribution.state_dict()),
             "state": map_tensors(lambda tensor: tensor.detach().clone(), self.model.get()),
         }
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that :meth:`load_state_dict` can read a state.
+
+        Raises:
+            CheckpointError: If an entry is missing or malformed, or the state belongs to another network.
+        """
+        check_entry(state, "counters", lambda counters: _are_counts(counters) and len(counters) == 3)
+        check_entry(state, "progress", lambda at: _are_counts(at[:4]) and _are_counts(at[4]) and len(at) == 5)
+        check_entry(state, "readout", _is_readout)
+        check_entry(state, "distribution", lambda saved: saved["table"].dim() == 3)
+        check_entry(state, "state", lambda saved: all(isinstance(entry, dict) for entry in saved.values()))
+        self.model.check(state["state"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -151,17 +170,9 @@ class RunState:
         self.restore_point = self.snapshot()
 
 
-def check_data_parallel(problems: ErrorList, net: nn.Module, state: ModelState) -> None:
-    """Record a ``DistributedDataParallel`` that overwrites the neurons' state with that of another process."""
-    if not isinstance(net, nn.parallel.DistributedDataParallel):
-        return
-    if not net.broadcast_buffers or net.process_group.size() == 1:
-        return
-    entries = state.get()
-    names = [name for name, module in state.modules() if entries[name].keys() & module._buffers.keys()]
-    problems.check(
-        not names,
-        f"DistributedDataParallel would replace the state of {', '.join(map(repr, names))}, kept in buffers, by that "
-        "of process 0 at every call",
-        "build it with broadcast_buffers=False",
-    )
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, int) and value >= 0 for value in values)
+
+
+def _is_readout(saved: dict[str, Any]) -> bool:
+    return isinstance(saved["total"], Tensor | None) and isinstance(saved["count"], int | Tensor)

@@ -15,6 +15,7 @@ from ..errors import FPTTWarning, NotFiniteError
 from ..regularizer import DynamicRegularizer
 from ..state import ModelState
 from .finite import all_finite, not_finite
+from .processes import is_parallel
 from .statistics import RunningStatistics
 
 
@@ -43,7 +44,9 @@ class Updater:
         self.state = state
         self.grad_scaler = grad_scaler
         self.statistics = RunningStatistics(net)
-        regularizer.check_norm = self._check_norm if grad_scaler is None else None
+        # The processes of a DistributedDataParallel must agree before any of them steps.
+        early = grad_scaler is not None or is_parallel(net)
+        regularizer.check_norm = None if early else self._check_norm
         self._parameters: list[nn.Parameter] = []
         self._in_groups = -1
         self._losses: list[Tensor] = []  # since the last update
@@ -84,21 +87,18 @@ class Updater:
             self._losses = losses
             raise
 
-    def check(self) -> None:
-        """Check that loss, gradients and running statistics are finite; a scaler deals with its infinite gradients.
+    def error(self) -> NotFiniteError | None:
+        """The error if loss, gradients or running statistics are not finite, as far as it is known before the step.
 
-        Raises:
-            NotFiniteError: If they are not.
+        A scaler deals with its infinite gradients.
         """
         # Clipping computes the norm of the gradient anyway, see _check_norm.
-        looks_later = self.regularizer.check_norm is not None and self.regularizer.max_grad_norm is not None
-        grads = [] if looks_later or self.grad_scaler else self._gradients()
-        # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
-        suspects = grads if looks_later else [*grads, *self._losses]
+        later = self.regularizer.check_norm is not None and self.regularizer.max_grad_norm is not None
+        suspects = [] if later else [*self._losses, *([] if self.grad_scaler else self._gradients())]
         if self.statistics.modules:
-            suspects = [*suspects, *self.statistics.tensors()]
-        if suspects and not all_finite(suspects):
-            raise self._not_finite()
+            # An input too large to be squared leaves loss and gradient finite, and the running statistics not.
+            suspects += self.statistics.tensors()
+        return self._not_finite() if suspects and not all_finite(suspects) else None
 
     def _check_norm(self, norm: Tensor) -> None:
         # One synchronisation with the host for norm and losses. A norm can overflow where all gradients are finite.
@@ -112,20 +112,18 @@ class Updater:
     def _not_finite(self) -> NotFiniteError:
         return not_finite(self.net, self.state, torch.stack(self._losses).sum())
 
-    def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> bool:
-        """One update with the gradient averaged over ``windows`` backward passes.
+    def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> None:
+        """One update with the gradient averaged over ``windows`` backward passes; the regulariser counts it.
+
+        A scaler skips it where gradients overflow.
 
         Args:
             windows: Number of backward passes since the last update.
             replayed_loss: The same loss at the new weights, for ``variant="gradient"``.
 
-        Returns:
-            Whether the weights moved: a scaler skips a step whose gradients overflow.
-
         Raises:
-            NotFiniteError: If loss, gradients or running statistics are not finite. Nothing has moved then.
+            NotFiniteError: If loss or gradients are not finite. Nothing has moved then.
         """
-        self.check()
         if windows > 1:
             torch._foreach_div_(self._gradients(), windows)
         if self._gradient_watch is not None and self._gradient_watch.look():
@@ -136,10 +134,8 @@ class Updater:
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        moved = self.regularizer.updates > before
-        if moved and replayed_loss is not None:
+        if self.regularizer.updates > before and replayed_loss is not None:
             self.regularizer.second_gradient(replayed_loss)
-        return moved
 
 
 class GradientWatch:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from nets import CE, Grows, adam, batch, spiking_net
+from nets import CE, LIF, Grows, adam, batch, spiking_net
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -104,3 +104,29 @@ def test_streams_count_too():
         trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
     with pytest.warns(FPTTWarning, match="'other.weight', 'other.bias' had no gradient"):
         trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
+
+
+def silences(net, epochs=2):
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit([batch()], epochs=epochs, progress=False)
+    return [str(entry.message) for entry in caught if "in the first epoch" in str(entry.message)]
+
+
+@pytest.mark.parametrize("threshold", [6.0, 50.0])
+def test_fit_names_layers_that_hardly_fire_once(threshold):
+    assert silences(spiking_net()) == []
+    net = spiking_net()
+    net[1].threshold = threshold
+    (text,) = silences(net)
+    assert text.startswith("'1' (0 %): fired in less than 1 %")
+    assert "Lower the threshold" in text
+
+
+def test_fit_names_every_silent_layer():
+    net = nn.Sequential(
+        nn.Linear(3, 8), LIF(threshold=30.0), nn.Linear(8, 8), LIF(threshold=30.0), nn.Linear(8, 2), LIF(spikes=False)
+    )
+    (text,) = silences(net)
+    assert "'1' (0 %), '3' (0 %)" in text

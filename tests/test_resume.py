@@ -1,0 +1,237 @@
+"""``fit`` over several calls, interrupts and processes: history, best checkpoint and schedule go on."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from nets import adam, copies, identical, spiking_net
+from torch import nn
+from torch.optim import lr_scheduler as schedules
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import FPTTWarning
+
+CE = nn.CrossEntropyLoss()
+
+
+def loader(count=3):
+    generator = torch.Generator().manual_seed(3)
+    return [(torch.rand(6, 4, 3, generator=generator), torch.arange(4) % 2) for _ in range(count)]
+
+
+def make(optimizer=adam, **options):
+    torch.manual_seed(0)
+    net = spiking_net()
+    return FPTTTrainer(net, optimizer(net), CE, readout="mean", **options)
+
+
+def figures(history):
+    return [record._replace(seconds=0.0) for record in history]
+
+
+SCHEDULES = {
+    "cosine": lambda optimizer: schedules.CosineAnnealingLR(optimizer, 10),
+    "restarts": lambda optimizer: schedules.CosineAnnealingWarmRestarts(optimizer, 3),
+    "lambda": lambda optimizer: schedules.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),
+    "one cycle": lambda optimizer: schedules.OneCycleLR(optimizer, 0.05, total_steps=11),
+    "warm-up": lambda optimizer: schedules.SequentialLR(
+        optimizer, [schedules.LinearLR(optimizer, 0.1, total_iters=4), schedules.StepLR(optimizer, 2)], [4]
+    ),
+    "plateau": lambda optimizer: schedules.ReduceLROnPlateau(optimizer, "max", patience=1),
+}
+
+
+@pytest.mark.parametrize("build", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("built", ["before loading", "after loading"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, build, built):
+    data, whole = loader(), make()
+    scheduler = build(whole.optimizer)
+    history = whole.fit(data, 10, val_loader=data, scheduler=scheduler, progress=False)
+
+    first = make()
+    first.fit(data, 5, val_loader=data, scheduler=build(first.optimizer), progress=False)
+    first.save(tmp_path / "a.pt")
+    second = make()
+    other = build(second.optimizer) if built == "before loading" else None
+    second.load(tmp_path / "a.pt")
+    other = other or build(second.optimizer)
+    resumed = second.fit(data, 5, val_loader=data, scheduler=other, progress=False)
+
+    assert [record.epoch for record in resumed] == [6, 7, 8, 9, 10]
+    assert figures(second.history) == figures(history) == figures(whole.history)
+    assert identical(second.net.parameters(), whole.net.parameters())
+    found, expected = [t.optimizer.state_dict()["param_groups"] for t in (second, whole)]
+    assert found == expected
+    assert other.state_dict()["last_epoch"] == 10
+    rates = {record.updates for record in history}
+    assert len(rates) == 10
+
+
+@pytest.mark.slow
+def test_a_resumed_run_in_a_new_process(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, torch
+        sys.path.insert(0, sys.argv[1])
+        from test_resume import SCHEDULES, loader, make
+        trainer, first, count = make(), sys.argv[2], int(sys.argv[3])
+        if first != "none":
+            trainer.load(first)
+        scheduler = SCHEDULES["cosine"](trainer.optimizer)
+        trainer.fit(loader(), count, scheduler=scheduler, progress=False)
+        trainer.save(sys.argv[4])
+        """
+    )
+    here, environment = os.path.dirname(__file__), {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments):
+        subprocess.run([sys.executable, "-c", script, here, *map(str, arguments)], check=True, env=environment)
+
+    run("none", 5, tmp_path / "a.pt")
+    run(tmp_path / "a.pt", 5, tmp_path / "b.pt")
+    run("none", 10, tmp_path / "whole.pt")
+    ones, others = make(), make()
+    ones.load(tmp_path / "b.pt")
+    others.load(tmp_path / "whole.pt")
+    assert identical(ones.net.parameters(), others.net.parameters())
+    assert figures(ones.history) == figures(others.history)
+    assert len(ones.history) == 10
+    assert ones.optimizer.param_groups[0]["lr"] == others.optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("scheduler", [None, "step"])
+def test_a_schedule_that_is_not_gone_on_with_is_said(tmp_path, scheduler):
+    trainer = make()
+    trainer.fit(loader(), 2, scheduler=SCHEDULES["cosine"](trainer.optimizer), progress=False)
+    trainer.save(tmp_path / "a.pt")
+    other = make()
+    other.load(tmp_path / "a.pt")
+    given = scheduler and schedules.StepLR(other.optimizer, 1)
+    with pytest.warns(FPTTWarning, match="state of a CosineAnnealingLR"):
+        other.fit(loader(), scheduler=given, progress=False)
+    # A later call can still take it up, unless another schedule has begun.
+    if scheduler is None:
+        late = SCHEDULES["cosine"](other.optimizer)
+        other.fit(loader(), scheduler=late, progress=False)
+        assert late.last_epoch == 3
+
+
+def test_a_checkpoint_before_the_next_fit_keeps_the_schedule(tmp_path):
+    trainer = make()
+    trainer.fit(loader(), 4, scheduler=SCHEDULES["cosine"](trainer.optimizer), progress=False)
+    trainer.save(tmp_path / "a.pt")
+    other = make()
+    other.load(tmp_path / "a.pt")
+    other.save(tmp_path / "b.pt")
+    third = make()
+    third.load(tmp_path / "b.pt")
+    scheduler = SCHEDULES["cosine"](third.optimizer)
+    third.fit(loader(), scheduler=scheduler, progress=False)
+    assert scheduler.last_epoch == 5
+
+
+# ---------------------------------------------------------------------- several calls
+
+
+class Scores:
+    """A metric with given scores, one per evaluation."""
+
+    __name__ = "given"
+
+    def __init__(self, trainer, scores):
+        self.trainer, self.scores = trainer, iter(scores)
+
+    def __call__(self, output, target):
+        return torch.tensor(0.0 if self.trainer.net.training else next(self.scores))
+
+
+@pytest.mark.parametrize(
+    ("higher", "calls", "best"),
+    [
+        (True, [[0.2, 0.7], [0.1], [0.6, 0.3]], 2),
+        (True, [[0.2], [0.1], [0.6], [0.5]], 3),
+        (False, [[0.2, 0.7], [0.3], [0.1, 0.3]], 4),
+        (True, [[float("nan")], [0.1], [float("nan")]], 2),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_worse_epoch_of_a_later_call_never_overwrites_the_best(tmp_path, higher, calls, best, resume):
+    trainer, file, weights = make(), tmp_path / "best.pt", []
+    for scores in calls:
+        metric, options = Scores(trainer, scores), {"higher_is_better": higher, "progress": False}
+        for _ in scores:
+            trainer.fit(loader(), 1, val_loader=loader(1), checkpoint=file, metric=metric, **options)
+            weights.append(copies(trainer.net.parameters()))
+        if resume:
+            trainer.save(tmp_path / "last.pt")
+            trainer = make()
+            trainer.load(tmp_path / "last.pt")
+    assert [record.epoch for record in trainer.history] == list(range(1, len(weights) + 1))
+    other = make()
+    other.load(file)
+    assert len(other.history) == best
+    assert identical(other.net.parameters(), weights[best - 1])
+
+
+@pytest.mark.parametrize("change", ["file", "gone", "direction", "data", "metric"])
+def test_a_best_epoch_that_cannot_be_compared_begins_again(tmp_path, change):
+    trainer, file = make(), tmp_path / "best.pt"
+    options = {"metric": Scores(trainer, [0.9, 0.5]), "val_loader": loader(1), "progress": False}
+    trainer.fit(loader(), checkpoint=file, **options)
+    if change == "file":
+        file = tmp_path / "other.pt"
+    elif change == "gone":
+        file.unlink()
+    elif change == "direction":
+        options["higher_is_better"] = False
+    elif change == "data":
+        options["val_loader"] = None
+    else:
+        options["metric"].__class__ = type("Other", (Scores,), {"__name__": "other"})
+    trainer.fit(loader(), checkpoint=file, **options)
+    other = make()
+    other.load(file)
+    assert len(other.history) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("where", ["loader", "validation"])
+def test_the_history_survives_an_interrupt_and_the_epoch_counts_again(error, where):
+    class Breaks:
+        def __init__(self, whole):
+            self.whole = whole
+
+        def __iter__(self):
+            yield from loader(2)
+            if self.whole == 0:
+                raise error
+            self.whole -= 1
+
+    trainer, scheduler_steps = make(), 3
+    data, val = (Breaks(3), loader(1)) if where == "loader" else (loader(2), Breaks(3))
+    scheduler = SCHEDULES["cosine"](trainer.optimizer)
+    with pytest.raises(error):
+        trainer.fit(data, 10, val_loader=val, scheduler=scheduler, progress=False)
+    assert [record.epoch for record in trainer.history] == [1, 2, 3]
+    assert scheduler.last_epoch == scheduler_steps
+    returned = trainer.fit(loader(2), 2, val_loader=loader(1), scheduler=scheduler, progress=False)
+    assert [record.epoch for record in returned] == [4, 5]
+    assert len(trainer.history) == 5
+
+
+def test_the_history_comes_back_with_its_figures(tmp_path):
+    trainer = make()
+    trainer.fit(loader(), 2, val_loader=loader(1), progress=False)
+    trainer.fit(loader(), 1, progress=False)
+    trainer.save(tmp_path / "a.pt")
+    other = make()
+    assert other.history == []
+    other.load(tmp_path / "a.pt")
+    assert other.history == trainer.history
+    assert other.history[0].firing_rates.keys() == {"1"}
+    assert other.history[2].val_score is None
+    other.fit(loader(), progress=False)
+    assert len(trainer.history) == 3
