@@ -17,10 +17,10 @@ from .state import ModelState
 
 
 class FiringRates:
-    """Measures, within its context, the fraction of neurons that fire per time step, layer by layer.
+    """Context manager that measures the fraction of neurons that fire per time step, layer by layer.
 
     A layer is a stateful module whose outputs are all 0 or 1; integrators and filters are left out. Every neuron counts
-    the same at every time step, in whatever batches and slices these come. Sums stay on the device until :meth:`rates`
+    the same at every time step, for all sizes of batches and slices. Sums stay on the device until :meth:`rates`
     asks for them.
 
     Args:
@@ -57,7 +57,7 @@ class FiringRates:
         self._handles = []
 
     def note(self, name: str, spikes: Tensor) -> None:
-        """Counts one call of a layer."""
+        """Count one call of a layer."""
         spikes = spikes.detach()
         # Single precision cannot count beyond 2 ** 24, and Apple's GPUs have no other.
         precise = torch.float32 if spikes.device.type == "mps" else torch.float64
@@ -68,11 +68,11 @@ class FiringRates:
         self.sums[name] = total + spikes.float().sum(), torch.maximum(largest, deviation), count + spikes.numel()
 
     def reset(self) -> None:
-        """Starts the averages anew."""
+        """Reset the averages."""
         self.sums = {}
 
     def rates(self) -> dict[str, float]:
-        """Mean firing rate per layer since the last :meth:`reset`, in spikes per neuron and time step."""
+        """Return the mean firing rate per layer since the last :meth:`reset`, in spikes per neuron and time step."""
         return {
             name: (total / count).item()
             for name, (total, deviation, count) in self.sums.items()
@@ -94,7 +94,7 @@ class SpikeHook:
 
 
 class SavedForBackward:
-    """Measures, within its context, the most bytes that autograd held for a backward pass at any one time.
+    """Context manager that measures the most bytes that autograd held for a backward pass at any one time.
 
     This is the memory that grows with the length of the sequence in BPTT and not in FPTT. A tensor saved several times
     counts once, a slice of the input only with its own size, and the network's parameters not at all. Counts what
@@ -161,7 +161,7 @@ class _Box:
 
 @contextmanager
 def unobserved(net: nn.Module) -> Iterator[None]:
-    """Within the context no monitor sees what passes through the network: a trial run is not part of the training."""
+    """Context in which no monitor sees what passes through the network: a trial run is not part of the training."""
     kept = [(module, module._forward_hooks) for module in net.modules()]
     for module, _ in kept:
         module._forward_hooks = OrderedDict()

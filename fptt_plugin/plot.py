@@ -1,6 +1,6 @@
-"""The pictures one looks at while training, as thin functions over matplotlib: ``pip install 'fptt_plugin[plot]'``.
+"""Plots for training, as thin functions over matplotlib: ``pip install 'fptt_plugin[plot]'``.
 
-Each draws on the axes that it is given, or on those of a new figure, and returns them.
+Each function draws on the given axes, or on those of a new figure, and returns them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["learning_curves", "memory", "raster", "time_constants"]
 
 
 def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Axes | None = None) -> Axes:
-    """Score of each epoch in per cent: on validation data a line, on training data dashed in the same colour.
+    """Plot the score of each epoch in per cent: a line for validation, dashed in its colour for training.
 
     Args:
         history: What :meth:`~fptt_plugin.FPTTTrainer.fit` returned, with a metric in [0, 1] such as the accuracy.
@@ -62,7 +62,7 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
 
 
 def time_constants(kappa: Tensor, label: str = "", *, axes: Axes | None = None) -> Axes:
-    """Time constants of a layer over time, ``1 / kappa`` steps: the median neuron, and the band of the middle 80 %.
+    """Plot time constants of a layer over time, ``1 / kappa`` steps: the median and the band of the middle 80 %.
 
     Args:
         kappa: Fraction of the membrane that each step replaces, ``sigmoid(mem_gate(x, u))``, in (0, 1]: ``[T]`` or
@@ -96,10 +96,10 @@ def time_constants(kappa: Tensor, label: str = "", *, axes: Axes | None = None) 
 
 
 def raster(spikes: Tensor, *, axes: Axes | None = None) -> Axes:
-    """A mark for every spike: time to the right, neurons upward.
+    """Plot a mark for every spike: time to the right, neurons upward.
 
     Args:
-        spikes: Spikes of one sample, ``[T]`` or ``[T, ...]`` with any shape of neurons; whatever is not 0 is a spike.
+        spikes: Spikes of one sample, ``[T]`` or ``[T, ...]`` with any shape of neurons; all but 0 are spikes.
         axes: Axes to draw on.
 
     Returns:
@@ -120,7 +120,7 @@ def raster(spikes: Tensor, *, axes: Axes | None = None) -> Axes:
 
 
 def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axes: Axes | None = None) -> Axes:
-    """Memory against the length of the sequence, both logarithmic.
+    """Plot memory against the length of the sequence, both logarithmic.
 
     Args:
         lengths: Time steps of each measurement.
@@ -132,7 +132,7 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
         The axes.
 
     Raises:
-        ValueError: If there are more of the ones than of the others.
+        ValueError: If the two have different lengths.
 
     Example:
         >>> memory([10, 100], [2**20, 2**21], "BPTT").lines[0].get_ydata().tolist()
@@ -149,7 +149,7 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
 
 
 def _axes(axes: Axes | None) -> Axes:
-    """The axes given, or those of a new figure."""
+    """Return the given axes, or those of a new figure."""
     if axes is not None:
         return axes
     try:
@@ -161,7 +161,7 @@ def _axes(axes: Axes | None) -> Axes:
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """A logarithmic axis of less than a decade reads 3, 4, 5 and not powers of ten."""
+    """Label a logarithmic axis of less than a decade with 3, 4, 5 instead of powers of ten."""
     from matplotlib.ticker import LogFormatter
 
     axes.yaxis.set_major_formatter(LogFormatter())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class StepResult(NamedTuple):
-    """What one step of a stream gave; tensors are detached.
+    """Result of one step of a stream; tensors are detached.
 
     Attributes:
         output: What the loss saw, ``[B, ...]``.
@@ -22,11 +22,11 @@ class StepResult(NamedTuple):
 
 
 class SequenceResult(NamedTuple):
-    """What training on one batch of sequences gave; tensors are detached.
+    """Result of training on one batch of sequences; tensors are detached.
 
     Attributes:
-        output: The decision ``[B, ...]``: the last step's output, or the mean over time with ``readout="mean"``.
-        loss: Mean loss of the steps that carried one, a 0-d tensor.
+        output: The decision ``[B, ...]``: what the loss saw at the last step of each sequence.
+        loss: Mean loss of the windows that had one, a 0-d tensor.
         updates: Number of weight updates.
     """
 

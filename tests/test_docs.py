@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BUILT = ("_build", "jupyter_execute")
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in BUILT]
-SOURCES = [ROOT / "README.md", *PAGES]
+SOURCES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+CONTRIBUTING = (DOCS / "contributing.md").read_text()
 FENCE = re.compile(r"^(`{3,})(.*?)\n(.*?)^\1$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -71,8 +72,42 @@ def test_every_picture_of_the_readme_has_a_script():
         assert scripts, picture
 
 
+def tree(text):
+    """Files of a directory tree drawn by indentation, relative to its root."""
+    folders, files = {}, set()
+    for line in filter(str.strip, text.splitlines()[1:]):
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        path = folders.get(depth - 1, "") + entry
+        if entry.endswith("/"):
+            folders[depth] = path
+        else:
+            files.add(path)
+    return files
+
+
+def test_the_layout_lists_every_file_of_the_package():
+    """The ``__init__.py`` of a folder is its line."""
+    block = re.search(r"^```text\n(fptt_plugin/\n.*?)^```", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    package = ROOT / "fptt_plugin"
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert tree(block.group(1)) == {file for file in files if not file.endswith("/__init__.py")}
+
+
+def test_the_five_paths_lead_to_functions():
+    """Each row names a file and the function to start at; further ones are in the package."""
+    rows = re.findall(r"^\| [^|]+\? \| `([\w/]+\.py)` \| `(\w+)`(.*)\|$", CONTRIBUTING, flags=re.MULTILINE)
+    assert len(rows) == 5
+    sources = {path: path.read_text() for path in (ROOT / "fptt_plugin").rglob("*.py")}
+    for file, function, more in rows:
+        assert f"def {function}(" in sources[ROOT / "fptt_plugin" / file], function
+        for name in set(re.findall(r"`(_\w+|find_\w+|refuse_\w+|preflight|state_dict)`", more)):
+            assert any(f"def {name}(" in source for source in sources.values()), name
+        for path in re.findall(r"`([\w/]+\.py)`", more):
+            assert ROOT / "fptt_plugin" / path in sources, path
+
+
 def test_ci_runs_the_documented_command():
-    commands = [line for line in (DOCS / "contributing.md").read_text().splitlines() if "sphinx-build" in line]
+    commands = [line for line in CONTRIBUTING.splitlines() if "sphinx-build" in line]
     assert len(commands) == 1
     assert "constraints.txt" in commands[0]
     assert " -W " in commands[0]

@@ -84,7 +84,7 @@ class ClassDistribution:
         self.table = torch.empty(0, 0, 0)
 
     def loss(self, t: int, logits: Tensor, label: Tensor, *, update: bool = True) -> Tensor:
-        """Divergence of ``logits`` from the estimate at step ``t``, then the estimate's update.
+        """Return the divergence of ``logits`` from the estimate at step ``t``, then update the estimate.
 
         Args:
             t: Index of the step, from 0.
@@ -106,7 +106,7 @@ class ClassDistribution:
         return value
 
     def row(self, t: int, logits: Tensor) -> Tensor:
-        """The estimate at step ``t``, ``[C, C]``, a view of the table; the table grows to hold it."""
+        """Return the estimate at step ``t``, ``[C, C]``, a view of the table, which grows to hold it."""
         classes = logits.shape[1]
         if self.table.shape[1:] != (classes, classes):
             self.table = logits.new_empty(0, classes, classes)
@@ -119,11 +119,11 @@ class ClassDistribution:
         return self.table[t]
 
     def state_dict(self) -> dict[str, Any]:
-        """The table, for a checkpoint."""
+        """Return the table, for a checkpoint."""
         return {"table": self.table}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned."""
         self.table = state["table"].clone()
 
 
@@ -131,7 +131,7 @@ class ClassDistribution:
 def _update_(row: Tensor, logits: Tensor, label: Tensor) -> None:
     batch, classes = logits.shape
     position = torch.arange(batch, device=label.device)
-    # An answer that is not finite would stay in the table, whatever becomes of this update.
+    # An answer that is not finite would stay in the table, even if this update is skipped.
     wrong = torch.where((logits.argmax(dim=1) != label) & logits.isfinite().all(dim=1), position, batch)
     first = torch.full((classes,), batch, device=label.device)
     first = first.scatter_reduce(0, label, wrong, "amin")

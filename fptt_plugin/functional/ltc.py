@@ -30,7 +30,7 @@ class LTCState(NamedTuple):
 
 
 def initial_state(zeros: Tensor, kind: str = "zeros") -> LTCState:
-    """State before the first step.
+    """Return the state before the first step.
 
     Args:
         zeros: Zeros of the state's shape, dtype and device.
@@ -130,7 +130,7 @@ def ltc_step(
     u = membrane_step(x, u, mem_gate)
     if quantize is not None:
         u = quantize(u)
-    # Surrogates of the libraries may return float32 whatever they were given.
+    # Surrogates of the libraries may return float32 for inputs of another type.
     s = spike_fn(u - theta).to(u.dtype)
     if inhibition:
         s = s * _winner(u - theta)
