@@ -190,11 +190,12 @@ class TrainingLoop:
         """
         run_state, updater = self.run_state, self.updater
         at = run_state.position
-        backwards, update_is_due = at.backwards, last or self.schedule.update_is_due(at.since_update)
+        backwards, update_is_due = at.backwards, last or at.since_update >= (self.schedule.update_every or 0)
         loss = torch.stack(run_state.losses).mean() if len(run_state.losses) > 1 else next(iter(run_state.losses), None)
         # An output that no parameter has reached yet (a delay at the start of a sequence) has nothing to teach.
         teaches = loss is not None and loss.requires_grad
-        self._processes.check_window(has_loss=teaches, update_is_due=update_is_due, last=last)
+        if self._processes.parallel:
+            self._processes.check_window(has_loss=teaches, update_is_due=update_is_due, last=last)
         if loss is not None:
             self._count_loss(loss.detach())
             if teaches:
@@ -219,7 +220,7 @@ class TrainingLoop:
             run_state.updates += 1
             return
         error = updater.error()
-        if self._processes.any(error is not None) and error is None:
+        if self._processes.parallel and self._processes.any(error is not None) and error is None:
             error = NotFiniteError(
                 "not finite in another process of DistributedDataParallel. This update was applied in none of them",
                 "see the error of that process",

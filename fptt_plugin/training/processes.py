@@ -18,10 +18,14 @@ class Processes:
 
     Args:
         net: The network, perhaps wrapped in ``DistributedDataParallel``.
+
+    Attributes:
+        parallel: Whether there are several processes.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net if is_parallel(net) else None
+        self.parallel = self._net is not None
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""

@@ -36,10 +36,6 @@ class Schedule(NamedTuple):
         stride = self.loss_every or self.window
         return range(0) if stride is None else range(stride - 1, sys.maxsize, stride)
 
-    def update_is_due(self, since_update: int) -> bool:
-        """Whether the weights move at the end of a window, that many steps after their last update."""
-        return since_update >= (self.update_every or 0)
-
     def next_stream(self, t: int) -> int:
         """Step at which a stream goes on after a sequence of ``t`` steps, so that losses end its windows again."""
         stride = math.lcm(self.window or 1, self.loss_every or 1)
