@@ -120,7 +120,7 @@ def register_driver(name: str, make: Callable[[], Driver]) -> None:
     Raises:
         ConfigurationError: If the name is taken by a built-in driver.
     """
-    if name in ("auto", "step", "slice", "explicit", "in-flight") and name in _drivers:
+    if name in ("auto", "in-flight") or (name in ("step", "slice", "explicit") and name in _drivers):
         raise ConfigurationError(f"driver {name!r} is built in", "choose another name")
     _drivers[name] = make
 

@@ -40,7 +40,7 @@ class Objective:
             ``None``: for one class label per sequence under a cross-entropy loss. It has no weight where the ramp is 1.
 
     Raises:
-        ValueError: If an option is unknown, or ``loss_fn`` needs the whole sequence.
+        ConfigurationError: If an option is unknown, or ``loss_fn`` needs the whole sequence.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def said(net, updates=100, steps=10, **options):
         while trainer.updates < 2 * updates:
             trainer.train_sequence(*batch(steps=steps))
     return [
-        str(entry.message) for entry in caught if entry.category is FPTTWarning and "do not learn" in str(entry.message)
+        str(entry.message) for entry in caught if entry.category is FPTTWarning and "not learn. Likely" in str(entry.message)
     ]
 
 
