@@ -197,5 +197,6 @@ class GradientWatch:
 
     def _say(self, names: list[str], what: str, why: str) -> None:
         listed = ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        text = f"{listed} {what} in all of the first {self._updates} updates, so {'it does' if len(names) == 1 else 'they do'} not learn. Likely {why}"
+        they = "it does" if len(names) == 1 else "they do"
+        text = f"{listed} {what} in all of the first {self._updates} updates, so {they} not learn. Likely {why}"
         warnings.warn(f"{text}. Freeze with requires_grad_(False) what is not to be trained", FPTTWarning, stacklevel=2)

@@ -33,9 +33,8 @@ def said(net, updates=100, steps=10, **options):
         warnings.simplefilter("always")
         while trainer.updates < 2 * updates:
             trainer.train_sequence(*batch(steps=steps))
-    return [
-        str(entry.message) for entry in caught if entry.category is FPTTWarning and "not learn. Likely" in str(entry.message)
-    ]
+    texts = [str(entry.message) for entry in caught if entry.category is FPTTWarning]
+    return [text for text in texts if "not learn. Likely" in text]
 
 
 def test_a_network_that_learns_says_nothing():
