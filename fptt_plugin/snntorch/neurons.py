@@ -197,7 +197,9 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
 
     Args:
         beta: Membrane decay per step at the start, in (0, 1): the membrane gate's bias is ``logit(1 - beta)``. A
-            number, or a tensor with one entry per neuron or channel.
+            number, or a tensor with one entry per neuron or channel. Start with the default, and keep the
+            sum of ``1 / (1 - beta)`` over the layers, readout included, within half the time steps of a sequence: each
+            layer averages its input, and slower ones fire late or never.
         threshold: Resting threshold; a number, or a tensor that broadcasts against the input.
         spike_grad: Surrogate spike function of ``mem - theta``. Default :class:`MultiGaussian`.
         surrogate_disable: Spikes without any gradient.

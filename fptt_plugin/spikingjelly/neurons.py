@@ -140,7 +140,9 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         step_mode: ``"s"`` for input ``[B, ...]``, ``"m"`` for ``[T, B, ...]``; the state carries over between calls.
         store_v_seq: Record the membrane of every step in ``v_seq``; in single-step mode it grows until the reset.
         beta: Membrane decay per step at the start, in (0, 1): the membrane gate's bias is ``logit(1 - beta)``. A
-            number, or a tensor with one entry per neuron or channel. Default 0.5.
+            number, or a tensor with one entry per neuron or channel. Default 0.5. Start with it, and keep the sum
+            of ``tau = 1 / (1 - beta)`` over the layers, readout included, within half the time steps of a sequence:
+            each layer averages its input, and slower ones fire late or never.
         tau: The same in SpikingJelly's terms, ``beta = 1 - 1 / tau``; greater than 1.
         decay_input: Accepted so that calls of ``neuron.LIFNode`` keep working; must be True.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.

@@ -1,8 +1,10 @@
 """The examples run, from another folder, and write what they promise."""
 
+import importlib
 import json
 
 import pytest
+import torch
 
 
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
@@ -31,3 +33,29 @@ def test_quickstart(library, run_example, tmp_path):
         for name in timed:
             del row[name]
     assert again == figures, "the same seed gives the same figures"
+
+
+def test_beta_rule(run_example, tmp_path):
+    printed = run_example("beta_rule.py", "--smoke", "--json", "figures.json")
+    assert "| constant, T = 5 |" in printed
+    assert "| rows, T = 8 |" in printed
+    cells = json.loads((tmp_path / "figures.json").read_text())["cells"]
+    found = {(cell["presentation"], cell["neuron"], cell["beta"]): cell for cell in cells}
+    assert len(found) == len(cells) == 6
+    for presentation in ("constant", "rows"):
+        fires, silent, stock = (
+            found[presentation, *neuron] for neuron in (("LTCLeaky", 0.5), ("LTCLeaky", 0.98), ("snn.Leaky", 0.9))
+        )
+        assert fires["firing_rate"][0] > 0.02
+        assert stock["firing_rate"][0] > 0.02
+        assert silent["firing_rate"][0] < 0.01
+        assert fires["test_accuracy"][0] > silent["test_accuracy"][0] + 0.1
+
+
+@pytest.mark.usefixtures("examples_importable")
+def test_digits_are_presented_in_the_order_of_their_pixels():
+    present = importlib.import_module("beta_rule").present
+    x = torch.arange(128.0).view(2, 8, 8)
+    assert torch.equal(present(x, "constant", 5), x.view(1, 2, 64).expand(5, 2, 64))
+    assert torch.equal(present(x, "rows", 8), x.transpose(0, 1))
+    assert torch.equal(present(x, "pixels", 64)[:, 1, 0], torch.arange(64.0, 128.0))
