@@ -6,6 +6,7 @@ be known as a function of what some module returns in each step: their stack, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -109,16 +110,16 @@ def _forms(result: Tensor, series: Tensor) -> Iterator[tuple[str, float]]:
     counts = torch.arange(1, len(series) + 1, device=series.device, dtype=series.dtype)
     means = sums / counts.view(-1, *[1] * (series.dim() - 1))
     records = {"step": series, "mean": means, "sum": sums, "max": series.cummax(0).values}
-    fits = 0
     for readout, record in records.items():
         candidates = [record[-1], *(record.movedim(0, axis) for axis in range(record.dim()))]
         if any(_same(result, candidate, tolerance) for candidate in candidates):
-            fits += 1
             yield readout, 1.0
-    if fits == 0 and result.numel() == sums[-1].numel() and sums[-1].any():
+    # A multiple of the sum competes with the others: where outputs are all alike, it may look like their maximum.
+    if result.numel() == sums[-1].numel() and sums[-1].any():
         total = sums[-1].flatten()
         factor = (result.flatten() @ total / (total @ total)).item()
-        if factor and _same(result, factor * sums[-1], tolerance):
+        known = any(math.isclose(factor, other, rel_tol=tolerance) for other in (0.0, 1.0, 1 / len(series)))
+        if not known and _same(result, factor * sums[-1], tolerance):
             yield "sum", factor
 
 

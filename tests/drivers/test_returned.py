@@ -344,3 +344,30 @@ def test_identify_takes_nothing_for_something():
     assert identify(0.3 * stacked.sum(0), records)[0].factor == pytest.approx(0.3)
     for other in (2 * stacked, stacked.flip(0), stacked[0], stacked.sigmoid(), stacked.sum(2), stacked.mean(0) + 1e-3):
         assert identify(other, records) == []
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.25, 3.0])
+def test_a_scaled_count_is_not_taken_for_a_maximum(factor):
+    """Where every neuron fires 1 / factor times or never, the two are the same on that input."""
+
+    class Count(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(3, 2), snn.Leaky(beta=0.5, threshold=1.0)
+
+        def forward(self, x):
+            mem, record = self.lif.init_leaky(), []
+            for x_t in x:
+                spk, mem = self.lif(self.fc(x_t), mem)
+                record.append(spk)
+            return factor * torch.stack(record).sum(0)
+
+    net = Count()
+    nn.init.constant_(net.fc.weight, 0.5)
+    nn.init.zeros_(net.fc.bias)
+    x = torch.zeros(6, 4, 3)
+    x[1 : 1 + round(1 / factor), :3] = 1.0
+    x[:, 3] = 1.0
+    trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), nn.MSELoss())
+    assert torch.allclose(trainer.predict(x, averaged=False), net(x), atol=1e-6)
+    assert (trainer._loop.driver.readout, trainer._loop.driver.factor) == ("sum", pytest.approx(factor))
