@@ -3,9 +3,48 @@
 import pytest
 import torch
 
+from fptt_plugin.compile import accelerator
+from fptt_plugin.compile.window import CompiledWindow
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------------- compiled training
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Graphs are run by PyTorch as they were traced: the same operations, without the wait for a compiler."""
+    compiler = torch.compile
+
+    def traced(function, *, fullgraph, backend, options):
+        backend, options = ("eager", None) if backend == "inductor" else (backend, options)
+        return compiler(function, fullgraph=fullgraph, backend=backend, options=options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+
+
+@pytest.fixture
+def whole_windows(monkeypatch):
+    """Windows of any length become one graph."""
+    monkeypatch.setattr(accelerator, "LONGEST", 100)
+
+
+@pytest.fixture
+def graph_steps(monkeypatch):
+    """Steps that each run of a compiled window trained."""
+    found, run = [], CompiledWindow.run
+
+    def noting(self, window):
+        outcome = run(self, window)
+        if outcome is not None:
+            found.append(outcome.steps)
+        return outcome
+
+    monkeypatch.setattr(CompiledWindow, "run", noting)
+    return found

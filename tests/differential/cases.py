@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from differential import networks
+from differential import random_networks as networks
 from differential.by_hand import ByHand, Sequences
-from differential.networks import COMBINED, Kind
+from differential.random_networks import COMBINED, Kind
 from torch import Tensor, nn
 
 from fptt_plugin import FPTTTrainer
