@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .errors import BatchError, ConfigurationError, FPTTWarning, check_entry
+from .errors import BatchError, BatchTypeError, ConfigurationError, FPTTWarning, check_entry
 from .interrupts import Interruptible
 from .monitor import FiringRates, unobserved
 from .regularizer import DynamicRegularizer
@@ -270,7 +270,7 @@ def evaluate(
     score, seen = torch.zeros((), device=device), 0
     with trainer.evaluation(averaged):
         for parts in _interruptible(loader):
-            batch = trainer.prepare(*(part.to(device) for part in parts))
+            batch = trainer.prepare(*_tensors(parts, device))
 
             def visit(t: int, output: Tensor, batch: Batch = batch) -> None:
                 nonlocal score, seen
@@ -296,7 +296,7 @@ def _train_epoch(trainer: Trainer, batches: Any, metric: Metric) -> tuple[float,
     learned = torch.zeros((), device=device)  # samples whose sequence had a loss
     with FiringRates(trainer.net) as firing:
         for parts in _interruptible(batches):
-            batch = trainer.prepare(*(part.to(device) for part in parts))
+            batch = trainer.prepare(*_tensors(parts, device))
             if metric is accuracy and trainer.updates == seen == 0:
                 _try_metric(trainer, batch, metric)
             result = trainer.train_batch(batch)
@@ -374,6 +374,29 @@ def _interruptible(loader: Iterable[Any]) -> Iterator[Any]:
             except StopIteration:
                 return
         yield parts
+
+
+def _tensors(parts: Any, device: torch.device) -> list[Tensor]:
+    """The parts of a batch on the network's device.
+
+    Raises:
+        BatchTypeError: If the loader gives something else than ``(x, y)`` or ``(x, y, mask)`` of tensors.
+    """
+    if not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3):
+        what = f"{len(parts)} parts" if isinstance(parts, (tuple, list)) else f"a {type(parts).__name__}"
+        raise BatchTypeError(
+            f"the loader gave {what} per batch, where fit() and evaluate() take (x, y) or (x, y, mask)",
+            "wrap it, e.g. [(batch['x'], batch['y']) for batch in loader], or give the DataLoader a collate_fn that "
+            "returns these",
+        )
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise BatchTypeError(
+                f"the loader gave a {type(part).__name__} where a tensor belongs, in a batch of "
+                f"({', '.join(type(entry).__name__ for entry in parts)})",
+                "convert it, e.g. with torch.as_tensor() in a collate_fn",
+            )
+    return [part.to(device) for part in parts]
 
 
 def _device(trainer: Trainer) -> torch.device:

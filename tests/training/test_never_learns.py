@@ -10,6 +10,7 @@ from torch import nn
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import FPTTWarning
+from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
 
 
 class Parallel(nn.Module):
@@ -129,3 +130,20 @@ def test_fit_names_every_silent_layer():
     )
     (text,) = silences(net)
     assert "'1' (0 %), '3' (0 %)" in text
+
+
+@pytest.mark.parametrize("combine", ["mean", "sum"])
+def test_a_liquid_output_layer_that_is_read_by_counts(combine):
+    def build(last):
+        return nn.Sequential(nn.Linear(3, 8), LIF(), nn.Linear(8, 2), last)
+
+    x, y = batch()
+    for last, warned in ((LTCLeaky(init_hidden=True), True), (LIF(), False), (LTCIntegrator(init_hidden=True), False)):
+        net = build(last)
+        nn.init.uniform_(net[2].weight, 0.2, 1.0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            FPTTTrainer(net, adam(net), CE, readout=combine).train_sequence(x, y)
+        texts = [str(entry.message) for entry in caught if "its spikes are counted" in str(entry.message)]
+        assert len(texts) == warned
+        assert all("'3' (LTCLeaky) is the output layer" in text and "LTCIntegrator()" in text for text in texts)
