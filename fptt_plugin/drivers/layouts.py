@@ -14,6 +14,7 @@ from .trial import TrialCopy
 
 Layout = Callable[[Tensor], Tensor]
 
+_SWAPPED = "x.transpose(0, 1)"
 _STEPS = 8  # that a still image is repeated for the trial
 
 
@@ -37,8 +38,14 @@ def layout_remedy(net: nn.Module, x: Tensor, target: tuple[int, ...], batch_firs
             changed = layout(x)
             steps, samples = changed.shape[:2]
             fits = target[:1] in ((), (samples,)) or target[:2] == (steps, samples)
-            if fits and _runs(copy, changed):
-                return remedy
+            if not fits or not _runs(copy, changed):
+                continue
+            if "batch_first=True" in remedy and _loops(copy, changed):  # it gets the input as it is passed
+                also = remedy.partition("batch_first=True")[2]
+                return (
+                    f"the input looks like [B, T, ...], and forward() loops over the first axis: pass {_SWAPPED}{also}"
+                )
+            return remedy
         except Exception:  # a layout that does not work is not suggested
             continue
     return ""
@@ -71,6 +78,16 @@ def _candidates(net: nn.Module, x: Tensor, batch_first: bool) -> Iterator[tuple[
 
 def _time_from(axis: int, dtype: torch.dtype, x: Tensor) -> Tensor:
     return x.movedim(axis, 0).to(dtype)
+
+
+def _loops(copy: TrialCopy, x: Tensor) -> bool:
+    """Whether the network, which runs on an input ``[T, B, ...]``, loops over time itself."""
+    if "m" in step_modes(copy.net).values():
+        return False
+    try:
+        return not copy.calls(x[0]).unique
+    except Exception:
+        return True
 
 
 def _runs(copy: TrialCopy, x: Tensor) -> bool:

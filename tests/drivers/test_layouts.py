@@ -81,6 +81,15 @@ def test_batch_first_data_and_the_other_way_round(build, double):
     assert trained.dtype == torch.float32
 
 
+@pytest.mark.parametrize("samples", [4, 9])
+def test_batch_first_data_for_a_loop_in_forward(samples):
+    x, y = torch.rand(samples, T, F), torch.arange(samples) % 2
+    trained, options, errors = follow(Tutorial(), x, y)
+    assert "forward() loops over the first axis: pass x.transpose(0, 1)" in errors[0].remedy
+    assert options == {}
+    assert trained.shape == (T, samples, F)
+
+
 @pytest.mark.parametrize(
     ("net", "x"),
     [
