@@ -38,7 +38,7 @@ class LiquidNeuron(nn.Module):
         for name in self.states:
             self.register_buffer(name, torch.zeros(0), persistent=False)
 
-    def _beta_buffer(self, beta: Any, learn_beta: bool) -> None:  # likewise; the gate's bias stands for beta
+    def _beta_buffer(self, beta: Any, learn_beta: bool) -> None:  # called by them, too; the gate's bias stands for beta
         pass
 
     @property

@@ -77,13 +77,13 @@ _refuse(
 )
 _refuse(f"has parameters for a fixed number of time steps and no single-step mode: {_LIF}", neuron.GatedLIFNode)
 _refuse(
-    "starts anew at every call and returns a list or one value for all time steps: use "
+    "starts again at every call and returns a list or one value for all time steps: use "
     "fptt_plugin.spikingjelly.LTCIntegrator, which integrates without spikes and remembers",
     neuron.NonSpikingBaseNode,
     neuron.NoisyNonSpikingBaseNode,
 )
 _refuse(
-    f"starts anew at every call: {_LIF}", neuron.DSRIFNode, neuron.DSRLIFNode, neuron.ILCBaseNode, neuron.NoisyBaseNode
+    f"starts again at every call: {_LIF}", neuron.DSRIFNode, neuron.DSRLIFNode, neuron.ILCBaseNode, neuron.NoisyBaseNode
 )
 _refuse(
     "scales each of a fixed number of time steps by itself: use layer.BatchNorm2d (1d, 3d), or "
