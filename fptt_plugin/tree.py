@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -67,14 +67,3 @@ def tensors_in(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     map_tensors(found.append, value)
     return found
-
-
-def refill(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """Replace the tensors of nested containers by the next ones, in the order of :func:`tensors_in`.
-
-    Example:
-        >>> import torch
-        >>> refill({"a": [torch.zeros(1), None]}, iter([torch.ones(1)]))
-        {'a': [tensor([1.]), None]}
-    """
-    return map_tensors(lambda tensor: next(tensors), tree)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
 from ..state import ModelState, isolated, random_state
@@ -135,17 +136,10 @@ class TrialCopy:
 
             return hook
 
-        handles = [
-            module.register_forward_hook(note(name))
-            for name, module in self.net.named_modules()
-            if id(module) not in inside
-        ]
-        try:
+        watched = ((name, module) for name, module in self.net.named_modules() if id(module) not in inside)
+        with _attached(module.register_forward_hook(note(name)) for name, module in watched):
             self.state.reset()
             self.run(x)
-        finally:
-            for handle in handles:
-                handle.remove()
         return calls
 
     def forgotten(self, x_t: Tensor) -> list[str]:
@@ -163,10 +157,8 @@ class TrialCopy:
         self.state.reset()
         self.run(x_t)
         before = self.state.get()
-        handles = [module.register_forward_pre_hook(watch(name)) for name, module in self.state.modules()]
-        self.run(x_t)
-        for handle in handles:
-            handle.remove()
+        with _attached(module.register_forward_pre_hook(watch(name)) for name, module in self.state.modules()):
+            self.run(x_t)
         return forgotten
 
     def records(self, x: Tensor, steps: int) -> tuple[Any, dict[str, list[list[Tensor | None]]]]:
@@ -192,13 +184,9 @@ class TrialCopy:
 
             return hook
 
-        handles = [module.register_forward_hook(keep(name)) for name, module in self.net.named_modules() if name]
-        try:
+        with _attached(module.register_forward_hook(keep(name)) for name, module in self.net.named_modules() if name):
             self.state.reset()
             return self.run(x)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def trainable(self, name: str) -> bool:
         """Whether this module is a layer with weights to train."""
@@ -230,20 +218,19 @@ class TrialCopy:
 
             return hook
 
-        handles = [module.register_forward_hook(watch(name)) for name, module in self.state.modules()]
+        layers = list(self.state.modules())
         found: list[tuple[int, Tensor]] = []
-        try:
-            with torch.random.fork_rng():
-                for candidate in lively_inputs(x):
-                    active.clear()
-                    if self.trial(candidate):
-                        found.append((len(active), candidate))
-                    if sum(number == len(handles) for number, _ in found) == count:
-                        break
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.state.reset()
+        with (
+            _attached(module.register_forward_hook(watch(name)) for name, module in layers),
+            torch.random.fork_rng(),
+        ):
+            for candidate in lively_inputs(x):
+                active.clear()
+                if self.trial(candidate):
+                    found.append((len(active), candidate))
+                if sum(number == len(layers) for number, _ in found) == count:
+                    break
+        self.state.reset()
         most = max((number for number, _ in found), default=0)
         return [candidate for number, candidate in found if number == most][:count] or [x]
 
@@ -273,6 +260,17 @@ class TrialCopy:
                 vars(module).pop(attribute, None)
             else:
                 setattr(module, attribute, map_tensors(Tensor.clone, value))
+
+
+@contextmanager
+def _attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Context at whose end the hooks are removed, whatever happens in it."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _copy(net: nn.Module) -> nn.Module:
