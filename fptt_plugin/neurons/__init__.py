@@ -1,4 +1,4 @@
-"""Parts of the liquid neurons that belong to neither library: the learned gates and checks of their options."""
+"""Modules that belong to neither library: the neurons' learned gates, normalisation per time step, option checks."""
 
 from .checks import check_number
 from .gates import (
@@ -13,17 +13,24 @@ from .gates import (
     infer_kind,
     make_gate,
 )
+from .normalization import NormState, PerStepNorm
+from .time_constants import Decay, TimeConstants, initial_bias
 
 __all__ = [
     "GATES",
     "ConvGate",
+    "Decay",
     "DenseGate",
     "ElementwiseGate",
     "Gate",
     "GateOptions",
     "KernelSize",
     "LazyGate",
+    "NormState",
+    "PerStepNorm",
+    "TimeConstants",
     "check_number",
     "infer_kind",
+    "initial_bias",
     "make_gate",
 ]

@@ -16,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from ..errors import ConfigurationError, ConfigurationTypeError, check_choice
+from .time_constants import Decay, InitialBias, TimeConstants, initial_bias
 
 KernelSize = int | tuple[int, int]
 
@@ -26,14 +27,14 @@ class Gate(nn.Module):
     Args:
         features: Number of neurons or channels ``N``.
         kernel_size: Of a convolutional gate; the others ignore it.
-        bias: Initial bias, a number or a tensor that broadcasts to ``[N]``.
+        bias: Initial bias: a number, a tensor that broadcasts to ``[N]``, or :class:`TimeConstants` to draw it from.
     """
 
     weight: Tensor
     bias: Tensor
     norm: nn.BatchNorm2d | None
 
-    def __init__(self, features: int, kernel_size: KernelSize = 3, bias: Tensor | float = 0.0) -> None:
+    def __init__(self, features: int, kernel_size: KernelSize = 3, bias: InitialBias = 0.0) -> None:
         super().__init__()
         self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
         self.initial_bias = bias
@@ -54,11 +55,13 @@ class Gate(nn.Module):
         self.bias.copy_(self._start_bias(len(self.bias)))
 
     def _start_bias(self, features: int) -> Tensor:
+        if isinstance(self.initial_bias, TimeConstants):
+            return self.initial_bias.draw(features)
         bias = torch.as_tensor(self.initial_bias).reshape(-1)
         if len(bias) not in (1, features):
             raise ConfigurationError(
                 f"the initial bias (beta) has {len(bias)} entries for a gate of {features} neurons",
-                "pass one number, or one entry per neuron or channel",
+                "pass one number, one entry per neuron or channel, or a tuple (low, high) to spread time constants",
             )
         return bias.expand(features)
 
@@ -214,7 +217,7 @@ class LazyGate(LazyModuleMixin, Gate):
         DenseGate(features=4)
     """
 
-    def __init__(self, kind: str = "auto", kernel_size: KernelSize = 3, bias: Tensor | float = 0.0) -> None:
+    def __init__(self, kind: str = "auto", kernel_size: KernelSize = 3, bias: InitialBias = 0.0) -> None:
         super().__init__(0, kernel_size, bias)
         self.kind = kind
         self.weight = _UnsizedParameter()
@@ -275,14 +278,14 @@ def infer_kind(x: Tensor) -> str:
     )
 
 
-def make_gate(kind: str, features: int | None, kernel_size: KernelSize = 3, bias: Tensor | float = 0.0) -> Gate:
+def make_gate(kind: str, features: int | None, kernel_size: KernelSize = 3, bias: InitialBias = 0.0) -> Gate:
     """Build a gate, or a :class:`LazyGate` if ``features`` is ``None``.
 
     Args:
         kind: ``"dense"``, ``"conv"``, ``"elementwise"``, or ``"auto"`` without ``features``.
         features: Neurons of a flat layer or channels of a map; ``None`` infers them from the first input.
         kernel_size: Of a convolutional gate, odd. Default 3.
-        bias: Initial bias, a number or a tensor that broadcasts to ``[features]``.
+        bias: Initial bias, see :class:`Gate`.
 
     Returns:
         The gate.
@@ -308,7 +311,9 @@ class GateOptions:
     """Options of the gates of one neuron, the same for both libraries.
 
     Attributes:
-        beta: Membrane decay per step at the start, in (0, 1): sets the membrane gate's bias to ``logit(1 - beta)``.
+        beta: Membrane decay per step at the start, in (0, 1): sets the membrane gate's bias to ``logit(1 - beta)``. A
+            number, a tensor, or the ends of a range, see :func:`initial_bias`.
+        adaptation_beta: Decay of the adaptation per step at the start, likewise: its gate's bias is ``logit`` of it.
         gate: ``"auto"``, ``"dense"``, ``"conv"`` or ``"elementwise"``.
         linear_features: Neurons of a flat layer.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
@@ -322,13 +327,14 @@ class GateOptions:
         (tensor([-2.1972, -2.1972]), tensor([0., 0.]))
     """
 
-    beta: Tensor | float = 0.5
+    beta: Decay = 0.5
     gate: str = "auto"
     linear_features: int | None = None
     conv2d_channels: int | None = None
     kernel_size: KernelSize | None = None
     learn: bool = True
     norm: bool = False
+    adaptation_beta: Decay = 0.5
 
     def build(self, count: int) -> list[Gate]:
         """Return the gates: the membrane's, and with ``count=2`` the adaptation's.
@@ -339,15 +345,13 @@ class GateOptions:
         """
         if self.linear_features and self.conv2d_channels:
             raise ConfigurationTypeError("pass linear_features (flat layer) or conv2d_channels (feature map), not both")
-        kept = 1 - torch.as_tensor(self.beta, dtype=torch.float64).detach()
-        if not bool(((kept > 0) & (kept < 1)).all()):
-            raise ConfigurationError(
-                f"beta must lie strictly between 0 and 1, got {self.beta}", "use 0.99 or 0.01 for the extremes"
-            )
+        biases = [
+            initial_bias("beta", self.beta, decays=False),
+            initial_bias("adaptation_beta", self.adaptation_beta, decays=True),
+        ]
         kind, features = self.gate, self.linear_features or self.conv2d_channels
         if kind == "auto" and features:
             kind = "dense" if self.linear_features else "conv"
-        biases = [torch.logit(kept).float(), torch.zeros(())]
         gates = [make_gate(kind, features, self.kernel_size or 3, bias) for bias in biases[:count]]
         if self.norm:
             if kind != "conv" or not self.conv2d_channels:

@@ -1,4 +1,4 @@
-"""Liquid time-constant neurons for snnTorch: ``LTCLeaky``, ``RLTCLeaky`` and the readout ``LTCIntegrator``."""
+"""Liquid time-constant neurons for snnTorch, the readout ``LTCIntegrator``, and normalisation per time step."""
 
 try:
     import snntorch as _snntorch  # noqa: F401
@@ -7,5 +7,6 @@ except ImportError as error:
 
 from . import state  # noqa: F401  (registers the state handler)
 from .neurons import LTCIntegrator, LTCLeaky, RLTCLeaky
+from .normalization import PerStepBatchNorm1d, PerStepBatchNorm2d
 
-__all__ = ["LTCIntegrator", "LTCLeaky", "RLTCLeaky"]
+__all__ = ["LTCIntegrator", "LTCLeaky", "PerStepBatchNorm1d", "PerStepBatchNorm2d", "RLTCLeaky"]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..errors import ConfigurationTypeError, check_choice
 from ..functional.ltc import INIT_STATES, RESET_MECHANISMS, LTCState, initial_state, ltc_step, membrane_step
 from ..functional.surrogate import MultiGaussian, heaviside
-from ..neurons import Gate, GateOptions, KernelSize, check_number
+from ..neurons import Decay, Gate, GateOptions, KernelSize, check_number
+from .normalization import BufferedNorm
 
 SpikeFunction = Callable[[Tensor], Tensor]
 
@@ -197,7 +198,8 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
 
     Args:
         beta: Membrane decay per step at the start, in (0, 1): the membrane gate's bias is ``logit(1 - beta)``. A
-            number, or a tensor with one entry per neuron or channel. Start with the default, and keep the
+            number, a tensor with one entry per neuron or channel, or ``(low, high)``: time constants
+            ``1 / (1 - beta)`` drawn log-uniformly between those of the ends. Start with the default, and keep the
             sum of ``1 / (1 - beta)`` over the layers, readout included, within half the time steps of a sequence: each
             layer averages its input, and slower ones fire late or never.
         threshold: Resting threshold; a number, or a tensor that broadcasts against the input.
@@ -214,6 +216,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         learn_graded_spikes_factor: Train that factor.
         reset_delay: Reset at the start of the next step, detached, as ``snn.Leaky``.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
+        adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
         gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
@@ -239,7 +242,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
 
     def __init__(
         self,
-        beta: Tensor | float = 0.5,
+        beta: Decay = 0.5,
         threshold: Tensor | float = 0.1,
         spike_grad: SpikeFunction | None = None,
         surrogate_disable: bool = False,
@@ -255,6 +258,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         reset_delay: bool = False,
         *,
         adaptation: float = 1.8,
+        adaptation_beta: Decay = 0.5,
         gate: str = "auto",
         gate_norm: bool = False,
         linear_features: int | None = None,
@@ -263,7 +267,9 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         init_state: str = "zeros",
     ) -> None:
         # Everything is checked before the base class puts this neuron into snnTorch's global list.
-        options = GateOptions(beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
+        options = GateOptions(
+            beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm, adaptation_beta
+        )
         gates = options.build(2)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
@@ -315,8 +321,8 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
 class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
     """Recurrent :class:`LTCLeaky`, in place of ``snn.RLeaky``: the last spikes feed back into the input current.
 
-    The drive of membrane and gates is ``x + recurrent(spk)``. Options are those of ``snn.RLeaky`` and of
-    :class:`LTCLeaky`, with the defaults of the latter; graded spikes are not available, as in ``snn.RLeaky``.
+    The drive of membrane and gates is ``x + recurrent_norm(recurrent(spk))``. Options are those of ``snn.RLeaky`` and
+    of :class:`LTCLeaky`, with the defaults of the latter; graded spikes are not available, as in ``snn.RLeaky``.
 
     Args:
         beta: See :class:`LTCLeaky`.
@@ -327,6 +333,9 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         kernel_size: Of the recurrent convolution and of the gates, odd.
         threshold: See :class:`LTCLeaky`, as every option not named here.
         learn_recurrent: Train the recurrent weights.
+        recurrent_norm: Module that normalises ``recurrent(spk)``, such as
+            :class:`~fptt_plugin.snntorch.PerStepBatchNorm1d`; :meth:`reset_mem` resets its count of steps. To
+            normalise the input drive, put one in front of the neuron.
 
     Raises:
         ConfigurationError: If an option has an impossible value.
@@ -343,10 +352,11 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
     """
 
     recurrent: nn.Module
+    recurrent_norm: nn.Module | None
 
     def __init__(
         self,
-        beta: Tensor | float = 0.5,
+        beta: Decay = 0.5,
         V: Tensor | float = 1.0,
         all_to_all: bool = True,
         linear_features: int | None = None,
@@ -366,12 +376,16 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         reset_delay: bool = False,
         *,
         adaptation: float = 1.8,
+        adaptation_beta: Decay = 0.5,
         gate: str = "auto",
         gate_norm: bool = False,
         init_state: str = "zeros",
+        recurrent_norm: nn.Module | None = None,
     ) -> None:
         _check_recurrence(all_to_all, linear_features, conv2d_channels, kernel_size)
-        options = GateOptions(beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
+        options = GateOptions(
+            beta, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm, adaptation_beta
+        )
         gates = options.build(2)
         check_choice("reset_mechanism", reset_mechanism, RESET_MECHANISMS)
         check_choice("init_state", init_state, INIT_STATES)
@@ -396,10 +410,13 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
             reset_delay=reset_delay,
         )
         self._init_liquid(gates, adaptation, init_state)
+        self.recurrent_norm = recurrent_norm
 
     def reset_mem(self) -> tuple[Tensor, Tensor]:
         """Bring the whole state to its initial value, of the current shape; return ``(spk, mem)``."""
         self._restart()
+        if isinstance(self.recurrent_norm, BufferedNorm):
+            self.recurrent_norm.reset()
         return self.spk, self.mem
 
     def forward(
@@ -409,7 +426,10 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         if self.init_hidden and not (mem is None and spk is None and b is None):
             self._refuse_state()
         state = self._state(input_, mem, spk, b)
-        return self._step(input_ + self.recurrent(state.s), state)
+        drive = self.recurrent(state.s)
+        if self.recurrent_norm is not None:
+            drive = self.recurrent_norm(drive)
+        return self._step(input_ + drive, state)
 
 
 def _check_recurrence(
@@ -464,7 +484,7 @@ class LTCIntegrator(LiquidNeuron, Leaky):
 
     def __init__(
         self,
-        beta: Tensor | float = 0.5,
+        beta: Decay = 0.5,
         *,
         init_hidden: bool = False,
         learn_beta: bool = True,

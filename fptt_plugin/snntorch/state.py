@@ -13,8 +13,11 @@ from torch import nn
 
 from ..state import BufferHandler, isolate_with, refuse_to_step, register_state_handler
 from .neurons import other_states
+from .normalization import BufferedNorm, restart_entry
 
 register_state_handler(snn.SpikingNeuron, BufferHandler())
+# Its only non-persistent buffers are its state.
+register_state_handler(BufferedNorm, BufferHandler())
 
 _PARALLEL = "runs over all time steps at once and has no step to train in: "
 refuse_to_step(snn.StateLeaky, _PARALLEL + "use snn.Leaky, or LTCLeaky, in a loop over time")
@@ -70,12 +73,17 @@ def _install() -> None:
             snn.SpikingNeuron.instances.extend(plain[taken:])  # added meanwhile by another thread
 
 
+def _entries(module: nn.Module) -> list[Any]:
+    if isinstance(module, BufferedNorm):
+        return [restart_entry(module)]
+    return [module, *other_states(module)] if isinstance(module, snn.SpikingNeuron) else []
+
+
 @contextmanager
 def _own_neurons_alone(net: nn.Module) -> Iterator[None]:
     # The list holds no copies, and another thread's list is none of ours: the class attribute stays as it is.
     _install()
-    neurons = [module for module in net.modules() if isinstance(module, snn.SpikingNeuron)]
-    token = _own.set([entry for neuron in neurons for entry in (neuron, *other_states(neuron))])
+    token = _own.set([entry for module in net.modules() for entry in _entries(module)])
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Liquid time-constant neurons for SpikingJelly: ``LTCLeaky`` and the readout ``LTCIntegrator``."""
+"""Liquid time-constant neurons for SpikingJelly, the readout ``LTCIntegrator``, and normalisation per time step."""
 
 from importlib import metadata
 
@@ -15,5 +15,6 @@ if not hasattr(_neuron.BaseNode, "materialize_states"):
 
 from . import state  # noqa: F401  (registers the state handler)
 from .neurons import LTCIntegrator, LTCLeaky
+from .normalization import PerStepBatchNorm1d, PerStepBatchNorm2d
 
-__all__ = ["LTCIntegrator", "LTCLeaky"]
+__all__ = ["LTCIntegrator", "LTCLeaky", "PerStepBatchNorm1d", "PerStepBatchNorm2d"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, ConfigurationTypeError, check_choice
 from ..functional.ltc import INIT_STATES, LTCState, initial_state, ltc_step, membrane_step
 from ..functional.surrogate import MultiGaussian
-from ..neurons import Gate, GateOptions, KernelSize, check_number
+from ..neurons import Decay, Gate, GateOptions, KernelSize, check_number
 
 States = tuple[Any, ...]
 
@@ -93,16 +93,26 @@ def _check_decay_input(decay_input: bool) -> None:
         )
 
 
-def _start_decay(beta: Tensor | float | None, tau: float | None, decay_input: bool) -> Tensor | float:
+def _start_decay(beta: Decay | None, tau: Decay | None, decay_input: bool) -> Decay:
     """Return ``beta`` from SpikingJelly's options, where they mean the same."""
     _check_decay_input(decay_input)
     if tau is None:
         return 0.5 if beta is None else beta
     if beta is not None:
         raise ConfigurationTypeError("tau and beta are the same decay, beta = 1 - 1 / tau", "pass one of them")
-    if check_number("tau", tau) <= 1:
+    if isinstance(tau, tuple):
+        ends: Any = tuple(1 - 1 / _check_tau(end) for end in tau)  # how many there are is checked with beta
+        decay: Decay = ends
+    else:
+        decay = 1 - 1 / _check_tau(tau)
+    return decay
+
+
+def _check_tau(tau: Any) -> Any:
+    tau = tau if isinstance(tau, Tensor) else check_number("tau", tau)
+    if not torch.as_tensor(tau > 1).all():
         raise ConfigurationError(f"tau={tau} must be greater than 1, as for neuron.LIFNode")
-    return 1 - 1 / tau
+    return tau
 
 
 class LTCLeaky(LiquidNode, neuron.BaseNode):
@@ -140,12 +150,14 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         step_mode: ``"s"`` for input ``[B, ...]``, ``"m"`` for ``[T, B, ...]``; the state carries over between calls.
         store_v_seq: Record the membrane of every step in ``v_seq``; in single-step mode it grows until the reset.
         beta: Membrane decay per step at the start, in (0, 1): the membrane gate's bias is ``logit(1 - beta)``. A
-            number, or a tensor with one entry per neuron or channel. Default 0.5. Start with it, and keep the sum
-            of ``tau = 1 / (1 - beta)`` over the layers, readout included, within half the time steps of a sequence:
+            number, a tensor with one entry per neuron or channel, or ``(low, high)``: time constants
+            ``tau = 1 / (1 - beta)`` drawn log-uniformly between those of the ends. Default 0.5. Start with it, and
+            keep the sum of ``tau`` over the layers, readout included, within half the time steps of a sequence:
             each layer averages its input, and slower ones fire late or never.
-        tau: The same in SpikingJelly's terms, ``beta = 1 - 1 / tau``; greater than 1.
+        tau: The same in SpikingJelly's terms, ``beta = 1 - 1 / tau``, greater than 1: number, tensor or pair.
         decay_input: Accepted so that calls of ``neuron.LIFNode`` keep working; must be True.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
+        adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
         gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
@@ -179,10 +191,11 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         detach_reset: bool = False,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        beta: Tensor | float | None = None,
-        tau: float | None = None,
+        beta: Decay | None = None,
+        tau: Decay | None = None,
         decay_input: bool = True,
         adaptation: float = 1.8,
+        adaptation_beta: Decay = 0.5,
         gate: str = "auto",
         gate_norm: bool = False,
         linear_features: int | None = None,
@@ -208,7 +221,9 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         check_choice("init_state", init_state, INIT_STATES)
         adaptation = check_number("adaptation", adaptation)
         decay = _start_decay(beta, tau, decay_input)
-        options = GateOptions(decay, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm)
+        options = GateOptions(
+            decay, gate, linear_features, conv2d_channels, kernel_size, learn_beta, gate_norm, adaptation_beta
+        )
         gates = options.build(2)
 
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq)
@@ -280,8 +295,8 @@ class LTCIntegrator(LiquidNode):
         self,
         *,
         step_mode: str = "s",
-        beta: Tensor | float | None = None,
-        tau: float | None = None,
+        beta: Decay | None = None,
+        tau: Decay | None = None,
         decay_input: bool = True,
         gate: str = "auto",
         gate_norm: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..neurons import PerStepNorm
 from ..tree import map_tensors
 
 
@@ -15,7 +16,14 @@ def normalizations(net: nn.Module) -> dict[str, nn.Module]:
         >>> normalizations(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
         {'1': BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)}
     """
-    return {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    kinds = (nn.modules.batchnorm._NormBase, PerStepNorm)
+    return {name: m for name, m in net.named_modules() if isinstance(m, kinds)}
+
+
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of a normalisation; its recurrent state, if it has one, is another matter."""
+    state = module._non_persistent_buffers_set
+    return {name: b for name, b in module._buffers.items() if b is not None and name not in state}
 
 
 class FrozenNormalization:
@@ -32,13 +40,13 @@ class FrozenNormalization:
 
     def __init__(self, net: nn.Module) -> None:
         self._modules = list(normalizations(net).values())
-        self._kept: list[dict[str, Tensor | None]] = []
+        self._kept: list[dict[str, Tensor]] = []
 
     def __enter__(self) -> None:
         # Copies are written to, so that a graph built here still goes backward when the statistics are back.
-        self._kept = [dict(module._buffers) for module in self._modules]
-        for module in self._modules:
-            module._buffers.update(map_tensors(Tensor.clone, module._buffers))
+        self._kept = [_statistics(module) for module in self._modules]
+        for module, statistics in zip(self._modules, self._kept, strict=True):
+            module._buffers.update(map_tensors(Tensor.clone, statistics))
 
     def __exit__(self, *error: object) -> None:
         for module, buffers in zip(self._modules, self._kept, strict=True):
@@ -61,8 +69,8 @@ class RunningStatistics:
 
     def keep(self) -> None:
         """Remember the present statistics."""
-        buffers = (b for module in self.modules for b in module._buffers.values() if b is not None)
-        self._kept = [(buffer, buffer.clone()) for buffer in buffers if not is_lazy(buffer)]
+        buffers = (b for module in self.modules for b in _statistics(module).values() if not is_lazy(b))
+        self._kept = [(buffer, buffer.clone()) for buffer in buffers]
 
     def restore(self) -> None:
         """Restore the statistics that :meth:`keep` remembered."""
