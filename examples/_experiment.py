@@ -114,7 +114,7 @@ def run(experiment: Experiment, options: argparse.Namespace) -> Results:
             results.write(f"diverged: {error}")
             break
         figures = {**_figures(record), "cpu_seconds": time.process_time() - cpu}
-        figures |= {"lr": learning_rate(options, record.epoch), **_evaluate(trainer, experiment, options)}
+        figures |= {"lr": learning_rate(options, record.epoch), **_evaluate(trainer, experiment, options, record.epoch)}
         trainer.save(checkpoint)
         results.add(figures, "finished" if record.epoch == options.epochs else "running")
     results.close()
@@ -135,14 +135,19 @@ def _figures(record: EpochRecord) -> dict[str, Any]:
     }
 
 
-def _evaluate(trainer: FPTTTrainer, experiment: Experiment, options: argparse.Namespace) -> dict[str, float]:
-    """Scores of W_bar and of W on the test data; then, if asked for, W_bar replaces W."""
+def _evaluate(
+    trainer: FPTTTrainer, experiment: Experiment, options: argparse.Namespace, epoch: int
+) -> dict[str, float]:
+    """Scores of W_bar and of W on the test data, NaN without a test; then, if asked for, W_bar replaces W."""
     begin = time.perf_counter()
-    test = test_w = experiment.evaluate(trainer, averaged=True)
-    if options.method == "fptt" and options.alpha > 0:
-        test_w = experiment.evaluate(trainer, averaged=False)
-        if options.average_weights == "epoch":
-            trainer.regularizer.load_averages()
+    test = test_w = math.nan
+    regularized = options.method == "fptt" and options.alpha > 0
+    if epoch % options.test_every == 0 or epoch == options.epochs:
+        test = test_w = experiment.evaluate(trainer, averaged=True)
+        if regularized:
+            test_w = experiment.evaluate(trainer, averaged=False)
+    if regularized and options.average_weights == "epoch":
+        trainer.regularizer.load_averages()
     return {"test": test, "test_w": test_w, "evaluation_seconds": time.perf_counter() - begin}
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import LIBRARIES, NEURONS
+from models import LIBRARIES, NEURONS, NORMS, Normalization
 from torch import Tensor, nn
 
 from fptt_plugin import BPTT, FPTTTrainer, TruncatedBPTT
+from fptt_plugin.functional import ClassDistribution
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 
@@ -64,13 +65,60 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--window", type=int, default=1, help="steps that a gradient reaches back; bptt: all")
     add("--update-every", type=int, help="steps between updates; default: the window")
     add("--loss-every", type=int, help="steps between losses; default: the window")
-    add("--no-auxiliary", action="store_true", help="leave out the class-distribution term of the loss")
+    auxiliary = parser.add_mutually_exclusive_group()
+    auxiliary.add_argument("--no-auxiliary", action="store_true", help="no class-distribution term in the loss")
+    auxiliary.add_argument("--auxiliary-mean", action="store_true", help="its mean over classes, as the authors' code")
     add("--accelerate", choices=("none", "compile", "cudagraph", "auto"), default="none")
     add("--device", default="cpu")
+    add("--test-every", type=int, default=1, help="epochs between tests; the last epoch is always tested")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder, if there is one")
     add("--max-minutes", type=float, help="begin no epoch that would end later than that")
     parser.set_defaults(**defaults)
     return parser
+
+
+def add_drive_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a recurrent network's drives and time constants."""
+    add = parser.add_argument
+    add("--norm", choices=NORMS, default="none", help="of the input drive and the recurrent drive; step: per time step")
+    add("--norm-gamma", type=float, default=1.0, help="its initial scale; the authors' code: 0.1")
+    add("--norm-readout", action="store_true", help="normalise the drive of the readout, too")
+    add("--spread", action="store_true", help="spread time constants log-uniformly; without it all start at two steps")
+    add("--longest", type=float, help="longest of them, in steps; default: an eighth of a sequence")
+
+
+def drives_of(options: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """What :func:`models.recurrent_net` takes from :func:`add_drive_options`, for sequences of that many steps."""
+    norm = Normalization(options.norm, steps, options.norm_gamma, options.norm_readout)
+    return {"norm": norm, "longest": (options.longest or steps / 8) if options.spread else None}
+
+
+def drive_parts(options: argparse.Namespace) -> list[str]:
+    """What these options add to the name of a run."""
+    parts = [] if options.norm == "none" else [f"{options.norm}norm{options.norm_gamma:g}"]
+    parts += ["ro"] * options.norm_readout
+    return parts + [f"spread{options.longest or ''}"] * options.spread
+
+
+Recipes = dict[str, dict[str, Any]]
+
+
+def add_recipes(parser: argparse.ArgumentParser, recipes: Recipes) -> None:
+    """``--recipe``: names for sets of options, of which each may still be given by itself."""
+    lines = [
+        f"  {name}: " + " ".join(_flag(*option) for option in chosen.items() if option[1] is not None)
+        for name, chosen in recipes.items()
+    ]
+    parser.add_argument("--recipe", choices=tuple(recipes), default="paper", help="sets options, see the end")
+    parser.epilog = "recipes, each of which stands for these options:\n" + "\n".join(lines)
+    parser.set_defaults(_recipes=recipes)
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return flag
+    return f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _eps(text: str) -> str:
@@ -91,9 +139,15 @@ def parse(
     Under ``--smoke``, ``smoke`` are the defaults, and ``synthetic(folder)`` fills a temporary folder that stands for
     the data directory.
     """
-    if parser.parse_known_args()[0].smoke:
+    recipes = parser.get_default("_recipes")
+    parser.set_defaults(_recipes=None)
+    first = parser.parse_known_args()[0]
+    if recipes:
+        parser.set_defaults(**recipes[first.recipe])
+    if first.smoke:
         parser.set_defaults(**smoke)
     options = parser.parse_args()
+    del options._recipes
     if options.smoke and synthetic is not None:
         options.data_dir = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, options.data_dir)
@@ -138,7 +192,7 @@ def run_folder(task: str, variant: str, options: argparse.Namespace) -> Path:
     if options.method != "bptt":
         parts.append(f"w{options.window}")
     parts += [f"{name}{value}" for name, value in (("u", options.update_every), ("l", options.loss_every)) if value]
-    parts += ["no-auxiliary"] * options.no_auxiliary
+    parts += ["no-auxiliary"] * options.no_auxiliary + ["auxiliary-mean"] * options.auxiliary_mean
     parts += [f"lr{options.lr:g}", f"b{options.batch_size}", f"s{options.seed}", "smoke" if options.smoke else ""]
     return Path("runs") / task / "-".join(filter(None, parts))
 
@@ -154,6 +208,8 @@ def open_trainer(
     settings = {"loss_every": options.loss_every, "max_grad_norm": options.max_grad_norm, **extra}
     if options.no_auxiliary:
         settings["auxiliary"] = False
+    if options.auxiliary_mean:
+        settings["auxiliary"] = ClassDistribution(mean_over_classes=True)
     if options.accelerate != "none":
         settings["accelerate"] = options.accelerate
     if options.method == "bptt":

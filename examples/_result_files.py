@@ -112,12 +112,12 @@ class Row(NamedTuple):
 
     def scores(self, last: int = 1) -> list[float]:
         """Score of each run: mean of its last evaluations."""
-        return [mean(record["test"] for record in run["records"][-last:]) for run in self.runs]
+        return [mean(record["test"] for record in tested(run)[-last:]) for run in self.runs]
 
     def best(self) -> list[float]:
         """Best evaluation of each run."""
         pick = max if self.runs[0]["higher_is_better"] else min
-        return [pick(record["test"] for record in run["records"]) for run in self.runs]
+        return [pick(record["test"] for record in tested(run)) for run in self.runs]
 
     def mean(self, name: str) -> float | None:
         """Mean of an entry of the last record; ``None`` where there is none."""
@@ -139,10 +139,15 @@ class Row(NamedTuple):
             reached = [
                 record["test"]
                 for record, at in zip(run["records"], curve(run, "cpu_seconds"), strict=True)
-                if at <= 1.01 * cpu_seconds  # times of a run vary by a few percent
+                if record["test"] is not None and at <= 1.01 * cpu_seconds  # times of a run vary by a few percent
             ]
             found += reached[-1:]
         return found
+
+
+def tested(run: Run) -> list[dict[str, Any]]:
+    """The records of the epochs that were tested, see ``--test-every``."""
+    return [record for record in run["records"] if record["test"] is not None]
 
 
 def curve(run: Run, name: str) -> list[float]:

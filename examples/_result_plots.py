@@ -115,7 +115,10 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
     for row, label in zip(found, _labels(found), strict=True):
         shared = min(len(run["records"]) for run in row.runs)
         positions = [_positions(run, x)[:shared] for run in row.runs]
+        # Epochs without a test are left out.
         scores = [[record["test"] for record in run["records"]][:shared] for run in row.runs]
+        shown = [i for i in range(shared) if all(values[i] is not None for values in scores)]
+        positions, scores = ([[values[i] for i in shown] for values in each] for each in (positions, scores))
         if shared == 1:  # not trained in epochs: a floor
             axes.axhline(mean(values[0] for values in scores), color="grey", linestyle="--", label=label)
             continue

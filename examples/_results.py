@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from _experiment import Experiment
 
 # A run goes on with other values of these.
-FREE = ("epochs", "iterations", "max_minutes", "out", "data_dir", "threads", "device", "resume", "accelerate")
+FREE = (
+    "epochs",
+    "iterations",
+    "max_minutes",
+    "out",
+    "data_dir",
+    "threads",
+    "device",
+    "resume",
+    "accelerate",
+    "test_every",
+)
 
 
 class Results:
@@ -106,6 +117,7 @@ class Results:
     def write(self, status: str) -> None:
         """Writes JSON and CSV, each by way of a neighbour, so that nobody meets half a file."""
         pick = max if self.higher_is_better else min
+        tested = [record for record in self.records if math.isfinite(_number(record["test"]))]
         content = {
             **self.notes,
             "status": status,
@@ -114,7 +126,7 @@ class Results:
             "commands": [*self.commands, shlex.join(["python", *sys.argv])],
             "metric": self.metric,
             "final": self.records[-1] if self.records else None,
-            "best": pick(self.records, key=lambda record: record["test"]) if self.records else None,
+            "best": pick(tested, key=lambda record: record["test"]) if tested else None,
             "seconds": sum(record["seconds"] for record in self.records),
             "cpu_seconds": sum(record["cpu_seconds"] for record in self.records),
             "records": self.records,
@@ -154,6 +166,11 @@ class Results:
 
 def _percent(rate: float | None) -> str:
     return "none" if rate is None or math.isnan(rate) else f"{100 * rate:.2f} %"
+
+
+def _number(value: float | None) -> float:
+    """A figure of a record; one that went through JSON has ``None`` for NaN."""
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ Three spiking neurons that differ by one ingredient at a time: ``"ltc"`` (time c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,49 @@ from torch import Tensor, nn
 
 NEURONS = ("ltc", "alif", "lif", "lstm")
 LIBRARIES = ("snntorch", "spikingjelly")
+NORMS = ("none", "step", "accumulated", "layer")
 State = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What normalises the drives of a recurrent network.
+
+    Attributes:
+        kind: ``"step"`` (batch statistics of each time step, the authors' code), ``"accumulated"`` (of all steps so
+            far), ``"layer"`` (``nn.LayerNorm``) or ``"none"``.
+        steps: Time steps of a sequence.
+        gamma: Initial scale; the authors' code has 0.1.
+        readout: Normalise the drive of the readout, too, as the authors' code.
+    """
+
+    kind: str = "none"
+    steps: int = 1
+    gamma: float = 1.0
+    readout: bool = False
+
+    def layer(self, library: str, features: int) -> list[nn.Module]:
+        """The normalisation of one drive, in a list that is empty if there is none."""
+        if self.kind == "none":
+            return []
+        if self.kind == "layer":
+            norm = nn.LayerNorm(features)
+            nn.init.constant_(norm.weight, self.gamma)
+            return [norm]
+        if library == "snntorch":
+            from fptt_plugin.snntorch import PerStepBatchNorm1d
+        else:
+            from fptt_plugin.spikingjelly import PerStepBatchNorm1d
+        return [PerStepBatchNorm1d(features, self.steps, gamma=self.gamma, accumulate=self.kind == "accumulated")]
+
+
+NO_NORM = Normalization()
+SHORTEST = 1.05  # steps: shorter than one is no time constant
+
+
+def spread(longest: float) -> tuple[float, float]:
+    """Decays whose time constants reach from about one step to ``longest`` steps."""
+    return 1 - 1 / SHORTEST, 1 - 1 / longest
 
 
 def recurrent_net(
@@ -28,6 +71,8 @@ def recurrent_net(
     readout: str = "spike",
     recurrent: bool = True,
     joint_init: bool = False,
+    norm: Normalization = NO_NORM,
+    longest: float | None = None,
     **options: Any,
 ) -> nn.Module:
     """A network of dense layers, each feeding back into itself, that takes one time step ``[B, inputs]``.
@@ -43,31 +88,46 @@ def recurrent_net(
         recurrent: ``False`` leaves out the recurrent weights.
         joint_init: Draw input and recurrent weights as one ``nn.Linear`` on both, the default of torch (the authors'
             code for the Adding task). ``False``: input weights Xavier-normal, recurrent ones orthogonal, biases zero.
+        norm: Normalisation of the input drive and the recurrent drive of every layer.
+        longest: Spread the liquid time constants, of membrane and adaptation, log-uniformly up to that many steps
+            instead of starting all at two steps.
         **options: ``threshold``, ``adaptation`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
     """
+    if longest is not None and neuron != "ltc":
+        raise ValueError(f"the time constants of {neuron!r} are not liquid and have a spread of their own")
     if neuron == "lstm":
+        if norm.kind != "none":
+            raise ValueError("an LSTM has no drive of its own to normalise here")
         return LSTM(inputs, hidden, outputs)
+    if longest is not None:
+        options = {**options, "beta": spread(longest), "adaptation_beta": spread(longest)}
     layers: list[nn.Module] = []
     for features in hidden:
-        dense, spiking = nn.Linear(inputs, features), _spiking_layer(neuron, library, features, recurrent, options)
+        dense = nn.Linear(inputs, features)
+        spiking = _spiking_layer(neuron, library, features, recurrent, norm, options)
         _initialize(dense, spiking, joint_init)
-        layers += [dense, spiking]
+        layers += [dense, *norm.layer(library, features), spiking]
         inputs = features
     linear = nn.Linear(inputs, outputs)
     nn.init.xavier_normal_(linear.weight)
     nn.init.zeros_(linear.bias)
     if readout == "membrane":
         return MembraneReadout(layers, linear)
-    return nn.Sequential(*layers, linear, integrator(library, linear_features=outputs))
+    before = norm.layer(library, outputs) if norm.readout else []
+    return nn.Sequential(*layers, linear, *before, integrator(library, linear_features=outputs))
 
 
-def _spiking_layer(neuron: str, library: str, features: int, recurrent: bool, options: dict[str, Any]) -> nn.Module:
+def _spiking_layer(
+    neuron: str, library: str, features: int, recurrent: bool, norm: Normalization, options: dict[str, Any]
+) -> nn.Module:
+    feedback = next(iter(norm.layer(library, features)), None) if recurrent else None
     if neuron == "lif":
         options = {**options, "adaptation": 0.0}
     if library == "snntorch":
         from fptt_plugin.snntorch import LTCLeaky, RLTCLeaky
 
-        node: Any = (RLTCLeaky if recurrent else LTCLeaky)(linear_features=features, init_hidden=True, **options)
+        options = {"linear_features": features, "init_hidden": True, **options}
+        node: Any = RLTCLeaky(recurrent_norm=feedback, **options) if recurrent else LTCLeaky(**options)
         layer: nn.Module = node
     else:
         from spikingjelly.activation_based.layer import ElementWiseRecurrentContainer
@@ -77,7 +137,7 @@ def _spiking_layer(neuron: str, library: str, features: int, recurrent: bool, op
         options = {"v_threshold": options["threshold"], **options}
         del options["threshold"]
         node = sj.LTCLeaky(linear_features=features, **options)
-        layer = ElementWiseRecurrentContainer(node, AddRecurrent(features)) if recurrent else node
+        layer = ElementWiseRecurrentContainer(node, AddRecurrent(features, feedback)) if recurrent else node
     if neuron != "ltc":
         # Spread about 20 steps (membrane) and 150 steps (adaptation), the range of the authors' earlier work.
         node.mem_gate = StaticGate(1 - _decay(20 + 5 * torch.randn(features)))
@@ -130,14 +190,15 @@ class StaticGate(nn.Module):
 
 
 class AddRecurrent(nn.Module):
-    """What SpikingJelly's ``ElementWiseRecurrentContainer`` feeds to its neuron: ``x + recurrent(last spikes)``."""
+    """What SpikingJelly's ``ElementWiseRecurrentContainer`` feeds to its neuron: ``x + norm(recurrent(spikes))``."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, norm: nn.Module | None) -> None:
         super().__init__()
         self.recurrent = nn.Linear(features, features)
+        self.norm = norm or nn.Identity()
 
     def forward(self, spikes: Tensor, x: Tensor) -> Tensor:
-        drive: Tensor = x + self.recurrent(spikes)
+        drive: Tensor = x + self.norm(self.recurrent(spikes))
         return drive
 
 

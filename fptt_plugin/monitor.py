@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.graph import saved_tensors_hooks
 
+from .neurons import PerStepNorm
 from .state import ModelState
 
 
@@ -36,7 +37,7 @@ class FiringRates:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        layers = ModelState(net).modules()
+        layers = [(name, m) for name, m in ModelState(net).modules() if not isinstance(m, PerStepNorm)]
         # A container's output is that of the layer inside.
         self._layers = [
             (name, layer)

@@ -415,8 +415,9 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
     def reset_mem(self) -> tuple[Tensor, Tensor]:
         """Bring the whole state to its initial value, of the current shape; return ``(spk, mem)``."""
         self._restart()
-        if isinstance(self.recurrent_norm, BufferedNorm):
-            self.recurrent_norm.reset()
+        for module in () if self.recurrent_norm is None else self.recurrent_norm.modules():
+            if isinstance(module, BufferedNorm):
+                module.reset()
         return self.spk, self.mem
 
     def forward(
