@@ -8,8 +8,10 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky, PerStepBatchNorm1d, RLTCLeaky
+from fptt_plugin.spikingjelly import LTCIntegrator as NodeIntegrator
 from fptt_plugin.spikingjelly import LTCLeaky as LTCNode
+from fptt_plugin.spikingjelly import PerStepBatchNorm1d as MemoryNorm1d
 from fptt_plugin.state import AttributeHandler, ModelState, register_state_handler
 
 CE = nn.CrossEntropyLoss()
@@ -33,6 +35,20 @@ def nodes():
 
 def delayed():
     return nn.Sequential(layer.Delay(2), *spiking_net())
+
+
+def normalized():
+    norms = PerStepBatchNorm1d(8, 20), PerStepBatchNorm1d(8, 20, accumulate=True)
+    for norm in norms:
+        nn.init.uniform_(norm.running_mean)
+    layers = [nn.Linear(3, 8), norms[0], RLTCLeaky(init_hidden=True, linear_features=8, recurrent_norm=norms[1])]
+    return nn.Sequential(*layers, nn.Linear(8, 2), LTCIntegrator(init_hidden=True))
+
+
+def normalized_nodes():
+    norm = MemoryNorm1d(8, 20)
+    nn.init.uniform_(norm.running_mean)
+    return nn.Sequential(layer.Linear(3, 8), norm, LTCNode(), layer.Linear(8, 2), NodeIntegrator())
 
 
 def multistep():
@@ -64,7 +80,9 @@ def evaluated(build):
 
 
 @pytest.mark.parametrize("readout", ["step", "mean"])
-@pytest.mark.parametrize("build", [spiking_net, leaky, liquid, nodes, delayed, multistep, Cell])
+@pytest.mark.parametrize(
+    "build", [spiking_net, leaky, liquid, nodes, delayed, multistep, Cell, normalized, normalized_nodes]
+)
 def test_new_rows_begin_anew_and_the_others_go_on(build, readout):
     """Against the same stream without a restart, and one that only begins there."""
     net = evaluated(build)

@@ -397,7 +397,7 @@ def _warn_of_resets(copy: TrialCopy, rows: Tensor) -> None:
 
 
 def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> CannotStepError:
-    if isinstance(error, FPTTError):  # says itself what to do
+    if isinstance(error, FPTTError) and (failure is None or isinstance(failure, FPTTError)):  # says itself what to do
         return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)}: {error.reason}", error.remedy)
     step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
     required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
