@@ -1,5 +1,7 @@
 """Event-camera recordings through tonic: its data sets read where they lie, its transforms, loaders of frames.
 
+Also spoken digits and commands as spikes of 700 cochlear channels (SHD, SSC), in the HDF5 files of their authors.
+
 A data directory holds ``NMNIST/Train/<digit>/*.bin`` and ``NMNIST/Test/...``, ``DVSGesture/ibmGestureTrain/<user>/
 <gesture>.npy`` and ``DVSGesture/ibmGestureTest/...``, ``CIFAR10DVS/<class>/*.aedat4``: what tonic leaves there after
 extraction, all of it or a part. In place of ``NMNIST``, ``nmnist_1k/nmnist_1k.npz`` will do, see
@@ -62,7 +64,7 @@ class Framing(NamedTuple):
 
     def _fit(self, frames: np.ndarray) -> np.ndarray:
         missing = max(self.frames - len(frames), 0)
-        return np.pad(frames[: self.frames], [(0, missing), (0, 0), (0, 0), (0, 0)])
+        return np.pad(frames[: self.frames], [(0, missing), *[(0, 0)] * (frames.ndim - 1)])
 
 
 class _OnDisk:
@@ -98,6 +100,22 @@ class CIFAR10DVS(_OnDisk, tonic.datasets.CIFAR10DVS):
         if find_spec("aedat") is None:
             raise ModuleNotFoundError("tonic reads CIFAR10-DVS with the package aedat: pip install aedat")
         return super()._check_exists()
+
+
+class _SpeechFile(_OnDisk):
+    """One HDF5 file for each part: ``SHD/shd_train.h5``, ``SHD/shd_test.h5``, ``SSC/ssc_train.h5`` and so on."""
+
+    def _check_exists(self) -> bool:
+        self.layout = self.data_filename  # type: ignore[attr-defined]
+        return super()._check_exists()
+
+
+class SHD(_SpeechFile, tonic.datasets.SHD):
+    pass
+
+
+class SSC(_SpeechFile, tonic.datasets.SSC):
+    pass
 
 
 class PackedRecordings:

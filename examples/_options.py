@@ -109,7 +109,8 @@ def add_recipes(parser: argparse.ArgumentParser, recipes: Recipes) -> None:
         f"  {name}: " + " ".join(_flag(*option) for option in chosen.items() if option[1] is not None)
         for name, chosen in recipes.items()
     ]
-    parser.add_argument("--recipe", choices=tuple(recipes), default="paper", help="sets options, see the end")
+    first = next(iter(recipes))
+    parser.add_argument("--recipe", choices=tuple(recipes), default=first, help=f"see the end; default: {first}")
     parser.epilog = "recipes, each of which stands for these options:\n" + "\n".join(lines)
     parser.set_defaults(_recipes=recipes)
 

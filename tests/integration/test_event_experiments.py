@@ -129,6 +129,41 @@ def test_missing_recordings(tmp_path, monkeypatch, name, place):
         _events.open_recordings(name, tmp_path, True, _events.Framing(1))
 
 
+@pytest.mark.parametrize(("name", "file"), [("shd", "shd_train.h5"), ("ssc", "ssc_train.h5")])
+def test_speech_is_counted_per_step_and_channel(tmp_path, monkeypatch, name, file):
+    import h5py
+    import tonic
+    from _events import Framing
+    from speech import open_speech
+
+    def download(self):
+        raise AssertionError("nothing is downloaded")
+
+    monkeypatch.setattr(tonic.dataset.Dataset, "download", download)
+    framing = Framing(3, window_ms=100.0, downsample=5)
+    with pytest.raises(FileNotFoundError, match=f"expected files {file}"):
+        open_speech(name, tmp_path, True, framing)
+    folder = tmp_path / name.upper()
+    folder.mkdir(parents=True, exist_ok=True)
+    with h5py.File(folder / file, "w") as written:
+        for column, kind, values in (
+            ("times", np.float16, [[0.001, 0.05, 0.15, 0.35], [0.02]]),  # the fourth is beyond the last step
+            ("units", np.int64, [[4, 5, 699, 3], [0]]),
+        ):
+            place = written.create_dataset(f"spikes/{column}", (2,), h5py.vlen_dtype(kind))
+            for index, row in enumerate(values):
+                place[index] = np.array(row, dtype=kind)
+        written["labels"] = np.array([7, 2], np.uint16)
+        written["extra/keys"], written["extra/speaker"] = np.array([b"a"]), np.zeros(2)
+    (frames, label), (other, _) = open_speech(name, tmp_path, True, framing)
+    assert frames.shape == (3, 1, 140)
+    assert {tuple(place.tolist()): frames[tuple(place)] for place in np.argwhere(frames)} == {
+        (0, 0, 0): 1, (0, 0, 1): 1, (1, 0, 139): 1,
+    }  # fmt: skip
+    assert label == 7
+    assert (other.sum(), other[0, 0, 0]) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -168,6 +203,8 @@ def test_both_libraries_give_the_same_network(neuron):
         "dvs_gesture.py --dataset nmnist --neuron lstm --method bptt",
         "dvs_cifar10.py --neuron alif",
         "event_counts.py",
+        "speech.py",
+        "speech.py --dataset ssc --recipe plain --library spikingjelly",
         "static_images.py --gate-norm",
         "static_images.py --dataset fashion_mnist --neuron lif --library spikingjelly",
     ],

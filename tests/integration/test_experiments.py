@@ -12,6 +12,7 @@ import torch
 
 pytestmark = pytest.mark.usefixtures("examples_importable")
 SCRIPTS = ("adding", "sequential_mnist", "rate_mnist", "ecg_stream")
+LIBRARIES = ("snntorch", "spikingjelly")
 TIMES = ("seconds", "cpu_seconds", "evaluation_seconds", "ms_per_update", "peak_rss_mib")
 
 
@@ -74,6 +75,56 @@ def test_both_libraries_give_the_same_figures(run, neuron, readout):
     for mine, other in zip(records(ours), records(theirs), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert mine["firing_rate"] == pytest.approx(other["firing_rate"], rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code", "normalized"])
+def test_recipes_are_sets_of_options_that_help_prints(run, recipe, capsys):
+    result = run("sequential_mnist", recipe, "--recipe", recipe)
+    settings = result["settings"]
+    with pytest.raises(SystemExit):
+        run("sequential_mnist", "help", "--help")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {recipe}: ")]
+    given = run("sequential_mnist", "given", *line.split(": ")[1].split(), "--recipe", "paper", "--epochs", 2,
+                "--hidden", 16, "--batch-size", 32, "--window", settings["window"])["settings"]  # fmt: skip
+    differs = {name for name in settings if settings[name] != given[name]} - {"recipe", "out", "data_dir"}
+    assert differs <= {"milestones", "gamma"}  # where these count, the line has them; else they are the paper's here
+    assert result["final"]["firing_rate"] > 0.01
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--norm", "step"),
+        ("--norm", "accumulated"),
+        ("--norm", "layer"),
+        ("--norm", "step", "--norm-gamma", 0.1),
+        ("--norm", "step", "--norm-readout"),
+        ("--spread",),
+        ("--spread", "--longest", 3),
+        ("--auxiliary-mean",),
+        ("--no-auxiliary",),
+    ],
+    ids=str,
+)
+def test_every_option_of_the_recipes_changes_the_run_in_both_libraries(run, options):
+    plain = run("sequential_mnist", "plain", "--epochs", 1)
+    results = [run("sequential_mnist", name, "--epochs", 1, *options, "--library", name) for name in LIBRARIES]
+    assert results[0]["final"]["loss"] != plain["final"]["loss"]
+    assert results[0]["final"]["loss"] == pytest.approx(results[1]["final"]["loss"], rel=1e-4)
+
+
+def test_tests_between_epochs_can_be_spared(run):
+    every = run("sequential_mnist", "every", "--epochs", 3)
+    spared = run("sequential_mnist", "spared", "--epochs", 3, "--test-every", 2)
+    assert [record["test"] is None for record in spared["records"]] == [True, False, False]
+    assert spared["final"]["test"] == every["final"]["test"]
+    assert spared["best"]["epoch"] in (2, 3)
+
+
+@pytest.mark.parametrize("options", [("--neuron", "lstm", "--norm", "step"), ("--neuron", "lif", "--spread")])
+def test_what_a_network_cannot_have_is_refused(run, options):
+    with pytest.raises(ValueError, match=r"LSTM|liquid"):
+        run("sequential_mnist", "refused", *options)
 
 
 def test_lstm(run):
