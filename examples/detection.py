@@ -22,6 +22,7 @@ from _data import in_order, shuffled
 from _experiment import Experiment, no_score, run
 from _options import make_parser, parse
 from _voc import VOC_SETS, Boxes, Pictures, voc, write_synthetic_voc
+from models import NORMS, Normalization
 from models_conv import add_map_options, map_parts
 from models_detection import ANCHORS, STRIDES, SpikingTinyYOLO
 from torch import Tensor
@@ -117,6 +118,10 @@ def main() -> None:
     parser.add_argument("--dataset", choices=tuple(VOC_SETS), default="voc")
     parser.add_argument("--size", type=int, nargs=2, default=[416, 416], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--presentations", type=int, default=5, help="time steps")
+    parser.add_argument(
+        "--rectifiers", action="store_true", help="the twin that does not spike: what data and budget give"
+    )
+    parser.add_argument("--norm", choices=NORMS[:3], default="none", help="none: one normalisation for all time steps")
     add_map_options(parser)
     options = parse(
         parser,
@@ -149,8 +154,11 @@ def main() -> None:
         width=options.width,
         gate_norm=options.gate_norm,
         init_state=options.init_state,
+        norm=Normalization(options.norm, options.presentations),
+        rectifiers=options.rectifiers,
     )
     parts = [options.dataset, "x".join(map(str, options.size)), *map_parts(options), f"t{options.presentations}"]
+    parts += [f"{options.norm}norm"] * (options.norm != "none") + ["rectifiers"] * options.rectifiers
     experiment = Experiment(
         "detection",
         "-".join(parts),

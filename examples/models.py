@@ -7,6 +7,7 @@ Three spiking neurons that differ by one ingredient at a time: ``"ltc"`` (time c
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +46,22 @@ class Normalization:
             norm = nn.LayerNorm(features)
             nn.init.constant_(norm.weight, self.gamma)
             return [norm]
-        if library == "snntorch":
-            from fptt_plugin.snntorch import PerStepBatchNorm1d
-        else:
-            from fptt_plugin.spikingjelly import PerStepBatchNorm1d
-        return [PerStepBatchNorm1d(features, self.steps, gamma=self.gamma, accumulate=self.kind == "accumulated")]
+        return [self._per_step(library, "PerStepBatchNorm1d", features)]
+
+    def maps(self, library: str, features: int) -> nn.Module:
+        """The normalisation of feature maps, which always have one: ``nn.BatchNorm2d``, or that of each time step."""
+        if self.kind == "layer":
+            raise ValueError("maps are normalised over the batch: choose none, step or accumulated")
+        if self.kind == "none":
+            return nn.BatchNorm2d(features)
+        return self._per_step(library, "PerStepBatchNorm2d", features)
+
+    def _per_step(self, library: str, kind: str, features: int) -> nn.Module:
+        module = importlib.import_module(f"fptt_plugin.{library}")
+        norm: nn.Module = getattr(module, kind)(
+            features, self.steps, gamma=self.gamma, accumulate=self.kind == "accumulated"
+        )
+        return norm
 
 
 NO_NORM = Normalization()

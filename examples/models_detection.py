@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from models import integrator
+from models import NO_NORM, Normalization, integrator
 from models_conv import convolution, make_static, map_dynamics, map_neuron, scaled
 from torch import Tensor, nn
 
@@ -26,20 +26,33 @@ class SpikingTinyYOLO(nn.Module):
         library: ``"snntorch"`` or ``"spikingjelly"``.
         classes: Classes of objects.
         width: Factor on the number of maps in each layer.
+        norm: Normalisation of every convolution; ``"none"`` is one for all time steps.
+        rectifiers: Leaky rectifiers in place of the neurons, as Darknet: the twin that does not spike.
         **dynamics: ``gate_norm`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
 
     Raises:
         ValueError: If the neuron has no maps.
     """
 
-    def __init__(self, neuron: str, library: str, classes: int, *, width: float = 1.0, **dynamics: Any) -> None:
+    def __init__(
+        self,
+        neuron: str,
+        library: str,
+        classes: int,
+        *,
+        width: float = 1.0,
+        norm: Normalization = NO_NORM,
+        rectifiers: bool = False,
+        **dynamics: Any,
+    ) -> None:
         super().__init__()
         dynamics = map_dynamics(neuron, **dynamics)
         w32, w64, w128, w256, w512 = (2 * scaled(size // 2, width) for size in (32, 64, 128, 256, 512))
 
         def block(channels: int, features: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
             conv = convolution(channels, features, kernel_size, stride)
-            return nn.Sequential(conv, nn.BatchNorm2d(features), map_neuron(library, features, kernel_size, dynamics))
+            unit = nn.LeakyReLU(0.1) if rectifiers else map_neuron(library, features, kernel_size, dynamics)
+            return nn.Sequential(conv, norm.maps(library, features), unit)
 
         def head(channels: int, features: int) -> nn.Module:
             conv = nn.Conv2d(features, ANCHORS * (5 + classes), 1)
@@ -62,7 +75,7 @@ class SpikingTinyYOLO(nn.Module):
         self.coarse = head(w256, w512)
         self.up = nn.Sequential(block(w256, w128, 1), nn.Upsample(scale_factor=2))
         self.fine = head(w128 + 4 * w64, w256)
-        if neuron != "ltc":
+        if neuron != "ltc" and not rectifiers:
             make_static(self)
 
     def forward(self, x: Tensor) -> Tensor:
