@@ -164,3 +164,43 @@ def test_a_snapshot_in_the_middle_of_a_window_keeps_its_graph():
     for one, other in zip(*[trainer.net.parameters() for trainer in trainers], strict=True):
         assert torch.equal(one, other)
     assert trainers[0].updates == 3
+
+
+class HandsOut(nn.Module):
+    """Returns its membrane itself, which its next step changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.mem = None
+
+    def forward(self, x):
+        if self.mem is None:
+            self.mem = torch.zeros_like(x)
+        self.mem.mul_(0.8).add_(x)
+        return self.mem
+
+
+class Replaces(HandsOut):
+    def forward(self, x):
+        self.mem = x if self.mem is None else 0.8 * self.mem + x
+        return self.mem
+
+
+register_state_handler(HandsOut, AttributeHandler(mem=None))
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("readout", ["step", "mean", "sum", "max"])
+def test_a_readout_keeps_what_a_neuron_goes_on_changing(readout, window):
+    def trained(last):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2), last)
+        trainer = FPTTTrainer(net, torch.optim.Adam(net.parameters(), 0.05), nn.CrossEntropyLoss(), window=window,
+                              readout=readout)  # fmt: skip
+        x, y = 2 * torch.randn(7, 4, 3), torch.tensor([0, 1, 0, 1])
+        results = [trainer.train_sequence(x, y).output for _ in range(3)]
+        assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+        return [*results, trainer.predict(x), *net.parameters()]
+
+    for one, other in zip(trained(HandsOut()), trained(Replaces()), strict=True):
+        assert torch.equal(one, other)

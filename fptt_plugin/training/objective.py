@@ -432,6 +432,10 @@ class Readout:
             return output
         if self.mode == "mean" and steps > 1:
             output = steps * output
+        if self.total is None or self.mode == "max":
+            # A neuron that changes its membrane in place and returns it would change what is kept here: the first
+            # output, and for a maximum, whose backward pass compares, each.
+            output = output.clone()
         if self.total is None:
             self.total = output
         else:
