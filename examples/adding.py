@@ -5,6 +5,7 @@
     python examples/adding.py --length 100 --method tbptt --eps auto        # alpha = 0, Adam's eps = alpha * lr
     python examples/adding.py --length 100 --method bptt
     python examples/adding.py --length 100 --threshold 0.1                  # a network that spikes
+    python examples/adding.py --length 500 --recipe normalized              # normalised, time constants spread
 
 Each step brings a number in [0, 1) and a mark; exactly two steps are marked. Predicting 1 gives a mean squared error of
 0.167. Data are drawn anew in every iteration. As in the authors' code, the sequence is cut into ten windows with a loss
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 
 import torch
 from _experiment import Experiment, run
-from _options import make_parser, parse
+from _options import Recipes, add_drive_options, add_recipes, drive_parts, drives_of, make_parser, parse
 from models import recurrent_net
 from torch import Tensor, nn
 
@@ -53,6 +54,19 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.mse_loss(output, target)
 
 
+RECIPES: Recipes = {
+    "paper": {},
+    "normalized": {
+        "norm": "step",
+        "spread": True,
+        "threshold": 0.1,
+        "adaptation": 1.8,
+        "readout": "spike",
+        "schedule": "cosine",
+    },
+}
+
+
 def main() -> None:
     parser = make_parser(__doc__, alpha=0.5, average_weights="never", window=None)
     parser.add_argument("--length", "-T", type=int, default=200, help="time steps; the default window is a tenth")
@@ -66,6 +80,8 @@ def main() -> None:
     parser.add_argument(
         "--ramp", choices=("authors", "linear", "constant"), default="authors", help="of the loss; bptt has one"
     )
+    add_drive_options(parser)
+    add_recipes(parser, RECIPES)
     options = parse(
         parser, length=20, hidden=16, threshold=0.1, batch_size=32, iterations=6, eval_every=2, test_batches=1
     )
@@ -84,12 +100,13 @@ def main() -> None:
         joint_init=True,
         threshold=options.threshold,
         adaptation=adaptation,
+        **drives_of(options, options.length),
     )
     tests = list(batches(options.test_batches, options, torch.Generator().manual_seed(TEST_SEED)))
     ramp = authors_ramp if options.ramp == "authors" else options.ramp
     experiment = Experiment(
         "adding",
-        f"T{options.length}-th{options.threshold:g}-{options.readout}",
+        "-".join([f"T{options.length}-th{options.threshold:g}-{options.readout}", *drive_parts(options)]),
         net,
         mse,
         train=lambda generator: batches(options.eval_every, options, generator),

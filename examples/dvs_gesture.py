@@ -16,7 +16,7 @@ from _event_files import write_recordings
 from _event_task import add_event_options, event_experiment, frame_shape
 from _events import EVENT_SETS
 from _experiment import run
-from _options import make_parser, parse
+from _options import Recipes, add_drive_options, add_recipes, drive_parts, drives_of, make_parser, parse
 from models import recurrent_net
 from models_conv import add_conv_options, conv_name, conv_net_from, scaled
 from torch import nn
@@ -33,8 +33,11 @@ def build_net(options: argparse.Namespace) -> nn.Module:
     if options.model == "scnn":
         return conv_net_from(options, shape, classes)
     inputs, hidden = shape[0] * shape[1] * shape[2], scaled(options.hidden, options.width)
-    dynamics = {"threshold": 0.1, "init_state": options.init_state}
+    dynamics = {"threshold": 0.1, "init_state": options.init_state, **drives_of(options, options.frames)}
     return recurrent_net(options.neuron, options.library, inputs, [hidden], classes, **dynamics)
+
+
+RECIPES: Recipes = {"paper": {}, "normalized": {"norm": "step", "spread": True}}
 
 
 def main() -> None:
@@ -43,13 +46,18 @@ def main() -> None:
     add_conv_options(parser, None)
     parser.add_argument("--model", choices=("srnn", "scnn"), default="srnn")
     parser.add_argument("--hidden", type=int, default=512, help="neurons of the recurrent layer of srnn")
+    add_drive_options(parser)
+    add_recipes(parser, RECIPES)
     options = parse(
         parser, write_recordings, epochs=2, frames=8, batch_size=11, width=0.125, layers="C32-MP-C64-MP-C128-MP-256R"
     )
     options.layers = options.layers or LAYERS[options.dataset]
     if options.downsample is None:
         options.downsample = 4 if options.model == "srnn" and options.dataset == "dvs_gesture" else 1
-    variant = conv_name(options) if options.model == "scnn" else f"srnn{scaled(options.hidden, options.width)}"
+    if options.model == "scnn" and drive_parts(options):
+        parser.error("--norm and --spread are for the recurrent network, --model srnn")
+    srnn = "-".join([f"srnn{scaled(options.hidden, options.width)}", *drive_parts(options)])
+    variant = conv_name(options) if options.model == "scnn" else srnn
     net = build_net(options)
     run(event_experiment("dvs_gesture", variant, net, options, flat=options.model == "srnn"), options)
 

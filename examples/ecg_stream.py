@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from _data import ECG_CLASSES, Split, ecg, in_order, shuffled, write_synthetic_ecg
 from _experiment import Experiment, no_score, run
-from _options import make_parser, parse
+from _options import Recipes, add_drive_options, add_recipes, drive_parts, drives_of, make_parser, parse
 from models import recurrent_net
 from torch import Tensor, nn
 
@@ -49,6 +49,9 @@ class LabelledAccuracy:
         return right.float().mean() / self.labelled.to(output.device)
 
 
+RECIPES: Recipes = {"paper": {}, "normalized": {"norm": "accumulated", "spread": True, "longest": 100.0, "window": 10}}
+
+
 def main() -> None:
     parser = make_parser(__doc__, epochs=40, batch_size=64, loss_every=1, schedule="cosine")
     parser.add_argument("--hidden", type=int, nargs="+", default=[36])
@@ -56,6 +59,8 @@ def main() -> None:
     parser.add_argument("--adaptation", type=float, default=1.8)
     parser.add_argument("--label-fraction", type=float, default=1.0, help="labels that training sees")
     parser.add_argument("--crop", type=int, help="cut the sequences into pieces of that many steps")
+    add_drive_options(parser)
+    add_recipes(parser, RECIPES)
     options = parse(parser, write_synthetic_ecg, epochs=2, batch_size=8, hidden=[16])
     data = crop(ecg(options.data_dir), options.crop)
     # Which labels are hidden is settled once: a label that is missing stays missing.
@@ -74,7 +79,14 @@ def main() -> None:
     labelled = data.y_test[data.y_test >= 0]
     experiment = Experiment(
         "ecg_stream",
-        f"T{data.x_train.shape[1]}-h{'x'.join(map(str, options.hidden))}-y{options.label_fraction:g}",
+        "-".join(
+            [
+                f"T{data.x_train.shape[1]}",
+                f"h{'x'.join(map(str, options.hidden))}",
+                f"y{options.label_fraction:g}",
+                *drive_parts(options),
+            ]
+        ),
         recurrent_net(
             options.neuron,
             options.library,
@@ -83,6 +95,7 @@ def main() -> None:
             ECG_CLASSES,
             threshold=options.threshold,
             adaptation=options.adaptation,
+            **drives_of(options, data.x_train.shape[1]),
         ),
         nn.CrossEntropyLoss(),
         train,

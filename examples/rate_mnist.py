@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from _data import IMAGES, images, in_order, shuffled, write_synthetic_images
 from _experiment import Experiment, run
-from _options import make_parser, parse
+from _options import Recipes, add_drive_options, add_recipes, drive_parts, drives_of, make_parser, parse
 from models import recurrent_net
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ def spike_batches(
         yield torch.bernoulli(x[index].expand(steps, -1, -1), generator=generator), y[index]
 
 
+RECIPES: Recipes = {"paper": {}, "normalized": {"norm": "step", "spread": True, "longest": 10.0}}
+
+
 def main() -> None:
     parser = make_parser(__doc__, epochs=20, schedule="cosine")
     parser.add_argument("--dataset", choices=IMAGES, default="mnist")
@@ -40,6 +43,8 @@ def main() -> None:
     parser.add_argument("--feedforward", action="store_true", help="no recurrent weights")
     parser.add_argument("--threshold", type=float, default=0.1)
     parser.add_argument("--adaptation", type=float, default=1.8)
+    add_drive_options(parser)
+    add_recipes(parser, RECIPES)
     options = parse(parser, write_synthetic_images, epochs=2, batch_size=32, hidden=[32, 32])
     data = images(options.dataset, options.data_dir).subset(options.subset)
     x_train, x_test = data.x_train.flatten(1), data.x_test.flatten(1)
@@ -52,6 +57,7 @@ def main() -> None:
         recurrent=not options.feedforward,
         threshold=options.threshold,
         adaptation=options.adaptation,
+        **drives_of(options, options.presentations),
     )
 
     def train(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,6 +75,7 @@ def main() -> None:
         "-".join(
             [options.dataset, f"n{len(x_train)}", "h" + "x".join(map(str, options.hidden))]
             + ["feedforward"] * options.feedforward
+            + drive_parts(options)
         ),
         net,
         nn.CrossEntropyLoss(),

@@ -201,6 +201,7 @@ def test_both_libraries_give_the_same_network(neuron):
         "dvs_gesture.py",
         "dvs_gesture.py --model scnn --downsample 4 --library spikingjelly",
         "dvs_gesture.py --dataset nmnist --neuron lstm --method bptt",
+        "dvs_gesture.py --dataset nmnist --recipe normalized",
         "dvs_cifar10.py --neuron alif",
         "event_counts.py",
         "speech.py",

@@ -113,6 +113,15 @@ def test_every_option_of_the_recipes_changes_the_run_in_both_libraries(run, opti
     assert results[0]["final"]["loss"] == pytest.approx(results[1]["final"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_recurrent_task_has_the_normalised_recipe(run, script):
+    result = run(script, "normalized", "--recipe", "normalized")
+    assert "PerStepBatchNorm1d" in result["network"]
+    assert result["settings"]["spread"]
+    assert result["final"]["firing_rate"] > 0.01
+    assert result["final"]["loss"] != run(script, "plain", "--recipe", "paper")["final"]["loss"]
+
+
 def test_tests_between_epochs_can_be_spared(run):
     every = run("sequential_mnist", "every", "--epochs", 3)
     spared = run("sequential_mnist", "spared", "--epochs", 3, "--test-every", 2)
