@@ -54,6 +54,10 @@ PICTURES = {
         Panel("smnist", "epoch", "S-MNIST, T = 784"),
         Panel("psmnist-half", "epoch", "PS-MNIST at half resolution, T = 196"),
     ],
+    "normalized": [
+        Panel("normalized", "epoch", "S-MNIST, T = 196, normalised", best_rate=True),
+        Panel("normalized-parts", "epoch", "its parts, FPTT"),
+    ],
     "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
     "lengths": [Panel("lengths", "steps", "QT-database ECG in pieces", best_rate=True)],
     "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],

@@ -146,3 +146,35 @@ def test_the_best_learning_rate_of_each_arm(page, tmp_path):
     found = files.rows(files.load(tmp_path / "results"), {"task": "rate_mnist"}, ("lr",))
     assert len(found) == 4
     assert [row.label for row in files.at_best_rate(found)] == ["FPTT, alpha = 0.1, lr 0.01", "BPTT, lr 0.01"]
+
+
+def test_the_summary_sets_each_arm_at_its_own_best_rate(page, tmp_path):
+    runs = [
+        ("fptt", 0, [0.9, 0.7], {"lr": 0.001}),
+        ("fptt", 1, [0.1, 0.5], {"lr": 0.001}),
+        ("fptt", 0, [0.2, 0.8], {"lr": 0.003}),
+        ("tbptt", 0, [0.3, 0.6], {"lr": 0.001}),
+        ("tbptt", 0, [0.4, 0.9], {"lr": 0.001, "eps": "auto"}),
+        ("tbptt", 0, [0.4, 0.2], {"lr": 0.003, "eps": "3e-4"}),
+        ("bptt", 0, [None, 0.4], {"norm": "step"}),  # another network: not in this row
+    ]
+    for index, (method, seed, scores, settings) in enumerate(runs):
+        run_file(tmp_path / "runs" / str(index), method, seed, scores, **{"epochs": 20, **settings})
+    files = importlib.import_module("_result_files")
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    found = files.load(tmp_path / "results")
+    (line,) = [line for line in page.summary(found).splitlines() if line.startswith("| R-MNIST")]
+    assert line.split(" | ")[2:6] == [
+        "80.0 % (n = 1, 2 tried)",
+        "60.0 % (n = 1, 1 tried)",
+        "90.0 % (n = 1, 2 tried)",
+        "not run",
+    ]
+
+
+def test_epochs_without_a_test_are_left_out(page, tmp_path):
+    run_file(tmp_path / "runs" / "a", "fptt", 0, [None, 0.5, None, 0.6], norm="step")
+    files = importlib.import_module("_result_files")
+    files.collect(tmp_path / "runs", tmp_path / "results")
+    (row,) = files.rows(files.load(tmp_path / "results"), {"norm": "step"}, ())
+    assert (row.scores(2), row.best(), row.scores_at(3.0)) == ([0.55], [0.6], [0.5])
