@@ -84,13 +84,13 @@ def add_drive_options(parser: argparse.ArgumentParser) -> None:
     add("--norm-gamma", type=float, default=1.0, help="its initial scale; the authors' code: 0.1")
     add("--norm-readout", action="store_true", help="normalise the drive of the readout, too")
     add("--spread", action="store_true", help="spread time constants log-uniformly; without it all start at two steps")
-    add("--longest", type=float, help="longest of them, in steps; default: an eighth of a sequence")
+    add("--longest", type=float, help="longest of them, in steps; default: an eighth of a sequence, at least four")
 
 
 def drives_of(options: argparse.Namespace, steps: int) -> dict[str, Any]:
     """What :func:`models.recurrent_net` takes from :func:`add_drive_options`, for sequences of that many steps."""
     norm = Normalization(options.norm, steps, options.norm_gamma, options.norm_readout)
-    return {"norm": norm, "longest": (options.longest or steps / 8) if options.spread else None}
+    return {"norm": norm, "longest": (options.longest or max(steps / 8, 4.0)) if options.spread else None}
 
 
 def drive_parts(options: argparse.Namespace) -> list[str]:

@@ -85,6 +85,7 @@ def recurrent_net(
     joint_init: bool = False,
     norm: Normalization = NO_NORM,
     longest: float | None = None,
+    encoders: tuple[int, int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A network of dense layers, each feeding back into itself, that takes one time step ``[B, inputs]``.
@@ -103,6 +104,8 @@ def recurrent_net(
         norm: Normalisation of the input drive and the recurrent drive of every layer.
         longest: Spread the liquid time constants, of membrane and adaptation, log-uniformly up to that many steps
             instead of starting all at two steps.
+        encoders: ``(count, features)``: before all else that many dense layers without recurrence, side by side, each
+            of an equal share of the inputs (the paper's network for DVS-Gesture has one for each polarity).
         **options: ``threshold``, ``adaptation`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
     """
     if longest is not None and neuron != "ltc":
@@ -114,6 +117,16 @@ def recurrent_net(
     if longest is not None:
         options = {**options, "beta": spread(longest), "adaptation_beta": spread(longest)}
     layers: list[nn.Module] = []
+    if encoders is not None:
+        count, features = encoders
+        branches: list[nn.Module] = []
+        for _ in range(count):
+            dense = nn.Linear(inputs // count, features)
+            spiking = _spiking_layer(neuron, library, features, False, norm, options)
+            _initialize(dense, spiking, joint_init)
+            branches.append(nn.Sequential(dense, *norm.layer(library, features), spiking))
+        layers.append(SideBySide(branches))
+        inputs = count * features
     for features in hidden:
         dense = nn.Linear(inputs, features)
         spiking = _spiking_layer(neuron, library, features, recurrent, norm, options)
@@ -212,6 +225,18 @@ class AddRecurrent(nn.Module):
     def forward(self, spikes: Tensor, x: Tensor) -> Tensor:
         drive: Tensor = x + self.norm(self.recurrent(spikes))
         return drive
+
+
+class SideBySide(nn.Module):
+    """Gives each branch an equal share of the inputs and puts their outputs beside each other."""
+
+    def __init__(self, branches: list[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = x.chunk(len(self.branches), dim=1)
+        return torch.cat([branch(share) for branch, share in zip(self.branches, shares, strict=True)], dim=1)
 
 
 class MembraneReadout(nn.Module):

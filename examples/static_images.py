@@ -3,7 +3,7 @@
     python examples/static_images.py --device cuda
     python examples/static_images.py --dataset fashion_mnist --device cuda
     python examples/static_images.py --subset 2000 --width 0.25             # minutes on a CPU
-    python examples/static_images.py --layers C32-C128-MP-C256-MP-512-512   # the authors' code
+    python examples/static_images.py --recipe code --device cuda            # the authors' code
 
 The image is the input current of the first layer at every step, and the weights move at every step. So do the
 statistics of the batch normalisation, 20 times for one batch: the test sees their running mean over steps and batches.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from _data import images, in_order, shuffled, write_synthetic_images
 from _experiment import Experiment, run
-from _options import make_parser, parse
+from _options import Recipes, add_recipes, make_parser, parse
 from models_conv import add_conv_options, conv_name, conv_net_from
 from torch import Tensor, nn
 
@@ -48,6 +48,12 @@ def make_experiment(options: argparse.Namespace) -> Experiment:
     )
 
 
+RECIPES: Recipes = {
+    "paper": {"optimizer": "adamax", "lr": 0.001},
+    "code": {"lr": 0.005, "layers": "C32-C128-MP-C256-MP-512-512", "presentations": 100, "gate_norm": True},
+}
+
+
 def main() -> None:
     parser = make_parser(__doc__, epochs=20, batch_size=64, schedule="cosine")
     parser.add_argument("--dataset", choices=("mnist", "fashion_mnist"), default="mnist")
@@ -55,6 +61,7 @@ def main() -> None:
     parser.add_argument("--test-subset", type=int, help="test on the first images only")
     parser.add_argument("--presentations", type=int, default=20, help="time steps")
     add_conv_options(parser, "C32-MP-C128-MP-C256-MP-512")
+    add_recipes(parser, RECIPES)
     options = parse(parser, write_synthetic_images, epochs=2, batch_size=16, presentations=5, width=0.125)
     run(make_experiment(options), options)
 

@@ -202,6 +202,8 @@ def test_both_libraries_give_the_same_network(neuron):
         "dvs_gesture.py --model scnn --downsample 4 --library spikingjelly",
         "dvs_gesture.py --dataset nmnist --neuron lstm --method bptt",
         "dvs_gesture.py --dataset nmnist --recipe normalized",
+        "dvs_gesture.py --dataset nmnist --encoders 512 --recipe normalized --library spikingjelly",
+        "dvs_cifar10.py --recipe code --frames 8 --layers C32-MP-C64-MP-32R",
         "dvs_cifar10.py --neuron alif",
         "event_counts.py",
         "speech.py",
