@@ -771,6 +771,10 @@ def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
         not isinstance(optimizer, torch.optim.LBFGS),
         "LBFGS evaluates the loss several times within one step, FPTT once per step: use Adam or SGD",
     )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # Accelerate's wrapper, which is not built as an optimizer
+        kind = type(optimizer).__name__
+        problems.check(False, f"{kind} has no step hooks: pass the optimizer that it wraps, .optimizer")
+        return
     hooks = optimizer._optimizer_step_pre_hooks.values()
     taken = any(isinstance(getattr(hook, "__self__", None), DynamicRegularizer) for hook in hooks)
     problems.check(

@@ -352,3 +352,12 @@ def test_examples_of_other_loops(package, script, run_example):
     printed = run_example(f"{script}.py", "--smoke", timeout=300)
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in printed.splitlines() if "loss " in line]
     assert losses[-1] < losses[0] < 1
+
+
+@pytest.mark.slow
+def test_the_example_of_two_processes(run_example):
+    printed = run_example("torchrun_loop.py", "--smoke", processes=2, timeout=300).splitlines()
+    accuracies = [float(line.split("accuracy ")[1]) for line in printed if line.startswith("epoch")]
+    assert len(accuracies) == 2
+    assert accuracies[-1] > 0.85
+    assert printed[-1] == "2 processes, 800 updates, equal weights: True"
