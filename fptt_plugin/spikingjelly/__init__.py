@@ -7,10 +7,10 @@ try:
 except ImportError as error:
     raise ImportError("fptt_plugin.spikingjelly needs SpikingJelly: pip install 'fptt_plugin[spikingjelly]'") from error
 
-if not hasattr(_neuron.BaseNode, "materialize_states"):
+if not hasattr(_neuron, "KLIFNode"):
     raise ImportError(
-        f"fptt_plugin.spikingjelly needs SpikingJelly 2.0 or later, whose nodes are pure functions of input and state; "
-        f"found {metadata.version('spikingjelly')}: pip install 'fptt_plugin[spikingjelly]'"
+        f"fptt_plugin.spikingjelly needs SpikingJelly 0.0.0.0.14 or later, found {metadata.version('spikingjelly')}: "
+        "pip install 'fptt_plugin[spikingjelly]'"
     )
 
 from . import state  # noqa: F401  (registers the state handler)

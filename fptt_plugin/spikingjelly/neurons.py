@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, neuron
+from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from ..errors import ConfigurationError, ConfigurationTypeError, check_choice
 from ..functional.ltc import INIT_STATES, LTCState, initial_state, ltc_step, membrane_step
 from ..functional.surrogate import MultiGaussian
 from ..neurons import Decay, Gate, GateOptions, KernelSize, check_number
+from .versions import FunctionalMemory
 
 States = tuple[Any, ...]
 
 
-class LiquidNode(base.MemoryModule):
+class LiquidNode(FunctionalMemory):
     """What the liquid nodes share; comes before the SpikingJelly class that it extends.
 
     Memories are numbers before the first input.
@@ -226,7 +227,9 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         )
         gates = options.build(2)
 
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq)
+        super().__init__(
+            v_threshold, v_reset, surrogate_function, detach_reset, step_mode=step_mode, store_v_seq=store_v_seq
+        )
         self._init_precision()
         self.register_memory("b", 0.0)
         self.register_memory("spike", 0.0)
