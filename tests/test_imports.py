@@ -167,6 +167,6 @@ for library in ("snntorch", "spikingjelly"):
     try:
         importlib.import_module(f"fptt_plugin.{library}")
     except ImportError as error:
-        print(f"fptt_plugin[{library}]" in str(error))
+        print(f"pip install '{library}>=" in str(error))
 """
     assert python(code) == ["True", "True"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -64,21 +65,10 @@ def _materialize(states: States, initial: tuple[float, ...], like: Tensor) -> St
     return tuple(tensors)
 
 
-# The first is v_threshold in most other nodes, so that a position alone may be misread.
-_POSITIONS_OF_LIFNODE = (
-    "tau",
-    "decay_input",
-    "v_threshold",
-    "v_reset",
-    "surrogate_function",
-    "detach_reset",
-    "step_mode",
-    "store_v_seq",
-)
-
-
 def _refuse_positional(values: tuple[Any, ...]) -> None:
-    named = dict(zip(_POSITIONS_OF_LIFNODE, values, strict=False))
+    # The first is v_threshold in most other nodes, so that a position alone may be misread.
+    named = dict(zip(signature(neuron.LIFNode).parameters, values, strict=False))
+    named.pop("backend", None)  # of SpikingJelly 0.0.0.0.14
     _check_decay_input(named.pop("decay_input", True))
     line = ", ".join(f"{name}={value!r}" for name, value in named.items())
     raise ConfigurationTypeError(

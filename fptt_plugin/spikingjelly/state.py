@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..state import StateDict, refuse_to_step, register_state_handler
 from ..tree import copy_containers, map_tensors
-from .versions import known_types
+from .versions import IS_FUNCTIONAL, known_types
 
 # Option -> the attribute, not a memory, in which a node then records every step: it holds the graph, too.
 _RECORDS = {"store_v_seq": "v_seq", "store_state_seqs": "state_seqs"}
@@ -73,7 +73,7 @@ _refuse(
 )
 _refuse(
     "forgets its queue between two calls in 'm' mode: call functional.set_step_mode(net, 's')",
-    "SlidingPSN",
+    *(("SlidingPSN",) if IS_FUNCTIONAL else ("Delay",)),
     when=lambda node: node.step_mode == "m",
 )
 _refuse(f"has parameters for a fixed number of time steps and no single-step mode: {_LIF}", "GatedLIFNode")
