@@ -344,6 +344,25 @@ def test_other_frameworks_checkpoints_resume_bit_for_bit(package, framework, mak
     assert result()[-1].abs().max() > 0  # a dual
 
 
+def test_the_trainer_takes_the_optimizer_that_fabric_wraps():
+    """As it does Lightning's, which is a wrapper of the same make: see ``test_lightning.py``."""
+    pytest.importorskip("lightning_fabric")
+    ends = []
+    for wrap in (True, False):
+        torch.manual_seed(0)
+        net = liquid()
+        model, optimizer = fabric()[0](net, adam(net)) if wrap else (net, adam(net))
+        trainer = FPTTTrainer(model, optimizer, CE, max_grad_norm=1.0)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            trainer.train_sequence(*batch(5))
+        parameters = list(net.parameters())
+        ends.append(copies([*parameters, *map(trainer.regularizer.average_of, parameters)]))
+        assert trainer.updates == 15
+        assert trainer.regularizer.dual_of(net[0].weight).abs().max() > 0
+    assert identical(*ends)
+
+
 @pytest.mark.parametrize(
     ("package", "script"), [("lightning_fabric", "fabric_loop"), ("accelerate", "accelerate_loop")]
 )
