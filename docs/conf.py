@@ -13,7 +13,13 @@ project_copyright = author
 release = version = fptt_plugin.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*"]  # tables that pages include
+exclude_patterns = [
+    "_build",
+    "jupyter_execute",
+    "performance/*",
+    "results/*",
+    "versions/*",
+]  # tables that pages include
 html_theme = "furo"
 html_title = f"fptt_plugin {release}"
 

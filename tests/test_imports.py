@@ -22,7 +22,7 @@ FLOORS = [
     {"checkpoint", "fit"},
     {"trainer"},
     {"baselines"},
-    {"", "plot"},  # the package's own __init__, which names the public classes
+    {"", "plot", "__main__"},  # the package's own __init__, which names the public classes
 ]
 LIBRARY_MODULES = {"snntorch", "spikingjelly"}
 
@@ -129,6 +129,7 @@ def test_nobody_imports_the_library_modules(library):
 
 def test_at_most_twenty_rooms():
     rooms = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    rooms = [path for path in rooms if not path.stem.startswith("__")]
     assert 15 < len(rooms) <= 20
 
 
@@ -167,6 +168,6 @@ for library in ("snntorch", "spikingjelly"):
     try:
         importlib.import_module(f"fptt_plugin.{library}")
     except ImportError as error:
-        print(f"fptt_plugin[{library}]" in str(error))
+        print(f"pip install '{library}>=" in str(error))
 """
     assert python(code) == ["True", "True"]
