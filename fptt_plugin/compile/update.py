@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from ..functional.fptt import add_regularizer_gradient_, update_averages_
 from ..regularizer import AVERAGE, DUAL, DynamicRegularizer
 from .dynamo import CannotCompile, Compiled, first_line
 from .rules import RULES, Moments, Rule
+
+_NOTHING: dict[str, Any] = {}  # what plain SGD keeps of a weight
 
 # ---------------------------------------------------------------------- the tensors of an update
 
@@ -133,27 +136,28 @@ class Books:
         newcomers: list[Tensor] = []
         regularizer.averages_and_duals([])  # brings the duals to the present alpha
         for group, own in zip(optimizer.param_groups, weights, strict=True):
-            names = [*rule.moments(group), *needed]
-            same, entries = [], []
-            for weight in own:
-                entry = optimizer.state.get(weight, {})  # plain SGD has none
-                if not regularizer.updates or not _has(entry, names):
-                    newcomers.append(weight)
-                else:
-                    same.append(weight)
-                    entries.append(entry)
+            names = {*rule.moments(group), *needed}
+            same, entries = own, [optimizer.state.get(weight, _NOTHING) for weight in own]
+            if not regularizer.updates or not all(names <= entry.keys() for entry in entries):
+                known = [bool(regularizer.updates) and names <= entry.keys() for entry in entries]
+                newcomers += [weight for weight, is_known in zip(own, known, strict=True) if not is_known]
+                same, entries = list(compress(own, known)), list(compress(entries, known))
             if same:
                 parts.append((group, same, entries))
         steps = [entry["step"] for _, _, entries in parts for entry in entries if "step" in entry]
-        counts = iter(self._counts.of(steps) if steps else [])
-        found = UpdateTensors([], [], newcomers)
+        counts = self._counts.of(steps) if steps else [0.0]
+        if min(counts) == max(counts):
+            gathered = [self._part(*part, counts[0]) for part in parts]
+            return UpdateTensors(gathered, steps, newcomers)
+        # Weights that were without gradient at times have other bias corrections than the rest.
+        found, of_each = UpdateTensors([], [], newcomers), iter(counts)
         for group, same, entries in parts:
-            of_each = [next(counts) if "step" in entry else 0.0 for entry in entries]
-            # Weights that were without gradient at times have other bias corrections than the rest.
-            for count in dict.fromkeys(of_each):
-                mine = [i for i, other in enumerate(of_each) if other == count]
-                found.parts.append(self._part(group, [same[i] for i in mine], [entries[i] for i in mine], count))
-                found.steps.extend(entries[i]["step"] for i in mine if "step" in entries[i])
+            own_counts = [next(of_each) for _ in same]
+            for count in dict.fromkeys(own_counts):
+                mine = [other == count for other in own_counts]
+                same_count = list(compress(entries, mine))
+                found.parts.append(self._part(group, list(compress(same, mine)), same_count, count))
+                found.steps.extend(entry["step"] for entry in same_count)
         return found
 
     def _part(self, group: dict[str, Any], weights: list[Tensor], entries: list[Any], step: float) -> Part:
@@ -182,10 +186,6 @@ class Books:
         regularizer.note_updates(updates, norm)
         if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
             regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
-
-
-def _has(entry: dict[str, Any], names: list[str]) -> bool:
-    return all(entry.get(name) is not None for name in names)
 
 
 _ONE = torch.ones(())
