@@ -249,7 +249,8 @@ def speed(net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...]) 
     for window in sizes.windows:
         ways |= {f"{mode}, window {window}": partial(ours, net, device, mode, window) for mode in modes}
     ways |= {f"{mode}, BPTT": partial(ours, net, device, mode, None) for mode in modes if mode == "compile"}
-    calls, records = {}, {}
+    calls: dict[str, Callable[[], object]] = {}
+    records = {}
     for name, prepare in ways.items():
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
@@ -269,7 +270,7 @@ def speed(net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...]) 
         }
 
 
-def launches(call: Callable[[], None]) -> int:
+def launches(call: Callable[[], object]) -> int:
     """Kernels and graphs that one call launches."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -330,7 +331,8 @@ class Results:
 
     @property
     def records(self) -> list[Record]:
-        return self._content["records"]
+        records: list[Record] = self._content["records"]
+        return records
 
     def add(self, record: Record) -> None:
         self.records.append(record)
@@ -364,7 +366,8 @@ def run(options: argparse.Namespace, results: Results) -> None:
     end = time.perf_counter() + 60 * options.minutes
 
     def time_is_up(share: float) -> bool:
-        return time.perf_counter() > end - 60 * options.minutes * (1 - share)
+        left: float = end - time.perf_counter()
+        return left < 60 * options.minutes * (1 - share)
 
     def collect(part: str, name: str, records: Iterator[Record]) -> None:
         try:
