@@ -367,7 +367,7 @@ def run(options: argparse.Namespace, results: Results) -> None:
 
     def time_is_up(share: float) -> bool:
         left: float = end - time.perf_counter()
-        return left < 60 * options.minutes * (1 - share)
+        return bool(left < 60 * options.minutes * (1 - share))
 
     def collect(part: str, name: str, records: Iterator[Record]) -> None:
         try:
