@@ -322,8 +322,14 @@ class DynamicRegularizer:
         """The weights that are not their own average, each with its average."""
         if self._alpha == 0:
             return []
-        found = ((weight, self._entry(weight)) for weight in self._parameters() if weight.requires_grad)
-        return [(weight, entry[AVERAGE]) for weight, entry in found if entry is not None]
+        state, found = self.optimizer.state, []
+        for weight in self._parameters():
+            entry = state.get(weight)
+            if entry is None or AVERAGE not in entry:
+                entry = self._waiting.get(weight)
+            if entry is not None and weight.requires_grad:
+                found.append((weight, entry[AVERAGE]))
+        return found
 
     def average_of(self, parameter: Tensor) -> Tensor:
         """Return ``W_bar`` of a parameter.

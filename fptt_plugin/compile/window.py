@@ -16,7 +16,7 @@ from ..tree import tensors_in
 from .cuda_graph import Recorder
 from .dynamo import CannotCompile, Compiled, first_line
 from .kept import Kept
-from .update import RULES, Part, Strength, note_updates, update_, update_tensors
+from .update import Books, Part, Strength, Verdicts, update_
 
 
 class WindowSpec(NamedTuple):
@@ -76,11 +76,13 @@ class CompiledWindow:
 
     Args:
         loop: Whose network, state and objective these are.
+        verdicts: Where to ask whether all was finite.
         replay: Record the graph's kernels as a CUDA graph.
     """
 
-    def __init__(self, loop: TrainingLoop, *, replay: bool = False) -> None:
-        self._loop = loop
+    def __init__(self, loop: TrainingLoop, verdicts: Verdicts, *, replay: bool = False) -> None:
+        self._loop, self._verdicts = loop, verdicts
+        self._books = Books(loop.updater.regularizer)
         self.recorder = Recorder(self._fixed) if replay else None
         self._compiled: dict[WindowSpec, Compiled] = {}
         self._succeeded = self._failed = 0
@@ -94,14 +96,14 @@ class CompiledWindow:
         Raises:
             CannotCompile: If windows cannot be compiled, or too many different ones come; everything is as before.
         """
-        loop, regularizer = self._loop, self._loop.updater.regularizer
+        loop, books, regularizer = self._loop, self._books, self._loop.updater.regularizer
         spec = self._spec(window)
         if spec is None:
             return None
         regularizer.check_ready()
         groups = regularizer.optimizer.param_groups
         weights = [[weight for weight in group["params"] if weight.requires_grad] for group in groups]
-        tensors = update_tensors(regularizer, weights)
+        tensors = books.tensors(weights)
         if not tensors.parts:
             return None
         if spec not in self._compiled:
@@ -117,21 +119,23 @@ class CompiledWindow:
             )
         except Exception as error:
             kept.restore()
-            note_updates(regularizer, [], None, 0)  # a recording that fails puts the weights back
+            books.note([], None, 0)  # a recording that fails puts the weights back
             self._failed += 1
             if self._succeeded and self._failed < 3:
                 return None
             raise CannotCompile(first_line(error)) from error
-        steps = [step for own in tensors.steps for step in own]
-        if outputs is None or not outputs.finite:  # a new weight; or the eager window says what is not finite
+        if outputs is None or not self._verdicts.allow(
+            outputs.finite
+        ):  # a new weight; or the eager window says what is not finite
             kept.restore()
-            note_updates(regularizer, [], None, 0)
+            books.note([], None, 0)
             return None
         self._succeeded, self._failed = self._succeeded + 1, 0
-        flags = [flag for own in outputs.live for flag in own]
+        steps = tensors.steps
         if steps:
+            flags = [flag for own in outputs.live for flag in own]
             steps = [step for step, live in zip(steps, flags, strict=True) if live]
-        note_updates(regularizer, steps, outputs.norm, 1)
+        books.note(steps, outputs.norm)
         if count is not None:
             total, _ = loop.run_state.readout.get()
             loop.run_state.readout.set((total, count + spec.steps))
@@ -193,8 +197,7 @@ class CompiledWindow:
 
     def _function(self, spec: WindowSpec) -> Any:
         """The function of a window, of which the compiler makes one graph."""
-        loop = self._loop
-        rule = RULES[type(loop.updater.optimizer)]
+        loop, rule = self._loop, self._books.rule
 
         def window(
             inputs: WindowInputs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -42,6 +42,16 @@ class WindowResult(NamedTuple):
 
 class Executor(Protocol):
     """Trains windows in another way than the loop: compiled."""
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Context of one batch of sequences."""
+
+    def settle(self) -> bool:
+        """Whether all updates of this batch so far stand.
+
+        If not, one of them was not finite, and everything is as before the batch: train it again. After this each
+        update is checked before the next.
+        """
 
     def run(self, window: Window) -> WindowResult | None:
         """Train a window and update the weights; ``None`` if the loop must do it."""
@@ -109,32 +119,13 @@ class TrainingLoop:
 
     def train(self, batch: Batch) -> SequenceResult:
         """Train on one batch of sequences, from the initial state."""
-        run_state, schedule, driver = self.run_state, self.schedule, self.driver
-        assert batch.steps is not None
+        run_state, schedule = self.run_state, self.schedule
         before = run_state.updates
-        self._decision, self._loss_sum, self._loss_count = None, None, 0
-        self._had_loss = self._loss_reaches_weights = False
         with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
-            run_state.reset(tuple(batch.x.shape[1:]))
-            self._begin_update()
-            if driver.pushes:
-                # The network runs its own loop over time and hands over the output of every step.
-                def take(output: Tensor) -> bool:
-                    t = run_state.position.t
-                    with Uninterrupted():
-                        return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
-
-                driver.run(batch.x, take)
+            if self.executor is None:
+                self._train_windows(batch)
             else:
-                t = 0
-                while t < batch.steps:
-                    window = batch.window(t, schedule)
-                    if self.executor is None or not self._run_compiled(window):
-                        span = window.length if driver.combines_steps else 1
-                        if self._replay:  # before advance(): a driver may run the whole window in it
-                            self._replay.record(window)
-                        self._learn(self._advance(window), span, window)
-                    t = run_state.position.t
+                self._train_compiled(batch, self.executor)
             assert self._decision is not None
             decision = self._decision.detach().clone()
         run_state.position = run_state.position._replace(t=schedule.next_stream(run_state.position.t))
@@ -142,6 +133,46 @@ class TrainingLoop:
         self._warn_if_nothing_is_learned()
         loss = torch.full((), torch.nan) if self._loss_sum is None else self._loss_sum / self._loss_count
         return SequenceResult(decision, loss, run_state.updates - before)
+
+    def _train_compiled(self, batch: Batch, executor: Executor) -> None:
+        """Train on a batch, and once more where one of its updates, which nobody waited for, was not finite."""
+        with executor.batch():
+            try:
+                self._train_windows(batch)
+            except BaseException as error:
+                if executor.settle() or not isinstance(error, Exception):
+                    raise
+            else:
+                if executor.settle():
+                    return
+            self._train_windows(batch)
+
+    def _train_windows(self, batch: Batch) -> None:
+        """Train on a batch of sequences, from the initial state, window by window."""
+        run_state, schedule, driver = self.run_state, self.schedule, self.driver
+        assert batch.steps is not None
+        self._decision, self._loss_sum, self._loss_count = None, None, 0
+        self._had_loss = self._loss_reaches_weights = False
+        run_state.reset(tuple(batch.x.shape[1:]))
+        self._begin_update()
+        if driver.pushes:
+            # The network runs its own loop over time and hands over the output of every step.
+            def take(output: Tensor) -> bool:
+                t = run_state.position.t
+                with Uninterrupted():
+                    return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
+
+            driver.run(batch.x, take)
+            return
+        t = 0
+        while t < batch.steps:
+            window = batch.window(t, schedule)
+            if self.executor is None or not self._run_compiled(window):
+                span = window.length if driver.combines_steps else 1
+                if self._replay:  # before advance(): a driver may run the whole window in it
+                    self._replay.record(window)
+                self._learn(self._advance(window), span, window)
+            t = run_state.position.t
 
     @contextmanager
     def _within_batch(self) -> Iterator[None]:
