@@ -70,7 +70,7 @@ class Experiment:
         """Score on the test data, with ``W_bar`` or with ``W``."""
         if self.score is not None:
             return self.score(trainer, averaged)
-        return trainer.evaluate(self.test(), metric=self.metric, averaged=averaged)
+        return float(trainer.evaluate(self.test(), metric=self.metric, averaged=averaged))
 
 
 def run(experiment: Experiment, options: argparse.Namespace) -> Results:

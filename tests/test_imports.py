@@ -13,7 +13,8 @@ import fptt_plugin
 PACKAGE = Path(fptt_plugin.__file__).parent
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "interrupts", "tree"},
+    {"errors", "interrupts"},
+    {"tree"},
     {"functional"},
     {"state", "neurons", "regularizer", "results"},
     {"monitor", "snntorch", "spikingjelly", "drivers"},

@@ -55,7 +55,7 @@ class WindowOutputs(NamedTuple):
     """What a window returns; the state is left where the network keeps it.
 
     Attributes:
-        decision: What loss and decision see after the last step.
+        outputs: What loss and decision see at each step that has an output; the last one is the decision.
         loss: Mean loss.
         rows: Rows of the class distribution after it.
         norm: Norm of the gradient before clipping.
@@ -63,7 +63,7 @@ class WindowOutputs(NamedTuple):
         live: Which weights have a gradient.
     """
 
-    decision: Tensor
+    outputs: list[Tensor]
     loss: Tensor
     rows: list[Tensor]
     norm: Tensor
@@ -141,7 +141,8 @@ class CompiledWindow:
             loop.run_state.readout.set((total, count + spec.steps))
         for row, new in zip(inputs.rows, outputs.rows, strict=True):
             row.copy_(new)
-        return WindowResult(spec.steps, outputs.decision, [outputs.loss])
+        first = window.t + spec.steps - len(outputs.outputs)
+        return WindowResult(spec.steps, outputs.outputs[-1], [outputs.loss], [*enumerate(outputs.outputs, start=first)])
 
     def _fixed(self) -> list[Tensor]:
         """Weights, buffers that are no recurrent state, and the state of the optimizer."""
@@ -209,10 +210,12 @@ class CompiledWindow:
             driver, objective, readout = loop.driver, loop.objective, loop.run_state.readout
             rows = [row.clone() for row in inputs.rows]
             losses: list[Tensor] = []
+            outputs: list[Tensor] = []
             span = spec.steps if driver.combines_steps else 1
             with torch.enable_grad():
                 for k, raw in enumerate(driver.advance(inputs.x), start=span - 1):
                     output = readout(raw, span)
+                    outputs.append(output.detach())
                     if k in spec.due:
                         i = len(losses)
                         if inputs.factors is None:
@@ -236,7 +239,7 @@ class CompiledWindow:
             known = [[grad for grad in own if grad is not None] for own in grads]
             known = [own for own in known if own]
             norm, finite = update_(rule, strength, moving, known, [loss.detach(), *statistics])
-            return WindowOutputs(output.detach(), loss.detach(), rows, norm, finite, live)
+            return WindowOutputs(outputs, loss.detach(), rows, norm, finite, live)
 
         return window
 

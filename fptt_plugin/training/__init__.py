@@ -1,7 +1,8 @@
 """Training: the loop, its state, the schedule, the objective and the update."""
 
 from .batch import TARGETS, Batch, Window, check_input, time_first
-from .loop import Executor, TrainingLoop, WindowResult
+from .intake import to_tensors
+from .loop import Executor, TrainingLoop, Visitor, WindowResult
 from .objective import (
     READOUTS,
     LossFunction,
@@ -35,6 +36,7 @@ __all__ = [
     "Structure",
     "TrainingLoop",
     "Updater",
+    "Visitor",
     "Window",
     "WindowResult",
     "check_data_parallel",
@@ -43,6 +45,7 @@ __all__ = [
     "check_schedule",
     "normalizations",
     "time_first",
+    "to_tensors",
     "warn_of_liquid_counts",
     "warn_of_spikes",
 ]
