@@ -274,7 +274,9 @@ def noisy_trainer():
 
 def shuffled():
     x, y = torch.rand(12, 6, 3, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 2
-    return DataLoader(TensorDataset(x, y), 4, shuffle=True, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True))))
+    return DataLoader(
+        TensorDataset(x, y), 4, shuffle=True, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True)))
+    )
 
 
 LOADERS = {
