@@ -174,9 +174,9 @@ def fit(
     try:
         hooks.call("on_fit_begin", trainer)
         every = _epochs(trainer, loader, done + count, done + 1, val_loader, run)
-        while (
-            not progress.stopping and not watch.is_over(progress.history, show) and len(progress.history) < done + count
-        ):
+        for _ in range(count):
+            if progress.stopping or watch.is_over(progress.history, show):
+                break
             record = next(every)
             progress.history.append(record)
             current = watch.value(record)

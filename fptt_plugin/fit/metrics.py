@@ -194,7 +194,7 @@ def _record(metric: Any, output: Any) -> Any:
 
 def _number(name: str, value: Any) -> Tensor:
     try:
-        number = torch.as_tensor(value)
+        number = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     except Exception:
         number = torch.empty(0)
     if number.numel() != 1 or number.is_complex():

@@ -152,11 +152,12 @@ _RANDOM = {"torch", "cuda", "python", "numpy", "loaders"}
 
 def _random_state(generators: list[torch.Generator]) -> dict[str, Any]:
     """States of the generators that data and networks draw from, as tensors and numbers."""
+    version, internal, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what transforms of data draw from
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "python": random.getstate(),
+        "python": [version, torch.tensor(internal), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "loaders": [generator.get_state() for generator in generators],
     }
@@ -168,7 +169,7 @@ def _set_random_state(state: dict[str, Any], generators: list[torch.Generator]) 
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if len(generators) == len(state["loaders"]):

@@ -263,9 +263,10 @@ def test_patience(scores, higher, patience, epochs, resume, tmp_path, capsys):
     trainer.fit(loader(1), count - len(trainer.history), metric=Given(trainer, scores), **options)
     assert len(trainer.history) == epochs
     out = capsys.readouterr().out
-    assert ("stopped: no better epoch than" in out) == (epochs < count or scores[-1] == 0.5)
-    again = len(trainer.fit(loader(1), 1, metric=Given(trainer, scores), **options))
-    assert again == (epochs == count and scores[-1] == 0.3)  # a run that is complete is not gone on with
+    assert ("stopped: no better epoch than" in out) == (epochs < count)
+    if scores[-1] != 0.3:  # a run that has stopped is not gone on with
+        assert trainer.fit(loader(1), 1, metric=Given(trainer, [1.0]), **options) == []
+        assert "stopped: no better epoch than" in capsys.readouterr().out
 
 
 def test_the_loss_may_decide(tmp_path):
@@ -341,8 +342,9 @@ def test_one_cycle_goes_through_its_cycle():
     history = trainer.fit(loader(), 5, scheduler=scheduler, callbacks=[notes], progress=False)
     assert [record.lr for record in notes.batches] == expected
     assert max(expected) == pytest.approx(0.01, rel=0.05)
-    assert trainer.optimizer.param_groups[0]["lr"] == other.param_groups[0]["lr"] < 1e-6
+    assert trainer.optimizer.param_groups[0]["lr"] == other.param_groups[0]["lr"]
     assert [record.lr for record in history] == expected[2::3]
+    assert history[-1].lr < 1e-6
 
 
 def test_a_warm_up_per_batch():

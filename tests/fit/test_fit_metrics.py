@@ -103,7 +103,6 @@ def test_what_fit_does_with_such_a_metric():
     trainer, metric = make(alpha=0), MacroF1(3)
     record = trainer.fit(pieces(x, y, 16), val_loader=pieces(x, y, 30), metric=metric, progress=False)[0]
     # A trial on the first batch, then the training data, then the validation data.
-    assert metric.calls == ["reset", "reset", "reset", 16, "reset", "reset", 16, 16, 8, "reset", 30, 10][1:] or True
     assert [call for call in metric.calls if call != "reset"] == [16, 16, 16, 8, 30, 10]
     assert record.val_score == pytest.approx(trainer.evaluate(pieces(x, y, 5), metric=MacroF1(3)))
     assert record.train_scores == {"macro_f1": record.train_score}
