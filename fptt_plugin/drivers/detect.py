@@ -167,7 +167,7 @@ def _time_axis(
 ) -> tuple[int, TimeAxis, Calls]:
     """Time steps of the loop in ``forward``, where it gets their number from, and the calls that show it."""
     for axis in (1, 0) if batch_first else (0, 1):
-        size = x.shape[axis] if x.dim() >= 3 else 0
+        size = x.shape[axis] if x.dim() >= 3 - (not x.is_floating_point()) else 0  # tokens have no features
         if size == 0:
             continue
         # A cut along the time axis changes the number of calls, one along others does not.
