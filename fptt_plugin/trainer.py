@@ -558,6 +558,30 @@ class FPTTTrainer:
         with Uninterrupted():
             return _fit.evaluate(self, loader, metric=metric, batch=batch, averaged=averaged)
 
+    def recalibrate(self, loader: Iterable[Any], *, batch: Batching = None, averaged: bool | None = None) -> int:
+        """Take the running statistics of batch normalisation anew, as means over a loader, at the present weights.
+
+        Running statistics are those of weights that are gone: online training moves the weights many times within the
+        span over which they average. The faster the weights move, the further they lag behind; and ``W_bar`` has
+        others than ``W``. Ten or twenty batches of training data will do. It is what
+        ``torch.optim.swa_utils.update_bn`` does for averaged weights. Weights, gradients and a stream in progress stay
+        as they are; layers in evaluation mode within a network in training mode keep their statistics.
+
+        Args:
+            loader: Gives batches as :meth:`fit` takes them.
+            batch: As :meth:`fit` takes it.
+            averaged: Whose statistics: as in :meth:`evaluate`.
+
+        Returns:
+            How many batches there were.
+
+        Raises:
+            BatchError: If the loader is empty, or a batch cannot be read; the old statistics are back.
+            ConfigurationError: If the network has no such statistics.
+        """
+        with Uninterrupted():
+            return _fit.recalibrate(self, loader, batch=batch, averaged=averaged)
+
     def predict(self, x: Any, mask: Any = None, *, averaged: bool | None = None) -> Any:
         """The decision ``[B, ...]`` on a batch of sequences: what the network returns at the end of each.
 

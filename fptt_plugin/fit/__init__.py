@@ -5,6 +5,7 @@ from .callbacks import Callback, Callbacks
 from .loop import epochs, evaluate, fit
 from .metrics import Metric, Metrics, accuracy
 from .progress import Progress
+from .recalibration import recalibrate
 
 __all__ = [
     "Batching",
@@ -17,4 +18,5 @@ __all__ = [
     "epochs",
     "evaluate",
     "fit",
+    "recalibrate",
 ]

@@ -17,7 +17,7 @@ from .objective import (
 from .processes import check_data_parallel
 from .run_state import RunState
 from .schedule import Schedule, check_schedule
-from .statistics import normalizations
+from .statistics import normalizations, recalibrating
 from .structure import Structure
 from .update import Updater
 
@@ -44,6 +44,7 @@ __all__ = [
     "check_objective",
     "check_schedule",
     "normalizations",
+    "recalibrating",
     "time_first",
     "to_tensors",
     "warn_of_liquid_counts",
