@@ -40,6 +40,7 @@ class Row(NamedTuple):
         prepare: Builds network and optimizer, on a device.
         library: For networks of that library alone.
         images: For networks on images alone.
+        only: For the network of that name alone.
         over_time: Measured over the length of the sequence, too.
         unseen: Why the bytes that autograd saves cannot be counted; empty if they can.
     """
@@ -47,12 +48,14 @@ class Row(NamedTuple):
     prepare: Callable[[Net, torch.device], Training]
     library: str = ""
     images: bool = False
+    only: str = ""
     over_time: bool = False
     unseen: str = ""
 
     def suits(self, net: Net) -> bool:
         """Whether it is for that network."""
-        return self.library in ("", net.library) and (not self.images or len(net.sample) == 3)
+        fits = self.library in ("", net.library) and self.only in ("", net.name)
+        return fits and (not self.images or len(net.sample) == 3)
 
 
 def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -62,9 +65,14 @@ def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def ours(
-    net: Net, device: torch.device, *, accelerate: str, layout: torch.memory_format = torch.preserve_format
+    net: Net,
+    device: torch.device,
+    *,
+    accelerate: str,
+    layout: torch.memory_format = torch.preserve_format,
+    **options: Any,
 ) -> Training:
-    """``FPTTTrainer``, checks and all."""
+    """``FPTTTrainer``, checks and all; ``options`` are the trainer's."""
     model = net.fresh(device).to(memory_format=layout)  # type: ignore[call-overload]
     trainer = FPTTTrainer(
         model,
@@ -77,6 +85,7 @@ def ours(
         loss_ramp="constant",
         auxiliary=False,
         accelerate=accelerate,
+        **options,
     )
     return Training(model, trainer.train_sequence)
 
@@ -190,6 +199,15 @@ CONTENDERS: dict[str, Row] = {
     COMPILE: Row(partial(ours, accelerate="compile"), over_time=True, unseen=COMPILED),
     CHANNELS_LAST: Row(partial(ours, accelerate="compile", layout=torch.channels_last), images=True, unseen=COMPILED),
     GRAPH: Row(partial(ours, accelerate="cudagraph"), over_time=True, unseen=COMPILED),
+    **{
+        f"ours, compiled, window {steps}": Row(
+            partial(ours, accelerate="compile", window=steps), only="LTC-SRNN 128", unseen=COMPILED
+        )
+        for steps in (8, 28)
+    },
+    'ours, eager, variant="gradient"': Row(
+        partial(ours, accelerate="none", variant="gradient"), library="spikingjelly"
+    ),
     STRAIGHTFORWARD: Row(straightforward),
     "SpikingJelly FPTT": _sj(spikingjelly_fptt),
     "SpikingJelly OTTT": _sj(spikingjelly_online, node=neuron.OTTTLIFNode),
