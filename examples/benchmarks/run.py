@@ -7,8 +7,8 @@
     python examples/benchmarks/run.py --from-json results/benchmarks/benchmarks.json   # table and plots anew
 
 Times mean something on an otherwise idle machine only. On a busy one, ``--threads 1 --cpu-time`` counts the time that
-the thread really ran; what others take of caches and memory is in it all the same. Within a network the rows take turns in
-one process, a short block each, and ratios are medians over the turns.
+the thread really ran; what others take of caches and memory is in it all the same. Within a network the rows take turns
+in one process, a short block each, and ratios are medians over the turns.
 """
 
 from __future__ import annotations
