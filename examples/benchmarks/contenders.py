@@ -27,10 +27,17 @@ MAX_NORM = 1.0
 
 
 class Training(NamedTuple):
-    """A network, and a function that trains it on one batch of sequences ``[T, B, ...]`` with a label for each."""
+    """A network, and a function that trains it on one batch of sequences ``[T, B, ...]`` with a label for each.
+
+    Attributes:
+        model: The network.
+        train: The function.
+        warm_up: Steps of the sequences after which everything is compiled and allocated.
+    """
 
     model: nn.Module
     train: Callable[[Tensor, Tensor], object]
+    warm_up: int = 3
 
 
 class Row(NamedTuple):
@@ -87,7 +94,7 @@ def ours(
         accelerate=accelerate,
         **options,
     )
-    return Training(model, trainer.train_sequence)
+    return Training(model, trainer.train_sequence, 3 * options.get("window", 1))
 
 
 def straightforward(net: Net, device: torch.device) -> Training:

@@ -22,9 +22,9 @@ def alternate(
     """Seconds of every call, by that clock, round by round, until the time is up but at least so many rounds."""
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
+    end = clock() + seconds
     for turn in range(MOST_ROUNDS):
-        if turn >= least and time.perf_counter() > end:
+        if turn >= least and clock() > end:
             break
         first = turn % len(names)  # none always runs after the same neighbour has filled the caches
         for name in names[first:] + names[:first]:
@@ -57,7 +57,7 @@ def _warm_up(training: Training, x: Tensor, y: Tensor) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         for _ in range(2):
-            training.train(x[:3], y)
+            training.train(x[: training.warm_up], y)
     return sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
 
 
