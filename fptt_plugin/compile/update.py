@@ -188,7 +188,7 @@ class Books:
             regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
 
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 class StepCounts:
