@@ -341,6 +341,11 @@ class FPTTTrainer:
     def prepare(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Batch:
         """Check a batch of sequences as :meth:`train_sequence` takes it, and find the driver at the first one.
 
+        Args:
+            x: See :meth:`train_sequence`.
+            y: See :meth:`train_sequence`.
+            mask: See :meth:`train_sequence`.
+
         Returns:
             The batch for :meth:`train_batch` and :meth:`visit`.
 
@@ -392,7 +397,17 @@ class FPTTTrainer:
             )
 
     def train_batch(self, batch: Batch) -> SequenceResult:
-        """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two."""
+        """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two.
+
+        Args:
+            batch: From :meth:`prepare`.
+
+        Returns:
+            See :meth:`train_sequence`.
+
+        Raises:
+            NotFiniteError: See :meth:`train_sequence`.
+        """
         self.regularizer.check_weights()
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
         self._structure.check()
@@ -483,6 +498,9 @@ class FPTTTrainer:
             mask: Boolean per step in the layout of ``x``, or integer lengths ``[B]``, of padded sequences: each sample
                 is decided at its own last step.
             averaged: See :meth:`evaluate`.
+
+        Returns:
+            The decision of each sample, ``[B, ...]``.
         """
         with self._explained(x):
             check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
@@ -499,6 +517,12 @@ class FPTTTrainer:
         """Context in evaluation mode, without gradients and with ``W_bar`` (see :meth:`evaluate`).
 
         Whatever was in progress is as before afterwards.
+
+        Args:
+            averaged: See :meth:`evaluate`.
+
+        Returns:
+            A context manager.
         """
         training = {module: module.training for module in self.net.modules()}
         kept = self._run_state.snapshot()
@@ -528,11 +552,19 @@ class FPTTTrainer:
         return self._loop.visit(batch, visitor)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Context in which the network holds ``W_bar``; afterwards ``W`` is back, bit for bit."""
+        """Context in which the network holds ``W_bar``; afterwards ``W`` is back, bit for bit.
+
+        Returns:
+            A context manager.
+        """
         return self.regularizer.averaged_weights()
 
     def explain(self) -> str:
-        """A few lines on what the trainer does with this network."""
+        """Describe what the trainer does with this network; complete after the first batch.
+
+        Returns:
+            Lines on driver, state, loss, readout and window, regulariser and compilation.
+        """
         schedule, loop = self.schedule, self._loop
         entries = {name: ", ".join(state) for name, state in self.state.get().items()}
         layers = ", ".join(
@@ -609,6 +641,10 @@ class FPTTTrainer:
 
         Network and optimizer, with ``W_bar`` and dual, have their own state dicts.
 
+        Returns:
+            A dictionary that ``torch.load`` reads with ``weights_only=True``, unless neurons keep their state in named
+            tuples or dataclasses.
+
         Raises:
             CallOrderError: Between two updates, where gradients are pending that no file can hold, and within
                 :meth:`averaged_weights`.
@@ -625,6 +661,9 @@ class FPTTTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, into a trainer of the same network, optimizer and options.
+
+        Args:
+            state: The state.
 
         Raises:
             CheckpointError: If it belongs to another network or optimizer, or lacks something. Nothing is changed then.
@@ -672,7 +711,15 @@ class FPTTTrainer:
                     )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""
+        """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file.
+
+        Args:
+            path: The file. It holds three state dicts, ``"net"``, ``"optimizer"`` and ``"trainer"``; a network without
+                a trainer loads its weights with ``net.load_state_dict(torch.load(path)["net"])``.
+
+        Raises:
+            CallOrderError: If :attr:`can_save` is false.
+        """
         content = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "trainer": self.state_dict()}
         _checkpoint.save(content, path)
 

@@ -208,7 +208,14 @@ class Batch(NamedTuple):
         return torch.where(over.view(-1, *[1] * (output.dim() - 1)), decision, output)
 
     def scored(self, decision: Tensor) -> tuple[Tensor, Tensor]:
-        """Decisions at the end of the sequences, and their targets, of the samples that count."""
+        """Leave out the samples that do not count.
+
+        Args:
+            decision: Decisions at the end of the sequences, ``[B, ...]``.
+
+        Returns:
+            Decisions and targets of the samples that count.
+        """
         assert self.steps is not None
         if self.ends is None:
             return self.scored_at(self.steps - 1, decision)
@@ -217,7 +224,15 @@ class Batch(NamedTuple):
         return decision[rows], self.y[rows]
 
     def scored_at(self, t: int, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of step ``t``, and their targets, of the samples that count there."""
+        """Leave out the samples that do not count at a step.
+
+        Args:
+            t: The step, from 0.
+            output: Its outputs ``[B, ...]``.
+
+        Returns:
+            Outputs and targets of the samples that count there.
+        """
         target, rows = self.target(t), self.labelled(t)
         assert target is not None
         return (output, target) if rows is None else (output[rows], target[rows])
