@@ -27,7 +27,7 @@ extensions = [
     "sphinx_design",
     "mathml",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "reference.md", "tools/*"]
+exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "reference.md"]
 nitpicky = True  # a type or name without a page is a warning
 
 html_theme = "furo"
