@@ -56,6 +56,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {
+    "Decay": "fptt_plugin.neurons.Decay",
     "KernelSize": "fptt_plugin.neurons.KernelSize",
     "LossFunction": "fptt_plugin.training.LossFunction",
     "Output": "fptt_plugin.training.Output",

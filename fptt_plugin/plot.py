@@ -26,7 +26,7 @@ METHOD_COLORS = {
     "alpha = 0, eps": "#009e73",
     "BPTT": "#aa3377",
 }
-"""Colour of each method of training, distinct for colour-blind readers: FPTT, its two controls, and BPTT."""
+"""A colour for FPTT, for its two controls and for BPTT; colour-blind readers can tell them apart."""
 
 _SHADES = (0.0, 0.45, -0.45, 0.65, -0.75)  # parts of white, or of black, in the further runs of a method
 

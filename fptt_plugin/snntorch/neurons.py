@@ -348,6 +348,7 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         output: With ``init_hidden``, return ``(spk, mem)``.
         reset_delay: Reset at the start of the next step, detached, as ``snn.RLeaky``.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
+        adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
         gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
         init_state: ``"zeros"``, or ``"random"``: membrane uniform in [0, 1), ``b = 0.1`` (the authors' code).
