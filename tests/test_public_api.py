@@ -134,3 +134,14 @@ def test_every_parameter_and_result_is_documented(name):
     if not inspect.isclass(value):
         returns = inspect.signature(value).return_annotation
         assert returns in (None, "None") or re.search(r"^(Returns|Yields):$", doc, flags=re.MULTILINE)
+
+
+def test_the_plain_reference_is_what_its_script_makes(monkeypatch):
+    root = API.parents[1]
+    monkeypatch.syspath_prepend(str(root / "examples"))
+    made = importlib.import_module("reference_page").page()
+    assert (root / "docs" / "reference.md").read_text() == made, "run python examples/reference_page.py"
+    assert "0x" not in made  # an address would differ from run to run
+    for module, name in NAMES:
+        assert name == "__version__" or re.search(rf"^### {name}$", made, flags=re.MULTILINE), (module, name)
+    assert made.count("\n* `") > 300  # arguments
