@@ -100,18 +100,21 @@ def signature(value: Any) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-    text = stars + parameter.name
+    text = parameter.name
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        text = ("*" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else "**") + text
     if parameter.annotation is not parameter.empty:
         text += f": {_type(parameter.annotation)}"
-    if parameter.default is not parameter.empty:
-        default = parameter.default
-        text += f' = "{default}"' if isinstance(default, str) else f" = {getattr(default, '__name__', default)}"
+    default = parameter.default
+    if isinstance(default, str):
+        text += f' = "{default}"'
+    elif default is not parameter.empty:
+        text += f" = {getattr(default, '__name__', default)}"
     return text
 
 
 def _type(annotation: Any) -> str:
-    text = getattr(annotation, "__forward_arg__", None) or getattr(annotation, "__name__", None)
+    text: Any = getattr(annotation, "__forward_arg__", None) or getattr(annotation, "__name__", None)
     return str(annotation if isinstance(annotation, str) else text or annotation)
 
 
