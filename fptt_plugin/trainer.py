@@ -142,7 +142,8 @@ class FPTTTrainer:
         >>> import torch
         >>> from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
         >>> net = nn.Sequential(
-        ...     nn.Linear(4, 16), LTCLeaky(init_hidden=True), nn.Linear(16, 2), LTCIntegrator(init_hidden=True))
+        ...     nn.Linear(4, 16), LTCLeaky(init_hidden=True),
+        ...     nn.Linear(16, 2), LTCIntegrator(init_hidden=True))
         >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
         >>> trainer = FPTTTrainer(net, optimizer, nn.CrossEntropyLoss(), window=5)
         >>> x, y = torch.rand(20, 8, 4), torch.randint(2, (8,))      # T = 20, B = 8
