@@ -280,6 +280,18 @@ def _pixels(frames: int) -> Callable[[], plt.Figure]:
     return draw
 
 
+def _channels() -> plt.Figure:
+    """Spikes of channels that sweep up and down, as a spoken word does in a model of the cochlea."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    figure, axes = _thumbnail()
+    steps = rng.uniform(0, 100, 900)
+    bands = rng.choice([150, 350, 520], 900)
+    axes.scatter(steps, bands + 80 * np.sin(steps / 14 + bands) + rng.normal(0, 18, 900), s=2, marker="|", color="0.3")
+    return figure
+
+
 LOOP = (
     "for x_t in x:",
     "  loss = loss_fn(net(x_t), y)",
@@ -297,6 +309,7 @@ THUMBNAILS: dict[str, Callable[[], plt.Figure]] = {
     "ecg_stream": _curves("ecg"),
     "dvs_gesture": _curves("nmnist"),
     "detection": _curves("detection"),
+    "speech": _channels,
     "static_images": _pixels(1),
     "dvs_cifar10": _pixels(8),
     "fabric_loop": _text(*(line.format("fabric.") for line in LOOP)),
