@@ -74,7 +74,7 @@ def _types_of_init(app, objtype, name, obj, options, args, retann):  # type: ign
     if objtype == "class" and "__init__" in vars(obj):
         record_typehints(app, objtype, name, obj.__init__, options, args, retann)
         types = app.env.current_document.autodoc_annotations.get(name, {})
-        types.update({key: re.sub(r"\S*TypeAliasForwardRef\('(.*?)'\)", r"\1", text) for key, text in types.items()})
+        types.update({key: re.sub(r"\S*TypeAliasForwardRef\('(.*?)'\)", r"~\1", text) for key, text in types.items()})
 
 
 def setup(app):  # type: ignore[no-untyped-def]
