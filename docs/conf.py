@@ -30,7 +30,7 @@ extensions = [
     "sphinx_design",
     "mathml",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "reference.md"]
+exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "versions/*", "reference.md"]
 nitpicky = True  # a type or name without a page is a warning
 
 html_theme = "furo"

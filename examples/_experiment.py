@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import sys
 import time
@@ -70,7 +71,7 @@ class Experiment:
         """Score on the test data, with ``W_bar`` or with ``W``."""
         if self.score is not None:
             return self.score(trainer, averaged)
-        return trainer.evaluate(self.test(), metric=self.metric, averaged=averaged)
+        return float(trainer.evaluate(self.test(), metric=self.metric, averaged=averaged))
 
 
 def run(experiment: Experiment, options: argparse.Namespace) -> Results:
@@ -142,10 +143,17 @@ def _evaluate(
     begin = time.perf_counter()
     test = test_w = math.nan
     regularized = options.method == "fptt" and options.alpha > 0
+
+    def score(averaged: bool) -> float:
+        if options.recalibrate:
+            generator = torch.Generator().manual_seed(epoch_seed(options, epoch))
+            trainer.recalibrate(itertools.islice(experiment.train(generator), options.recalibrate), averaged=averaged)
+        return experiment.evaluate(trainer, averaged=averaged)
+
     if epoch % options.test_every == 0 or epoch == options.epochs:
-        test = test_w = experiment.evaluate(trainer, averaged=True)
+        test = test_w = score(averaged=True)
         if regularized:
-            test_w = experiment.evaluate(trainer, averaged=False)
+            test_w = score(averaged=False)
     if regularized and options.average_weights == "epoch":
         trainer.regularizer.load_averages()
     return {"test": test, "test_w": test_w, "evaluation_seconds": time.perf_counter() - begin}

@@ -71,6 +71,13 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--accelerate", choices=("none", "compile", "cudagraph", "auto"), default="none")
     add("--device", default="cpu")
     add("--test-every", type=int, default=1, help="epochs between tests; the last epoch is always tested")
+    add(
+        "--recalibrate",
+        type=int,
+        default=0,
+        metavar="BATCHES",
+        help="before a test take the running statistics of batch normalisation anew, over training batches",
+    )
     add("--resume", action="store_true", help="go on from the checkpoint in that folder, if there is one")
     add("--max-minutes", type=float, help="begin no epoch that would end later than that")
     parser.set_defaults(**defaults)

@@ -164,7 +164,8 @@ def rows(runs: list[Run], where: dict[str, Any], columns: tuple[str, ...]) -> li
     groups: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
     for run in runs:
         if all(_fits(setting(run, name), value) for name, value in where.items()):
-            values = tuple(_value(run, name) for name in columns if setting(run, name) is not None)
+            given = (name for name in columns if setting(run, name) not in (None, False))
+            values = tuple(_value(run, name) for name in given)
             groups.setdefault((arm(run), values), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: (list(map(_in_order, item[0][1])), _place(item[1][0])))
     return [Row(arm, values, members) for (arm, values), members in ordered]
@@ -198,6 +199,10 @@ def _value(run: Run, name: str) -> str:
     value = setting(run, name)
     if name == "window":
         return "window T" if setting(run, "method") == "bptt" else f"window {value}"
+    if value is True:
+        return name
+    if name == "norm":
+        return f"norm {value}"
     return f"{name} {value:g}" if isinstance(value, int | float) else str(value)
 
 

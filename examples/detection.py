@@ -6,7 +6,8 @@
 
 The picture is the input current at every step; boxes are read out and the weights move at every step. Figures are mean
 average precision at an overlap of one half, on the test pictures. ``detections.png`` in the run's folder shows some.
-Training pictures are mirrored at random, and that is all: no mosaics, no change of scale or colour.
+Training pictures are mirrored at random, and with ``--augment`` scaled, shifted and made brighter or darker; there are
+no mosaics. ``--maps 3`` finds objects of ten pixels, for which the two maps of tiny YOLO are too coarse.
 """
 
 from __future__ import annotations
@@ -45,6 +46,33 @@ def mirrored(x: Tensor, boxes: Sequence[Boxes], chosen: Tensor) -> tuple[Tensor,
 def _exchange(places: Tensor) -> Tensor:
     left, upper, right, lower = places.unbind(dim=1)
     return torch.stack([1 - right, upper, 1 - left, lower], dim=1)
+
+
+def zoomed(x: Tensor, boxes: Sequence[Boxes], generator: torch.Generator) -> tuple[Tensor, list[Boxes]]:
+    """Pictures scaled by 0.7 to 1.4, shifted and made brighter or darker, and their boxes.
+
+    Objects of which less than 40 % stays in the picture are left out. Beyond its edge a picture goes on as it ends.
+    """
+    count = len(x)
+    scale = torch.exp(math.log(0.7) + math.log(2.0) * torch.rand(count, generator=generator))
+    centre = 0.5 + (torch.rand(count, 2, generator=generator) - 0.5) * (1 - 1 / scale).abs().unsqueeze(1)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
+    theta[:, :, 2] = 2 * centre - 1
+    grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+    moved = torch.nn.functional.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
+    light = 0.8 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
+    seen = []
+    for entry, factor, place in zip(boxes, scale, centre, strict=True):
+        places = (entry.places - place.repeat(2)) * factor + 0.5
+        inside = places.clamp(0, 1)
+        kept = _areas(inside) >= 0.4 * _areas(places)
+        seen.append(Boxes(inside[kept], entry.labels[kept], entry.difficult[kept]))
+    return (moved * light).clamp(0, 255).to(x.dtype), seen
+
+
+def _areas(places: Tensor) -> Tensor:
+    return (places[:, 2:] - places[:, :2]).clamp(min=0).prod(dim=1)
 
 
 class MeanAveragePrecision:
@@ -122,6 +150,8 @@ def main() -> None:
         "--rectifiers", action="store_true", help="the twin that does not spike: what data and budget give"
     )
     parser.add_argument("--norm", choices=NORMS[:3], default="none", help="none: one normalisation for all time steps")
+    parser.add_argument("--maps", type=int, choices=(2, 3), default=2, help="3: one more, for small objects")
+    parser.add_argument("--augment", action="store_true", help="scale, shift and light of the training pictures")
     add_map_options(parser)
     options = parse(
         parser,
@@ -137,7 +167,7 @@ def main() -> None:
     if any(side % 32 or side < 64 for side in options.size):
         parser.error(f"--size {options.size[0]} {options.size[1]}: width and height are multiples of 32, from 64 on")
     pictures, test, names = voc(options.dataset, options.data_dir, tuple(options.size))
-    maps = [(options.size[1] // stride, options.size[0] // stride) for stride in STRIDES]
+    maps = [(options.size[1] // stride, options.size[0] // stride) for stride in STRIDES[-options.maps :]]
     anchors = anchor_boxes(anchor_sizes(pictures.boxes, ANCHORS * len(maps)), maps)
     score = MeanAveragePrecision(test, anchors, len(names), options.presentations)
 
@@ -145,12 +175,15 @@ def main() -> None:
         for index in shuffled(len(pictures.x), options.batch_size, generator):
             chosen = torch.rand(len(index), generator=generator) < 0.5
             x, boxes = mirrored(pictures.x[index], [pictures.boxes[i] for i in index.tolist()], chosen)
+            if options.augment:
+                x, boxes = zoomed(x, boxes, generator)
             yield presentations(x, options.presentations), encode(boxes, anchors)
 
     net = SpikingTinyYOLO(
         options.neuron,
         options.library,
         len(names),
+        maps=options.maps,
         width=options.width,
         gate_norm=options.gate_norm,
         init_state=options.init_state,
@@ -159,6 +192,7 @@ def main() -> None:
     )
     parts = [options.dataset, "x".join(map(str, options.size)), *map_parts(options), f"t{options.presentations}"]
     parts += [f"{options.norm}norm"] * (options.norm != "none") + ["rectifiers"] * options.rectifiers
+    parts += ["m3"] * (options.maps == 3) + ["augment"] * options.augment
     experiment = Experiment(
         "detection",
         "-".join(parts),

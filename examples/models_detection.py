@@ -10,21 +10,22 @@ from models import NO_NORM, Normalization, integrator
 from models_conv import convolution, make_static, map_dynamics, map_neuron, scaled
 from torch import Tensor, nn
 
-STRIDES = (16, 32)  # of the two maps that objects are found on
+STRIDES = (8, 16, 32)  # of the maps that objects are found on: the last two, or all three
 ANCHORS = 3  # sizes of boxes on each of them
 RARE = 0.01  # probability of an object that every anchor starts with
 
 
 class SpikingTinyYOLO(nn.Module):
-    """Takes one step ``[B, 3, height, width]``, returns ``[B, N, 5 + classes]`` for all N anchors of both maps.
+    """Takes one step ``[B, 3, height, width]``, returns ``[B, N, 5 + classes]`` for all N anchors of its maps.
 
-    Every convolution is batch-normalised and drives spiking neurons where Darknet has leaky rectifiers; two liquid
-    leaky integrators are read out. Height and width are multiples of 32.
+    Every convolution is batch-normalised and drives spiking neurons where Darknet has leaky rectifiers; liquid leaky
+    integrators are read out, one for each map, the finest first. Height and width are multiples of 32.
 
     Args:
         neuron: ``"ltc"``, ``"alif"`` or ``"lif"``, see :func:`models_conv.conv_net`.
         library: ``"snntorch"`` or ``"spikingjelly"``.
         classes: Classes of objects.
+        maps: 2, or 3 with one of stride 8 for small objects (yolov4-tiny-3l.cfg).
         width: Factor on the number of maps in each layer.
         norm: Normalisation of every convolution; ``"none"`` is one for all time steps.
         rectifiers: Leaky rectifiers in place of the neurons, as Darknet: the twin that does not spike.
@@ -40,6 +41,7 @@ class SpikingTinyYOLO(nn.Module):
         library: str,
         classes: int,
         *,
+        maps: int = 2,
         width: float = 1.0,
         norm: Normalization = NO_NORM,
         rectifiers: bool = False,
@@ -75,16 +77,25 @@ class SpikingTinyYOLO(nn.Module):
         self.coarse = head(w256, w512)
         self.up = nn.Sequential(block(w256, w128, 1), nn.Upsample(scale_factor=2))
         self.fine = head(w128 + 4 * w64, w256)
+        self.finest: nn.Module | None = None
+        if maps == 3:
+            self.up_again = nn.Sequential(block(w128 + 4 * w64, w64, 1), nn.Upsample(scale_factor=2))
+            self.finest = head(w64 + 2 * w64, w128)
         if neuron != "ltc" and not rectifiers:
             make_static(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
+        withins = []
         for stage in self.stages:
             within, x = stage(x)
+            withins.append(within)
         x = self.top(x)
-        fine = self.fine(torch.cat([self.up(x), within], dim=1))
-        return torch.cat([self._rows(fine), self._rows(self.coarse(x))], dim=1)
+        middle = torch.cat([self.up(x), withins[2]], dim=1)
+        heads = [self.fine(middle), self.coarse(x)]
+        if self.finest is not None:
+            heads.insert(0, self.finest(torch.cat([self.up_again(middle), withins[1]], dim=1)))
+        return torch.cat([self._rows(head) for head in heads], dim=1)
 
     def _rows(self, maps: Tensor) -> Tensor:
         """``[B, anchors * outputs, h, w]`` as ``[B, anchors * h * w, outputs]``."""

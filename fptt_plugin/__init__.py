@@ -9,7 +9,7 @@ from .monitor import FiringRates, SavedForBackward
 from .regularizer import DynamicRegularizer
 from .trainer import FPTTTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "BPTT",

@@ -1,4 +1,4 @@
-"""Plots for training, as thin functions over matplotlib: ``pip install 'fptt_plugin[plot]'``.
+"""Plots for training, as thin functions over matplotlib: ``pip install matplotlib``.
 
 Each function draws on the given axes, or on those of a new figure, and returns them. A method of training has one
 colour in all of them, :data:`METHOD_COLORS`.
@@ -199,7 +199,7 @@ def _axes(axes: Axes | None) -> Axes:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("fptt_plugin.plot needs matplotlib: pip install 'fptt_plugin[plot]'") from error
+        raise ImportError("fptt_plugin.plot needs matplotlib: pip install matplotlib") from error
     _, fresh = plt.subplots(figsize=(7, 3.5), layout="constrained")
     return cast("Axes", fresh)
 

@@ -8,6 +8,7 @@ the same to them.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ class DynamicRegularizer:
     training, as weight clipping does.
 
     **Closures.** ``optimizer.step(closure)`` evaluates the closure once, adds the gradient of the regulariser, then
-    steps.
+    steps. A ``step()`` of a subclass that calls ``super().step()`` is one step.
 
     A parameter without a gradient in some step (frozen, or unused) is left alone in that step. Parameters may be lazy,
     shared, and spread over several groups; groups may be added later. Works with schedulers, ``foreach``, ``fused``
@@ -170,6 +171,8 @@ class DynamicRegularizer:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if _steps_within_its_step(optimizer):
+            return None
         self.check_ready()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -230,6 +233,8 @@ class DynamicRegularizer:
 
     @_outside_of_compile
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _steps_within_its_step(optimizer):
+            return
         # Within autocast the next forward pass would use low-precision copies of the weights before this step.
         torch.clear_autocast_cache()
         found_inf = getattr(optimizer, "found_inf", None)
@@ -317,8 +322,14 @@ class DynamicRegularizer:
         """The weights that are not their own average, each with its average."""
         if self._alpha == 0:
             return []
-        found = ((weight, self._entry(weight)) for weight in self._parameters() if weight.requires_grad)
-        return [(weight, entry[AVERAGE]) for weight, entry in found if entry is not None]
+        state, found = self.optimizer.state, []
+        for weight in self._parameters():
+            entry = state.get(weight)
+            if entry is None or AVERAGE not in entry:
+                entry = self._waiting.get(weight)
+            if entry is not None and weight.requires_grad:
+                found.append((weight, entry[AVERAGE]))
+        return found
 
     def average_of(self, parameter: Tensor) -> Tensor:
         """Return ``W_bar`` of a parameter.
@@ -721,6 +732,25 @@ def _norms_agree(norm: float, saved: float, dtype: torch.dtype) -> bool:
     return math.isclose(norm, saved, rel_tol=tolerance) or (math.isnan(norm) and math.isnan(saved))
 
 
+# torch wraps the step() of each optimizer class in a function that runs the hooks; all of them share this code.
+_HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
+
+
+def _steps_within_its_step(optimizer: Optimizer) -> bool:
+    """Whether this is the ``super().step()`` of a subclass, for which torch runs the hooks of the optimizer again.
+
+    It does so only once the base class has been built by itself somewhere. Read from the stack, not from a flag: a flag
+    would outlast a step that raises an exception.
+    """
+    if sum("step" in vars(kind) for kind in type(optimizer).__mro__ if kind is not Optimizer) < 2:
+        return False
+    steps, frame = 0, sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        steps += frame.f_code is _HOOKED_STEP and frame.f_locals["self"] is optimizer
+    return steps > 1
+
+
 def _once(loss: Any) -> Callable[[], Any]:
     """Return a closure for a loss that is already computed."""
     losses = [loss]
@@ -771,6 +801,10 @@ def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
         not isinstance(optimizer, torch.optim.LBFGS),
         "LBFGS evaluates the loss several times within one step, FPTT once per step: use Adam or SGD",
     )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # Accelerate's wrapper, which is not built as an optimizer
+        kind = type(optimizer).__name__
+        problems.check(False, f"{kind} has no step hooks: pass the optimizer that it wraps, .optimizer")
+        return
     hooks = optimizer._optimizer_step_pre_hooks.values()
     taken = any(isinstance(getattr(hook, "__self__", None), DynamicRegularizer) for hook in hooks)
     problems.check(

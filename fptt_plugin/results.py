@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class StepResult(NamedTuple):
     """Result of one step of a stream; tensors are detached.
 
     Attributes:
-        output: What the loss saw, ``[B, ...]``.
+        output: What the loss saw, ``[B, ...]``; several tensors where ``output`` picked several.
         loss: Loss of this step, a 0-d tensor; ``None`` if the step carried none.
         updated: Whether the weights moved.
     """
 
-    output: Tensor
+    output: Any
     loss: Tensor | None
     updated: bool
 
@@ -25,27 +30,66 @@ class SequenceResult(NamedTuple):
     """Result of training on one batch of sequences; tensors are detached.
 
     Attributes:
-        output: The decision ``[B, ...]``: what the loss saw at the last step of each sequence.
+        output: The decision ``[B, ...]``: what the loss saw at the last step of each sequence; several tensors where
+            ``output`` picked several.
         loss: Mean loss of the windows that had one, a 0-d tensor.
         updates: Number of weight updates.
     """
 
-    output: Tensor
+    output: Any
     loss: Tensor
     updates: int
 
 
-class EpochRecord(NamedTuple):
-    """Figures of one epoch.
+class BatchRecord(NamedTuple):
+    """What a callback of :meth:`FPTTTrainer.fit` gets after each batch; tensors are detached and stay on their device.
 
     Attributes:
         epoch: From 1.
-        loss: Mean training loss.
-        train_score: Mean metric of the decisions made while training.
-        val_score: Metric on the validation data; ``None`` without.
+        batch: Number of the batch in its epoch, from 1.
+        size: Number of its samples.
+        loss: Its mean training loss, a 0-d tensor.
+        output: The decisions ``[B, ...]``.
+        grad_norm: Norm of the regularised gradient before clipping, of the batch's last update, a 0-d tensor; ``None``
+            with ``max_grad_norm=None``.
+        lr: Learning rate of the optimizer's first parameter group in this batch.
+        updates: Weight updates so far.
+    """
+
+    epoch: int
+    batch: int
+    size: int
+    loss: Tensor
+    output: Any
+    grad_norm: Tensor | None
+    lr: float
+    updates: int
+
+
+class EpochRecord(NamedTuple):
+    """Figures of one epoch. Means are over samples; with a target per step, over samples and steps.
+
+    Attributes:
+        epoch: From 1.
+        loss: Mean training loss: what the weights follow, with its ramp and its auxiliary term, at every step with a
+            loss.
+        train_score: The first metric, of the decisions made while training; nan without a metric.
+        val_score: The same on the validation data; ``None`` without any.
         firing_rates: Spikes per neuron and step of each spiking layer while training.
         updates: Weight updates so far.
         seconds: Wall time of the epoch's training, validation apart.
+        decision_loss: Mean of ``loss_fn(decision, target)`` while training, without ramp and auxiliary term.
+        val_loss: The same on the validation data; ``None`` without any.
+        train_scores: Every metric by name, of the decisions made while training.
+        val_scores: Every metric by name, on the validation data.
+        lr: Learning rate of the optimizer's first parameter group in the last batch.
+        grad_norm: Norm of the regularised gradient before clipping, at the last update of each batch; mean over the
+            batches. ``None`` with ``max_grad_norm=None``; ``float("inf")`` measures it and does not clip.
+
+    Example:
+        >>> record = EpochRecord(1, 1.2, 0.5, None, {"1": 0.1}, 10, 3.0, decision_loss=0.7, train_scores={"f1": 0.5})
+        >>> record.scalars()["train/decision_loss"], record.scalars()["train/f1"]
+        (0.7, 0.5)
     """
 
     epoch: int
@@ -55,3 +99,25 @@ class EpochRecord(NamedTuple):
     firing_rates: dict[str, float]
     updates: int
     seconds: float
+    decision_loss: float = math.nan
+    val_loss: float | None = None
+    train_scores: Mapping[str, float] = _NOTHING
+    val_scores: Mapping[str, float] = _NOTHING
+    lr: float = math.nan
+    grad_norm: float | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """Every figure by a name such as ``"val/accuracy"``, for a logger; those that there are not are left out."""
+        figures: dict[str, float | None] = {
+            "train/loss": self.loss,
+            "train/decision_loss": self.decision_loss,
+            **{f"train/{name}": score for name, score in self.train_scores.items()},
+            "val/loss": self.val_loss,
+            **{f"val/{name}": score for name, score in self.val_scores.items()},
+            **{f"firing_rate/{name}": rate for name, rate in self.firing_rates.items()},
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "updates": self.updates,
+            "seconds": self.seconds,
+        }
+        return {name: figure for name, figure in figures.items() if figure is not None}

@@ -23,9 +23,12 @@ from .drivers import (
     check_in_flight,
     check_network,
     find_driver,
+    input_hook,
     known_driver,
     layout_remedy,
+    pack_inputs,
     preflight,
+    takes_integers,
 )
 from .errors import (
     BatchShapeError,
@@ -35,7 +38,7 @@ from .errors import (
     ErrorList,
     check_entry,
 )
-from .fit import Metric, Progress, accuracy
+from .fit import Batching, Callbacks, Metrics, Progress, accuracy
 from .functional.losses import ClassDistribution
 from .interrupts import Uninterrupted
 from .regularizer import DynamicRegularizer, check_optimizer, check_regularizer_options
@@ -55,11 +58,13 @@ from .training import (
     Structure,
     TrainingLoop,
     Updater,
+    Visitor,
     check_data_parallel,
     check_input,
     check_objective,
     check_schedule,
     time_first,
+    to_tensors,
     warn_of_liquid_counts,
     warn_of_spikes,
 )
@@ -222,6 +227,7 @@ class FPTTTrainer:
         self._driver_is_checked = False
         self._step_modes: StepModes | None = None  # for which the driver was chosen
         self._output_is_checked = False
+        self._integers: dict[torch.dtype, bool] = {}  # integer types, and whether the network takes them
         self._run_state = RunState(state, Readout(readout or "step"), self.objective.distribution)
         self._loop = TrainingLoop(
             net,
@@ -270,10 +276,10 @@ class FPTTTrainer:
 
     def step(
         self,
-        x_t: Tensor,
-        y_t: Tensor | None = None,
-        mask: Tensor | None = None,
-        new_sequence: Tensor | None = None,
+        x_t: Any,
+        y_t: Any = None,
+        mask: Any = None,
+        new_sequence: Any = None,
     ) -> StepResult:
         """Train on one time step of a stream: predicts, and learns from the target if there is one.
 
@@ -299,14 +305,15 @@ class FPTTTrainer:
         """
         self.regularizer.check_weights()
         self._structure.check()
+        x_t = self._inputs(x_t)
         batch = Batch.of_step(
             x_t,
-            y_t,
-            mask,
-            new_sequence,
+            self._tensors(y_t, "y_t"),
+            self._tensors(mask, "mask"),
+            self._tensors(new_sequence, "new_sequence"),
             ignore_index=self.objective.ignore_index,
             finite=self._loop.on_nonfinite != "skip",
-            integers=self._takes_integers,
+            integers=self._takes_integers(x_t.unsqueeze(0), batch_first=False),
         )
         if self.schedule.window is None:
             raise ConfigurationError(
@@ -316,9 +323,10 @@ class FPTTTrainer:
         self._find_driver(batch.x, batch_first=False)
         with Uninterrupted():
             self._run_state.skipped += batch.y is None and y_t is not None  # a target that is not finite
-            return self._loop.step(batch)
+            result = self._loop.step(batch)
+        return result._replace(output=self.objective.unpacked(result.output))
 
-    def train_sequence(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> SequenceResult:
+    def train_sequence(self, x: Any, y: Any, mask: Any = None) -> SequenceResult:
         """Reset the state and train on one batch of sequences, window by window.
 
         Args:
@@ -339,7 +347,7 @@ class FPTTTrainer:
         """
         return self.train_batch(self.prepare(x, y, mask))
 
-    def prepare(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Batch:
+    def prepare(self, x: Any, y: Any, mask: Any = None) -> Batch:
         """Check a batch of sequences as :meth:`train_sequence` takes it, and find the driver at the first one.
 
         Args:
@@ -354,8 +362,9 @@ class FPTTTrainer:
             BatchError: If shapes or values are impossible. Nothing is changed then.
             CannotStepError: If the network cannot be trained step by step.
         """
+        x, y, mask = self._inputs(x), to_tensors(y, "y", self.net), self._tensors(mask, "mask")
         with self._explained(x, y):
-            check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            self._check_input(x)
             self._structure.check()
             driver = self._find_driver(x, batch_first=self.batch_first)
             batch = Batch.of_sequences(
@@ -370,19 +379,43 @@ class FPTTTrainer:
             self._check_ends(batch)
         return batch
 
+    def _inputs(self, x: Any) -> Tensor:
+        """What the user passes as input, on the network's device; several inputs as one tensor."""
+        if isinstance(x, Tensor) and x.device == self._device:  # as at every step of a stream
+            return pack_inputs(self.net, x)
+        return pack_inputs(self.net, to_tensors(x, "x", self.net))
+
+    def _tensors(self, value: Any, name: str) -> Any:
+        return None if value is None else to_tensors(value, name, self.net)
+
     @property
-    def _takes_integers(self) -> bool:
-        return any(isinstance(module, nn.Embedding) for module in self.net.modules())
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def _check_input(self, x: Tensor) -> None:
+        integers = self._takes_integers(x, batch_first=self.batch_first)
+        check_input(x, rank=2, what="x must have 2 dimensions or more", integers=integers)
+
+    def _takes_integers(self, x: Tensor, *, batch_first: bool) -> bool:
+        """Whether the network takes an input that is one of integers."""
+        if x.is_floating_point() or x.dim() < 2:
+            return False
+        if x.dtype not in self._integers:
+            self._integers[x.dtype] = takes_integers(self.net, x.transpose(0, 1) if batch_first else x)
+        return self._integers[x.dtype]
 
     @contextmanager
     def _explained(self, x: Tensor, y: Tensor | None = None) -> Iterator[None]:
         """Context that adds to an error what to do about the layout of the input, where something helps."""
+        hook = input_hook(self.net)
         try:
             yield
         except (BatchShapeError, CannotRunError) as error:
             if isinstance(x, Tensor) and 0 not in x.shape:
                 target = tuple(y.shape) if isinstance(y, Tensor) else ()
                 error.remedy = layout_remedy(self.net, x, target, self.batch_first) or error.remedy
+            if hook is not None and not self._driver_is_checked:
+                hook.handle.remove()  # the network is as it was
             raise
 
     def _check_ends(self, batch: Batch) -> None:
@@ -397,11 +430,12 @@ class FPTTTrainer:
                 "build the trainer with window=1, or let forward() return its output of every step, [T, B, ...]",
             )
 
-    def train_batch(self, batch: Batch) -> SequenceResult:
+    def train_batch(self, batch: Batch, visitor: Callable[[int, Any], None] | None = None) -> SequenceResult:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two.
 
         Args:
             batch: From :meth:`prepare`.
+            visitor: Called with every time step and what the loss sees there, ``[B, ...]``, detached.
 
         Returns:
             See :meth:`train_sequence`.
@@ -413,51 +447,75 @@ class FPTTTrainer:
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
         self._structure.check()
         with Uninterrupted():
-            result = self._loop.train(batch)
+            result = self._loop.train(batch, self._unpacking(visitor))
             if not self._output_is_checked:
                 readout = self._run_state.readout
                 self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout.mode)
                 warn_of_liquid_counts(readout, self.state)
             if self.average_weights == "sequence":
                 self.regularizer.load_averages()
-        return result
+        return result._replace(output=self.objective.unpacked(result.output))
+
+    def _unpacking(self, visitor: Callable[[int, Any], None] | None) -> Visitor | None:
+        """The visitor, of several outputs with all of them."""
+        return None if visitor is None else lambda t, output: visitor(t, self.objective.unpacked(output))
 
     def fit(
         self,
-        loader: Iterable[Any],
+        loader: Iterable[Any] | Callable[[int], Iterable[Any]],
         epochs: int = 1,
         *,
         val_loader: Iterable[Any] | None = None,
+        batch: Batching = None,
         scheduler: Any = None,
-        metric: Metric = accuracy,
-        higher_is_better: bool = True,
+        scheduler_interval: str | None = None,
+        metric: Metrics = accuracy,
+        monitor: str | None = None,
+        higher_is_better: bool | None = None,
+        patience: int | None = None,
         checkpoint: str | PathLike[str] | None = None,
+        callbacks: Callbacks = (),
         progress: bool = True,
     ) -> list[EpochRecord]:
-        """Train on every batch of a loader, epoch by epoch, with a progress bar where ``tqdm`` is installed.
+        """Train on every batch of a loader, epoch by epoch.
 
         Args:
-            loader: Gives ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them; moved to the network's
-                device. Modules that are in evaluation mode while the network is in training mode stay there.
+            loader: Gives batches ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them, or others with
+                ``batch``. Moved to the network's device. Modules that are in evaluation mode while the network is in
+                training mode stay there. Or ``loader(epoch)`` returns what gives them.
             epochs: Passes over the data of this call, after those of earlier calls and of a loaded checkpoint. Default
                 1. To complete a run of 10 epochs, pass ``10 - len(trainer.history)``.
             val_loader: Evaluated after each epoch.
-            scheduler: Learning-rate scheduler, stepped after each epoch; ``ReduceLROnPlateau`` gets the metric, and its
-                mode must be the metric's direction. :meth:`save` keeps its state, and the first call after :meth:`load`
-                restores it into the scheduler given then, together with the learning rate, which a new scheduler sets.
-            metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
-            higher_is_better: Direction of the metric, for the best checkpoint.
-            checkpoint: File for the best epoch so far, by validation (training, without a ``val_loader``): of all
-                calls, and of the run that was loaded, as long as the file is there and they agree in its name, the
-                metric's name, ``higher_is_better`` and whether there is a ``val_loader``.
-            progress: Show the bar: loss, metric and mean firing rate so far.
+            batch: How to read a batch of another form: names of its entries, ``("frames", "label")`` or ``("frames",
+                "label", "lengths")``, with a tuple or dictionary of names for several inputs or targets; positions in
+                place of names for a tuple; or a function of a batch that returns ``(x, y)`` or ``(x, y, mask)``.
+            scheduler: Learning-rate scheduler. ``ReduceLROnPlateau`` gets what is monitored, and its mode must be the
+                direction of that. :meth:`save` keeps its state, and the first call after :meth:`load` restores it into
+                the scheduler given then, together with the learning rate, which a new scheduler sets.
+            scheduler_interval: Whether it steps after each ``"epoch"`` or each ``"batch"``, as a warm-up does.
+                ``None``, the default, is ``"batch"`` for ``OneCycleLR`` and ``CyclicLR``, else ``"epoch"``.
+            metric: ``metric(output, target) -> number``, averaged over samples; an object with ``update``, ``compute``
+                and ``reset``, such as those of torchmetrics, which sees a whole pass; several of these by name in a
+                dictionary; or ``None``. Default: accuracy.
+            monitor: What decides which epoch is best: the name of a metric, or ``"loss"``, that of the decision.
+                ``None``, the default, is the first metric, and the loss without any. Of validation, if there is a
+                ``val_loader``, else of training.
+            higher_is_better: Direction of what is monitored. ``None``, the default: higher, but lower for the loss.
+            patience: Stop after so many epochs that were not better than the best before them; ``None``, the default,
+                does not. Epochs of earlier calls and of a loaded checkpoint count.
+            checkpoint: File for the best epoch so far: of all calls, and of the run that was loaded, as long as the
+                file is there and they agree in its name, what is monitored, the direction and whether there is a
+                ``val_loader``.
+            callbacks: Objects with hooks, see :class:`~fptt_plugin.fit.Callback`, or functions that are called after
+                each epoch as ``function(trainer, record)``.
+            progress: Print a line per epoch, and show a bar in between where ``tqdm`` is installed.
 
         Returns:
             One record per epoch of this call; :attr:`history` has those of all calls, also if this one is interrupted.
 
         Raises:
-            ConfigurationError: If metric, scheduler or the checkpoint's folder cannot be used.
-            BatchError: If the loader is empty.
+            ConfigurationError: If an argument cannot be used. Nothing is changed then.
+            BatchError: If the loader is empty, or a batch cannot be read.
         """
         with Uninterrupted():
             return _fit.fit(
@@ -466,32 +524,77 @@ class FPTTTrainer:
                 loader,
                 epochs,
                 val_loader=val_loader,
+                batch=batch,
                 scheduler=scheduler,
+                scheduler_interval=scheduler_interval,
                 metric=metric,
+                monitor=monitor,
                 higher_is_better=higher_is_better,
+                patience=patience,
                 checkpoint=checkpoint,
-                bar=progress,
+                callbacks=callbacks,
+                show=progress,
             )
+
+    def stop(self) -> None:
+        """End :meth:`fit`, from a callback or a signal handler: after the present batch, with its epoch recorded."""
+        self._progress.stopping = True
 
     # ------------------------------------------------------------------ evaluation
 
-    def evaluate(self, loader: Iterable[Any], *, metric: Metric = accuracy, averaged: bool | None = None) -> float:
-        """Mean metric over a loader, in evaluation mode and without gradients; a stream in progress goes on after.
+    def evaluate(
+        self,
+        loader: Iterable[Any],
+        *,
+        metric: Metrics = accuracy,
+        batch: Batching = None,
+        averaged: bool | None = None,
+    ) -> Any:
+        """Score on a loader, in evaluation mode and without gradients; a stream in progress goes on after.
 
         Args:
-            loader: Gives ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them; what is masked does not
-                count.
-            metric: ``metric(output, target) -> scalar tensor``. Default: accuracy.
+            loader: Gives batches as :meth:`fit` takes them; what is masked does not count.
+            metric: One metric or several by name, as :meth:`fit` takes them; ``None`` for the loss of the decision.
+                Default: accuracy.
+            batch: As :meth:`fit` takes it.
             averaged: Evaluate ``W_bar`` instead of ``W``; the same with ``alpha=0``. ``None``, the default: ``W_bar``,
                 but ``W`` with ``variant="gradient"``.
 
         Returns:
-            The mean over samples (and over steps, with a target per step).
+            A number, for a function its mean over samples (and over steps, with a target per step); for several
+            metrics a dictionary of numbers.
+
+        Raises:
+            BatchError: If the loader is empty, or a batch cannot be read.
         """
         with Uninterrupted():
-            return _fit.evaluate(self, loader, metric=metric, averaged=averaged)
+            return _fit.evaluate(self, loader, metric=metric, batch=batch, averaged=averaged)
 
-    def predict(self, x: Tensor, mask: Tensor | None = None, *, averaged: bool | None = None) -> Tensor:
+    def recalibrate(self, loader: Iterable[Any], *, batch: Batching = None, averaged: bool | None = None) -> int:
+        """Take the running statistics of batch normalisation anew, as means over a loader, at the present weights.
+
+        Running statistics are those of weights that are gone: online training moves the weights many times within the
+        span over which they average. The faster the weights move, the further they lag behind; and ``W_bar`` has
+        others than ``W``. Ten or twenty batches of training data will do. It is what
+        ``torch.optim.swa_utils.update_bn`` does for averaged weights. Weights, gradients and a stream in progress stay
+        as they are; layers in evaluation mode within a network in training mode keep their statistics.
+
+        Args:
+            loader: Gives batches as :meth:`fit` takes them.
+            batch: As :meth:`fit` takes it.
+            averaged: Whose statistics: as in :meth:`evaluate`.
+
+        Returns:
+            How many batches there were.
+
+        Raises:
+            BatchError: If the loader is empty, or a batch cannot be read; the old statistics are back.
+            ConfigurationError: If the network has no such statistics.
+        """
+        with Uninterrupted():
+            return _fit.recalibrate(self, loader, batch=batch, averaged=averaged)
+
+    def predict(self, x: Any, mask: Any = None, *, averaged: bool | None = None) -> Any:
         """The decision ``[B, ...]`` on a batch of sequences: what the network returns at the end of each.
 
         Args:
@@ -503,8 +606,9 @@ class FPTTTrainer:
         Returns:
             The decision of each sample, ``[B, ...]``.
         """
+        x, mask = self._inputs(x), self._tensors(mask, "mask")
         with self._explained(x):
-            check_input(x, rank=2, what="x must have 2 dimensions or more", integers=self._takes_integers)
+            self._check_input(x)
             size = self._find_driver(x, batch_first=self.batch_first).steps_and_batch(x)
             if size is None:
                 x = time_first(x, batch_first=self.batch_first)
@@ -540,7 +644,7 @@ class FPTTTrainer:
                 for module, mode in training.items():
                     module.training = mode
 
-    def visit(self, batch: Batch, visitor: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    def visit(self, batch: Batch, visitor: Callable[[int, Any], None] | None = None) -> Any:
         """Run a batch of sequences from the initial state, without losses; use it within :meth:`evaluation`.
 
         Args:
@@ -550,7 +654,7 @@ class FPTTTrainer:
         Returns:
             The decision ``[B, ...]``.
         """
-        return self._loop.visit(batch, visitor)
+        return self.objective.unpacked(self._loop.visit(batch, self._unpacking(visitor)))
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Context in which the network holds ``W_bar``; afterwards ``W`` is back, bit for bit.

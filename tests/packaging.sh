@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds sdist and wheel, and installs the wheel into an empty environment with each extra alone; what the extra is for
+# Builds sdist and wheel, checks what an index would show of them, and installs the wheel into an empty environment with each extra alone; what the extra is for
 # runs from there, and so does the quickstart. With names, those alone: bash tests/packaging.sh core snntorch quickstart
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -8,10 +8,21 @@ trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" # nothing below sees the checkout
 
 python3 -m venv builder
-builder/bin/pip install --quiet build
+builder/bin/pip install --quiet build twine readme_renderer[md]
 rm -rf "$root/dist"
 builder/bin/python -m build --outdir "$root/dist" "$root" >build.log || { cat build.log; exit 1; } # the wheel from the sdist
 wheel=$(echo "$root"/dist/*.whl)
+builder/bin/twine check --strict "$root"/dist/*
+builder/bin/python - "$wheel" <<'PYTHON'
+import re, sys, zipfile
+from email import message_from_bytes
+from readme_renderer.markdown import render
+wheel = zipfile.ZipFile(sys.argv[1])
+description = message_from_bytes(wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA")))).get_payload()
+links = re.findall(r'(?:href|src)="([^"]*)"', render(description))
+assert len(links) > 3, links
+assert not [link for link in links if not link.startswith(("https://", "#"))], links
+PYTHON
 mkdir source && tar -xzf "$root"/dist/*.tar.gz -C source --strip-components 1
 
 # The notebook cells of the Start page, as one script.
@@ -34,7 +45,7 @@ assert trainer.train_sequence(torch.rand(5, 3, 4), torch.tensor([0, 1, 1])).upda
 try:
     import fptt_plugin.snntorch
 except ImportError as error:
-    assert "fptt_plugin[snntorch]" in str(error)
+    assert "pip install" in str(error)
 else:
     raise AssertionError("snnTorch is there, in an empty environment")' ;;
     snntorch | spikingjelly) echo "import torch
@@ -47,6 +58,7 @@ trainer = FPTTTrainer(net, torch.optim.Adam(net.parameters()), nn.CrossEntropyLo
 assert trainer.train_sequence(torch.rand(5, 3, 4), torch.tensor([0, 1, 1])).updates == 5" ;;
     tonic) echo 'import fptt_plugin, tonic; tonic.transforms.ToFrame((4, 4, 2), n_time_bins=2)' ;;
     plot) echo 'import torch; from fptt_plugin import plot; plot.raster(torch.eye(3)); plot.memory([1, 2], [3, 4])' ;;
+    lightning) echo 'import lightning, fptt_plugin' ;;
     examples) echo 'import fptt_plugin, accelerate, lightning_fabric, matplotlib, sklearn, tqdm' ;;
     docs) echo 'import fptt_plugin, furo, jupytext, myst_nb, sphinx' ;;
     test) echo 'import fptt_plugin, hypothesis, pytest' ;;
@@ -54,11 +66,12 @@ assert trainer.train_sequence(torch.rand(5, 3, 4), torch.tensor([0, 1, 1])).upda
   esac
 }
 
-[ $# -gt 0 ] || set -- core snntorch spikingjelly tonic plot examples docs test quickstart
+[ $# -gt 0 ] || set -- core snntorch spikingjelly tonic plot examples lightning docs test quickstart
 for extra; do
   case $extra in
     core) spec=$wheel ;;
     quickstart) spec="$wheel[snntorch,spikingjelly,examples]" ;;
+    lightning) spec="$wheel[snntorch,lightning]" ;; # without SpikingJelly, whose torchvision must fit torch's build
     *) spec="$wheel[$extra]" ;;
   esac
   python3 -m venv "$extra"
@@ -66,6 +79,10 @@ for extra; do
   check "$extra" >"check_$extra.py"
   "$extra/bin/python" "check_$extra.py"
   [ "$extra" != quickstart ] || "$extra/bin/python" source/examples/quickstart.py --smoke --plot smoke.png
+  if [ "$extra" = lightning ]; then
+    "$extra/bin/pip" install --quiet -c "$root/constraints.txt" pytest
+    (cd source && "../$extra/bin/pytest" -q -p no:cacheprovider tests/integration/test_lightning.py)
+  fi
   "$extra/bin/python" -c 'import fptt_plugin, sys; assert fptt_plugin.__file__.startswith(sys.prefix), fptt_plugin'
   rm -rf "$extra"
   echo "$extra: installed and run"

@@ -157,6 +157,8 @@ def test_accelerates_optimizer_hands_the_closure_on():
     optimizer = sgd(net)
     regularizer = DynamicRegularizer(optimizer, **OPTIONS)
     model, wrapped = accelerator.prepare(net, optimizer)
+    with pytest.raises(ConfigurationError, match=r"AcceleratedOptimizer.*that it wraps"):
+        DynamicRegularizer(wrapped)
     before = copies(net.parameters())
 
     def closure():

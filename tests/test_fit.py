@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import BatchTypeError
 from fptt_plugin.fit import accuracy, epochs
 
 CE = nn.CrossEntropyLoss()
@@ -270,24 +269,3 @@ def test_a_loader_for_each_epoch():
     assert [record.epoch for record in records] == [2, 3]
     assert [record.loss for record in records] == [other.fit(data[epoch], progress=False)[0].loss for epoch in (2, 3)]
     assert identical(trainer.net.parameters(), other.net.parameters())
-
-
-@pytest.mark.parametrize(
-    ("wrap", "words"),
-    [
-        (lambda x, y: {"x": x, "y": y}, "gave a dict per batch"),
-        (lambda x, y: (x,), "gave 1 parts per batch"),
-        (lambda x, y: (x, y, None), "gave a NoneType where a tensor belongs"),
-        (lambda x, y: (x.numpy(), y), r"gave a ndarray .*torch.as_tensor"),
-        (lambda x, y: ((x, x), y), "gave a tuple where a tensor belongs"),
-        (lambda x, y: x, "gave a Tensor per batch"),
-    ],
-)
-def test_batches_of_another_form(wrap, words):
-    net = spiking_net()
-    trainer = FPTTTrainer(net, adam(net), CE)
-    before = copies(net.parameters())
-    for call in (trainer.fit, trainer.evaluate):
-        with pytest.raises(BatchTypeError, match=words):
-            call([wrap(*batch())])
-    assert identical(net.parameters(), before)

@@ -86,7 +86,8 @@ def test_targets_of_unlabelled_samples_may_be_nan():
     [
         (torch.ones(3).bool(), ValueError, r"of shape \(3,\) does not fit a batch of 4"),
         (torch.ones(4), TypeError, r"must be a boolean tensor, got torch.float32: .*\.bool\(\)"),
-        ([True] * 4, TypeError, "must be a boolean tensor, got list"),
+        ({"a": torch.ones(4).bool()}, TypeError, "must be a boolean tensor, got dict"),
+        ("all", TypeError, "has a str where a tensor belongs"),
     ],
 )
 def test_bad_rows_change_nothing(rows, error, words):

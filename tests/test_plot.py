@@ -86,7 +86,7 @@ def test_no_history():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"pip install 'fptt_plugin\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         plot.raster(torch.zeros(2, 2))
 
 

@@ -23,7 +23,11 @@ def listed():
 
 
 LISTED = listed()
-DOORS = {"fptt_plugin.training", "fptt_plugin.drivers"}  # of which the index picks names; the rest is for upper floors
+DOORS = {
+    "fptt_plugin.training",
+    "fptt_plugin.drivers",
+    "fptt_plugin.fit",
+}  # of which the index picks names; the rest is for upper floors
 NAMES = [(module, name) for module, names in LISTED.items() for name in names]
 
 

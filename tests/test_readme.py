@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import fptt_plugin
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -25,3 +27,17 @@ def test_ci_finds_the_test_command():
 def test_files_that_the_readme_names_exist():
     for name in [*re.findall(r"\]\((?!http)([^)#]+)\)", README), "examples/quickstart.py", "CITATION.cff"]:
         assert (ROOT / name).is_file(), name
+
+
+def test_one_version():
+    """pyproject.toml takes it from the package, and the citation has the same."""
+    assert 'path = "fptt_plugin/__init__.py"' in (ROOT / "pyproject.toml").read_text()
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    assert cited.group(1) == fptt_plugin.__version__
+
+
+def test_no_command_pretends_that_the_package_is_on_an_index():
+    sources = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("fptt_plugin/**/*.py")]
+    assert len(sources) > 50
+    for source in sources:
+        assert not re.search(r"pip install [^`\n]*\bfptt_plugin\b(?!-)", source.read_text()), source

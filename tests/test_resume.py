@@ -1,15 +1,18 @@
 """``fit`` over several calls, interrupts and processes: history, best checkpoint and schedule go on."""
 
 import os
+import random
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from nets import adam, copies, identical, spiking_net
 from torch import nn
 from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader, TensorDataset
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import FPTTWarning
@@ -36,7 +39,10 @@ SCHEDULES = {
     "cosine": lambda optimizer: schedules.CosineAnnealingLR(optimizer, 10),
     "restarts": lambda optimizer: schedules.CosineAnnealingWarmRestarts(optimizer, 3),
     "lambda": lambda optimizer: schedules.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),
-    "one cycle": lambda optimizer: schedules.OneCycleLR(optimizer, 0.05, total_steps=11),
+    "one cycle": lambda optimizer: schedules.OneCycleLR(optimizer, 0.05, total_steps=30),
+    "one cycle per epoch": lambda optimizer: schedules.OneCycleLR(optimizer, 0.05, total_steps=11),
+    "cyclic": lambda optimizer: schedules.CyclicLR(optimizer, 0.01, 0.05, step_size_up=4, cycle_momentum=False),
+    "warm-up per batch": lambda optimizer: schedules.LinearLR(optimizer, 0.1, total_iters=20),
     "warm-up": lambda optimizer: schedules.SequentialLR(
         optimizer, [schedules.LinearLR(optimizer, 0.1, total_iters=4), schedules.StepLR(optimizer, 2)], [4]
     ),
@@ -44,28 +50,34 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("build", SCHEDULES.values(), ids=SCHEDULES)
+INTERVALS = {"one cycle per epoch": "epoch", "warm-up per batch": "batch"}
+PER_BATCH = ("one cycle", "cyclic", "warm-up per batch")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("built", ["before loading", "after loading"])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, build, built):
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name, built):
+    build, options = SCHEDULES[name], {"scheduler_interval": INTERVALS.get(name), "progress": False}
     data, whole = loader(), make()
     scheduler = build(whole.optimizer)
-    history = whole.fit(data, 10, val_loader=data, scheduler=scheduler, progress=False)
+    history = whole.fit(data, 10, val_loader=data, scheduler=scheduler, **options)
 
     first = make()
-    first.fit(data, 5, val_loader=data, scheduler=build(first.optimizer), progress=False)
+    first.fit(data, 5, val_loader=data, scheduler=build(first.optimizer), **options)
     first.save(tmp_path / "a.pt")
     second = make()
     other = build(second.optimizer) if built == "before loading" else None
     second.load(tmp_path / "a.pt")
     other = other or build(second.optimizer)
-    resumed = second.fit(data, 5, val_loader=data, scheduler=other, progress=False)
+    resumed = second.fit(data, 5, val_loader=data, scheduler=other, **options)
 
     assert [record.epoch for record in resumed] == [6, 7, 8, 9, 10]
     assert figures(second.history) == figures(history) == figures(whole.history)
     assert identical(second.net.parameters(), whole.net.parameters())
     found, expected = [t.optimizer.state_dict()["param_groups"] for t in (second, whole)]
     assert found == expected
-    assert other.state_dict()["last_epoch"] == 10
+    assert other.state_dict()["last_epoch"] == (30 if name in PER_BATCH else 10)
+    assert len({record.lr for record in history}) > 1
     rates = {record.updates for record in history}
     assert len(rates) == 10
 
@@ -235,3 +247,79 @@ def test_the_history_comes_back_with_its_figures(tmp_path):
     assert other.history[2].val_score is None
     other.fit(loader(), progress=False)
     assert len(trainer.history) == 3
+
+
+# ---------------------------------------------------------------------- random numbers
+
+
+class Noisy:
+    """A loader that draws from torch, numpy and Python, and from a generator of its own, as transforms do."""
+
+    def __init__(self, generator=None):
+        self.generator = generator
+
+    def __iter__(self):
+        for x, y in loader():
+            noise = [torch.rand(1), torch.rand(1, generator=self.generator), np.random.rand(), random.random()]  # noqa: NPY002
+            yield x + 0.3 * sum(float(one) for one in noise), y
+
+
+def noisy_trainer():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    net = spiking_net(extra=[nn.Dropout(0.2)])
+    return FPTTTrainer(net, adam(net), CE)
+
+
+def shuffled():
+    x, y = torch.rand(12, 6, 3, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 2
+    return DataLoader(
+        TensorDataset(x, y), 4, shuffle=True, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True)))
+    )
+
+
+LOADERS = {
+    "shuffled": shuffled,
+    "noisy": Noisy,
+    "generator": lambda: Noisy(torch.Generator().manual_seed(5)),
+}
+
+
+@pytest.mark.parametrize("build", LOADERS.values(), ids=LOADERS)
+def test_random_numbers_go_on(tmp_path, build):
+    whole = noisy_trainer()
+    whole.batch_first = build is shuffled
+    history = whole.fit(build(), 5, val_loader=loader(1) if build is not shuffled else None, progress=False)
+    first = noisy_trainer()
+    first.batch_first = whole.batch_first
+    save = [lambda trainer, record: trainer.save(tmp_path / "last.pt")]
+    data = build()
+    first.fit(data, 2, val_loader=loader(1) if build is not shuffled else None, callbacks=save, progress=False)
+    assert len({record.loss for record in history}) == 5
+    for same in (True, False):
+        second = noisy_trainer()
+        second.batch_first = whole.batch_first
+        second.load(tmp_path / "last.pt")
+        torch.rand(7)  # other things are built
+        if not same:
+            torch.manual_seed(9)  # other random numbers are asked for
+        second.fit(build(), 3, val_loader=loader(1) if build is not shuffled else None, progress=False)
+        assert (figures(second.history) == figures(history)) == same
+        assert identical(second.net.parameters(), whole.net.parameters()) == same
+
+
+def test_a_file_without_random_states_loads(tmp_path):
+    trainer = make()
+    trainer.fit(loader(), 1, progress=False)
+    state = trainer.state_dict()
+    del state["fit"]["random"]
+    for record in state["fit"]["history"]:
+        for name in ("decision_loss", "val_loss", "train_scores", "val_scores", "lr", "grad_norm"):
+            del record[name]
+    other = make()
+    other.load_state_dict(state)
+    before = torch.get_rng_state()
+    assert other.history[0].loss == trainer.history[0].loss
+    other.fit(loader(), 1, progress=False)
+    assert torch.equal(before, torch.get_rng_state())

@@ -13,7 +13,8 @@ changed: hooks, numbers, modules, shapes. The compiler then runs again, or that 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -21,8 +22,9 @@ from ..drivers import unwrapped
 from ..errors import FPTTWarning
 from ..training import TrainingLoop, Window, WindowResult
 from . import cuda_graph
-from .dynamo import CannotCompile, traces_backward
-from .update import CompiledUpdate
+from .dynamo import CannotCompile, compiler_settings, traces_backward
+from .kept import KeptBatch, modules_of
+from .update import CompiledUpdate, Verdicts
 from .window import CompiledStep, CompiledWindow
 
 MODES = ("none", "compile", "cudagraph", "auto")
@@ -50,10 +52,12 @@ class Accelerator:
         self._window: CompiledWindow | None = None
         self._step: CompiledStep | None = None
         self._left_out = 0
+        self._verdicts = Verdicts()
+        self._before: KeptBatch | None = None  # the batch whose updates are looked at together
         try:
             if loop.updater.grad_scaler is not None:
                 raise CannotCompile("a GradScaler steps the optimizer")
-            self._update = CompiledUpdate(loop.updater.regularizer)
+            self._update = CompiledUpdate(loop.updater.regularizer, self._verdicts)
         except CannotCompile as reason:
             self._give_up("the update runs eagerly", reason)
         why = _no_step(loop)
@@ -62,11 +66,33 @@ class Accelerator:
             return
         self._step = CompiledStep(loop)
         if self._update is not None and _fits_one_graph(loop):
-            replay = mode in ("cudagraph", "auto") and all(map(cuda_graph.on_gpu, loop.net.parameters()))
-            self._window = CompiledWindow(loop, replay=replay)
+            replay = mode in ("cudagraph", "auto") and self._is_on_gpu()
+            self._window = CompiledWindow(loop, self._verdicts, replay=replay)
         if mode == "cudagraph" and (self._window is None or self._window.recorder is None):
             needed = f"a CUDA graph takes a network on a GPU and a window of at most {LONGEST} steps in one graph"
             self._give_up("kernels are launched one by one", needed)
+
+    def _is_on_gpu(self) -> bool:
+        return all(map(cuda_graph.on_gpu, self._loop.net.parameters()))
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Context of a batch of sequences. On a GPU its updates are looked at together, after the last of them."""
+        if self._update is not None and self._loop.updater.regularizer.updates and self._is_on_gpu():
+            self._before, self._verdicts.pending = KeptBatch(self._loop), []
+        try:
+            with compiler_settings():
+                yield
+        finally:
+            self._before = None
+
+    def settle(self) -> bool:
+        """Whether everything trained in this batch so far was finite; if not, it is undone."""
+        if self._verdicts.settle():
+            return True
+        assert self._before is not None
+        self._before.restore()
+        return False
 
     def run(self, window: Window) -> WindowResult | None:
         """Train a window in one graph; ``None`` if the loop must do it."""
@@ -146,4 +172,4 @@ def _has_hooks_on_gradients(loop: TrainingLoop) -> bool:
 
 
 def _has_backward_hooks(net: nn.Module) -> bool:
-    return any(module._backward_hooks or module._backward_pre_hooks for module in net.modules())
+    return any(module._backward_hooks or module._backward_pre_hooks for module in modules_of(net))

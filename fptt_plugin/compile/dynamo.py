@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+import torch
 
 # Hooks that come and go, numbers that modules count, NumPy's random numbers: nothing is assumed to stay as it was.
 _DYNAMO = {
@@ -19,6 +23,21 @@ _INDUCTOR = {"fallback_random": True, "size_asserts": False}
 
 
 _numbers = itertools.count()
+_is_set = ContextVar("_is_set", default=False)
+
+
+@contextmanager
+def compiler_settings() -> Iterator[None]:
+    """Context with the compiler's settings, which each call of a compiled function would set else, for many calls."""
+    import torch._dynamo  # together with the package it would take seconds to import
+
+    config: Any = torch._dynamo.config
+    with config.patch({name: value for name, value in _DYNAMO.items() if hasattr(config, name)}):
+        token = _is_set.set(True)
+        try:
+            yield
+        finally:
+            _is_set.reset(token)
 
 
 class CannotCompile(Exception):  # noqa: N818 - a decision, not a mistake
@@ -40,17 +59,15 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], *, fullgraph: bool = True, backend: Any = "inductor") -> None:
-        import torch._dynamo  # together with the package it would take seconds to import
-
         # What the compiler learns about changing shapes and numbers it files under the name of the code.
         code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_numbers)}")
         own = types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
         self._run = torch.compile(own, fullgraph=fullgraph, backend=backend, options=dict(_INDUCTOR))
-        config: Any = torch._dynamo.config
-        self._config = config.patch({name: value for name, value in _DYNAMO.items() if hasattr(config, name)})
 
     def __call__(self, *args: Any) -> Any:
-        with self._config:
+        if _is_set.get():
+            return self._run(*args)
+        with compiler_settings():
             return self._run(*args)
 
 

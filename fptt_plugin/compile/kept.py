@@ -8,8 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ..state import random_state, set_random_state
-from ..training import RunState
-from ..tree import tensors_in
+from ..training import RunState, TrainingLoop
+from ..tree import map_tensors, tensors_in
+
+
+def modules_of(net: nn.Module) -> list[nn.Module]:
+    """Every module of a network, as ``net.modules()`` without its lists of names: this is asked at every window."""
+    found, seen = [net], {net}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
 
 
 class Kept:
@@ -28,7 +39,7 @@ class Kept:
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
         self._buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
         self._sums: list[tuple[Any, dict[str, Any]]] = []
-        for module in net.modules():
+        for module in modules_of(net):
             self._modules.append((module, dict(vars(module))))
             for name, buffer in module._buffers.items():
                 value = None if buffer is None or id(buffer) in replaced else buffer.clone()
@@ -53,3 +64,41 @@ class Kept:
             rates.sums = sums
         self._run_state.restore(self._snapshot)
         set_random_state(self._random)
+
+
+class KeptBatch:
+    """Everything that training on a batch changes, to be put back where an update of it turns out not to be finite.
+
+    Args:
+        loop: The training loop, before the batch.
+    """
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self._loop = loop
+        self._forward = Kept(loop.net, loop.run_state)
+        state, run_state = loop.updater.optimizer.state, loop.run_state
+        self._entries = {weight: dict(entry) for weight, entry in state.items()}
+        self._tensors = [*loop.updater.parameters, *tensors_in(list(self._entries.values()))]
+        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self._distribution = run_state.distribution.state_dict()
+        self._distribution = map_tensors(Tensor.clone, self._distribution)
+        self._counts = run_state.updates, run_state.skipped, loop.updater.regularizer.updates
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        run_state, regularizer = self._loop.run_state, self._loop.updater.regularizer
+        state = self._loop.updater.optimizer.state
+        for weight in [*state]:
+            if weight in self._entries:
+                state[weight].clear()
+                state[weight].update(self._entries[weight])
+            else:
+                del state[weight]
+        for tensor, value in zip(self._tensors, self._copies, strict=True):
+            tensor.copy_(value)
+        self._loop.updater.zero_grad()
+        self._forward.restore()
+        run_state.distribution.load_state_dict(map_tensors(Tensor.clone, self._distribution))
+        run_state.updates, run_state.skipped, regularizer.updates = self._counts
+        regularizer.note_updates(0)

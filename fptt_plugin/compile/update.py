@@ -2,162 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..functional.fptt import add_regularizer_gradient_, update_averages_
-from ..regularizer import AVERAGE, DynamicRegularizer
+from ..regularizer import AVERAGE, DUAL, DynamicRegularizer
 from .dynamo import CannotCompile, Compiled, first_line
+from .rules import RULES, Moments, Rule
 
-Moments = dict[str, list[Tensor]]
-Options = Mapping[str, Any]
-
-# ---------------------------------------------------------------------- torch's optimizers, as functions
-
-
-class Rule(NamedTuple):
-    """The step of an optimizer of torch.
-
-    Attributes:
-        apply: ``apply(weights, grads, moments, options, scalars)`` steps in place, as torch's optimizer does.
-        scalars: ``scalars(options, step)`` returns the numbers that depend on learning rate and step count. They come
-            in from outside, so that a scheduler recompiles nothing, and in double precision.
-        moments: ``moments(options)`` names the state of one weight, step count left out.
-        options: Entries of the parameter group that ``apply`` reads.
-    """
-
-    apply: Callable[[list[Tensor], list[Tensor], Moments, Options, Tensor], None]
-    scalars: Callable[[Options, float], list[float]]
-    moments: Callable[[Options], list[str]]
-    options: tuple[str, ...]
-
-
-def _sgd(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    (rate,) = scalars.unbind()
-    if options["weight_decay"]:
-        torch._foreach_add_(grads, weights, alpha=options["weight_decay"])
-    if options["momentum"]:
-        buffers = moments["momentum_buffer"]
-        torch._foreach_mul_(buffers, options["momentum"])
-        torch._foreach_add_(buffers, grads, alpha=1 - options["dampening"])
-        if options["nesterov"]:
-            torch._foreach_add_(grads, buffers, alpha=options["momentum"])
-        else:
-            grads = buffers
-    for weight, grad in zip(weights, grads, strict=True):
-        weight.sub_(rate.to(weight.dtype) * grad)
-
-
-def _adam(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    rate, decay, root = scalars.unbind()
-    if options["weight_decay"] and not options["decoupled_weight_decay"]:
-        torch._foreach_add_(grads, weights, alpha=options["weight_decay"])
-    beta1, beta2 = options["betas"]
-    means, squares = moments["exp_avg"], moments["exp_avg_sq"]
-    torch._foreach_lerp_(means, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
-    if options["amsgrad"]:
-        torch._foreach_maximum_(moments["max_exp_avg_sq"], squares)
-        squares = moments["max_exp_avg_sq"]
-    for weight, mean, square in zip(weights, means, squares, strict=True):
-        if options["decoupled_weight_decay"]:
-            weight.mul_(decay.to(weight.dtype))
-        weight.sub_(rate.to(weight.dtype) * mean / (square.sqrt() / root.to(weight.dtype) + options["eps"]))
-
-
-def _adam_scalars(options: Options, step: float) -> list[float]:
-    beta1, beta2 = options["betas"]
-    rate = float(options["lr"])
-    return [rate / (1 - beta1**step), 1 - rate * options["weight_decay"], (1 - beta2**step) ** 0.5]
-
-
-def _rmsprop(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    (rate,) = scalars.unbind()
-    if options["weight_decay"]:
-        torch._foreach_add_(grads, weights, alpha=options["weight_decay"])
-    squares = moments["square_avg"]
-    torch._foreach_mul_(squares, options["alpha"])
-    torch._foreach_addcmul_(squares, grads, grads, value=1 - options["alpha"])
-    if options["centered"]:
-        means = moments["grad_avg"]
-        torch._foreach_lerp_(means, grads, 1 - options["alpha"])
-        squares = [square - mean * mean for square, mean in zip(squares, means, strict=True)]
-    steps = [grad / (square.sqrt() + options["eps"]) for grad, square in zip(grads, squares, strict=True)]
-    if options["momentum"]:
-        torch._foreach_mul_(moments["momentum_buffer"], options["momentum"])
-        torch._foreach_add_(moments["momentum_buffer"], steps)
-        steps = moments["momentum_buffer"]
-    for weight, step in zip(weights, steps, strict=True):
-        weight.sub_(rate.to(weight.dtype) * step)
-
-
-def _adagrad(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    (rate,) = scalars.unbind()
-    if options["weight_decay"]:
-        torch._foreach_add_(grads, weights, alpha=options["weight_decay"])
-    torch._foreach_addcmul_(moments["sum"], grads, grads)
-    for weight, grad, total in zip(weights, grads, moments["sum"], strict=True):
-        weight.sub_(rate.to(weight.dtype) * grad / (total.sqrt() + options["eps"]))
-
-
-def _rate(options: Options, step: float) -> list[float]:
-    return [float(options["lr"])]
-
-
-def _adagrad_scalars(options: Options, step: float) -> list[float]:
-    return [float(options["lr"]) / (1 + (step - 1) * options["lr_decay"])]
-
-
-def _adam_moments(options: Options) -> list[str]:
-    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if options["amsgrad"] else [])]
-
-
-def _rmsprop_moments(options: Options) -> list[str]:
-    more = {"momentum_buffer": options["momentum"], "grad_avg": options["centered"]}
-    return ["square_avg", *(name for name, used in more.items() if used)]
-
-
-_ADAM = Rule(_adam, _adam_scalars, _adam_moments, ("betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"))
-
-# A subclass may do anything.
-RULES: dict[type[Optimizer], Rule] = {
-    torch.optim.SGD: Rule(
-        _sgd,
-        _rate,
-        lambda options: ["momentum_buffer"] if options["momentum"] else [],
-        ("weight_decay", "momentum", "dampening", "nesterov"),
-    ),
-    torch.optim.Adam: _ADAM,
-    torch.optim.AdamW: _ADAM,
-    torch.optim.RMSprop: Rule(
-        _rmsprop, _rate, _rmsprop_moments, ("weight_decay", "alpha", "eps", "momentum", "centered")
-    ),
-    torch.optim.Adagrad: Rule(_adagrad, _adagrad_scalars, lambda options: ["sum"], ("weight_decay", "eps")),
-}
-
-
-def refusal(regularizer: DynamicRegularizer) -> str | None:
-    """Return why the updates of an optimizer cannot be compiled; ``None`` if they can."""
-    optimizer = regularizer.optimizer
-    if type(optimizer) not in RULES:
-        names = ", ".join(kind.__name__ for kind in RULES)
-        return f"{type(optimizer).__name__} is none of torch's optimizers {names}"
-    if any(group.get("differentiable") for group in optimizer.param_groups):
-        return "the optimizer is differentiable"
-    if any(weight.is_complex() for group in optimizer.param_groups for weight in group["params"]):
-        return "there are complex weights"
-    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
-    if any(getattr(hook, "__self__", None) is not regularizer for hook in hooks):
-        return "the optimizer has step hooks besides the regulariser's"
-    if regularizer.variant != "dual":
-        return f"variant={regularizer.variant!r} needs a second gradient within the update"
-    return None
-
+_NOTHING: dict[str, Any] = {}  # what plain SGD keeps of a weight
 
 # ---------------------------------------------------------------------- the tensors of an update
 
@@ -212,41 +69,13 @@ class UpdateTensors(NamedTuple):
 
     Attributes:
         parts: What is updated.
-        steps: Step counts of the weights of each part.
+        steps: Step counts of their weights, part by part; empty for optimizers that do not count.
         newcomers: Weights whose state ``optimizer.step()`` has to make first.
     """
 
     parts: list[Part]
-    steps: list[list[Tensor]]
+    steps: list[Tensor]
     newcomers: list[Tensor]
-
-
-def update_tensors(regularizer: DynamicRegularizer, weights: list[list[Tensor]]) -> UpdateTensors:
-    """Gather the tensors of an update of some weights, given for each parameter group."""
-    optimizer = regularizer.optimizer
-    rule, tensors = RULES[type(optimizer)], UpdateTensors([], [], [])
-    for group, own in zip(optimizer.param_groups, weights, strict=True):
-        options = {name: group.get(name, False) for name in rule.options}
-        names = rule.moments(options)
-        by_step: dict[float, list[Tensor]] = {}
-        for weight in own:
-            entry = optimizer.state.get(weight, {})
-            known = all(entry.get(name) is not None for name in names) and (regularizer.alpha == 0 or AVERAGE in entry)
-            if known and regularizer.updates:
-                # Weights that were without gradient at times have other bias corrections than the rest.
-                by_step.setdefault(float(entry.get("step", 0.0)), []).append(weight)
-            else:
-                tensors.newcomers.append(weight)
-        for step, same in by_step.items():
-            averages_and_duals = regularizer.averages_and_duals(same)
-            assert averages_and_duals is not None
-            entries = [optimizer.state.get(weight, {}) for weight in same]
-            moments = {name: [entry[name] for entry in entries] for name in names}
-            scalars = torch.tensor(rule.scalars(group, step + 1), dtype=torch.float64, device=same[0].device)
-            sign = -1 if group.get("maximize") else 1
-            tensors.parts.append(Part(same, *averages_and_duals, moments, options, sign, scalars))
-            tensors.steps.append([entry["step"] for entry in entries if "step" in entry])
-    return tensors
 
 
 class Strength(NamedTuple):
@@ -260,6 +89,164 @@ class Strength(NamedTuple):
     @classmethod
     def of(cls, regularizer: DynamicRegularizer) -> Strength:
         return cls(regularizer.alpha, regularizer.beta, regularizer.dual_weight, regularizer.max_grad_norm)
+
+
+class Books:
+    """Reads optimizer and regulariser before an update without ``optimizer.step()``, and writes to them after it.
+
+    Args:
+        regularizer: The regulariser on the optimizer.
+
+    Raises:
+        CannotCompile: If the updates of this optimizer cannot be compiled.
+    """
+
+    def __init__(self, regularizer: DynamicRegularizer) -> None:
+        self.regularizer = regularizer
+        self._counts = StepCounts()
+        self._check_steps_are_plain()
+        if any(weight.is_complex() for group in regularizer.optimizer.param_groups for weight in group["params"]):
+            raise CannotCompile("there are complex weights")
+        self.rule = RULES[type(regularizer.optimizer)]
+
+    def _check_steps_are_plain(self) -> None:
+        """Check that ``optimizer.step()`` does nothing but step: users may change that between two updates."""
+        regularizer, optimizer = self.regularizer, self.regularizer.optimizer
+        if type(optimizer) not in RULES:
+            names = ", ".join(kind.__name__ for kind in RULES)
+            raise CannotCompile(f"{type(optimizer).__name__} is none of torch's optimizers {names}")
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise CannotCompile("the optimizer is differentiable")
+        hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+        if any(getattr(hook, "__self__", None) is not regularizer for hook in hooks):
+            raise CannotCompile("the optimizer has step hooks besides the regulariser's")
+        if regularizer.variant != "dual":
+            raise CannotCompile(f"variant={regularizer.variant!r} needs a second gradient within the update")
+
+    def tensors(self, weights: list[list[Tensor]]) -> UpdateTensors:
+        """Gather the tensors of an update of some weights, given for each parameter group.
+
+        Raises:
+            CannotCompile: If the optimizer's step has become another since it was looked at.
+        """
+        self._check_steps_are_plain()
+        regularizer, rule = self.regularizer, self.rule
+        optimizer, needed = regularizer.optimizer, [] if regularizer.alpha == 0 else [AVERAGE, DUAL]
+        parts: list[tuple[Any, list[Tensor], list[Any]]] = []
+        newcomers: list[Tensor] = []
+        regularizer.averages_and_duals([])  # brings the duals to the present alpha
+        for group, own in zip(optimizer.param_groups, weights, strict=True):
+            names = {*rule.moments(group), *needed}
+            same, entries = own, [optimizer.state.get(weight, _NOTHING) for weight in own]
+            if not regularizer.updates or not all(names <= entry.keys() for entry in entries):
+                known = [bool(regularizer.updates) and names <= entry.keys() for entry in entries]
+                newcomers += [weight for weight, is_known in zip(own, known, strict=True) if not is_known]
+                same, entries = list(compress(own, known)), list(compress(entries, known))
+            if same:
+                parts.append((group, same, entries))
+        steps = [entry["step"] for _, _, entries in parts for entry in entries if "step" in entry]
+        counts = self._counts.of(steps) if steps else [0.0]
+        if min(counts) == max(counts):
+            gathered = [self._part(*part, counts[0]) for part in parts]
+            return UpdateTensors(gathered, steps, newcomers)
+        # Weights that were without gradient at times have other bias corrections than the rest.
+        found, of_each = UpdateTensors([], [], newcomers), iter(counts)
+        for group, same, entries in parts:
+            own_counts = [next(of_each) for _ in same]
+            for count in dict.fromkeys(own_counts):
+                mine = [other == count for other in own_counts]
+                same_count = list(compress(entries, mine))
+                found.parts.append(self._part(group, list(compress(same, mine)), same_count, count))
+                found.steps.extend(entry["step"] for entry in same_count)
+        return found
+
+    def _part(self, group: dict[str, Any], weights: list[Tensor], entries: list[Any], step: float) -> Part:
+        rule, averaged = self.rule, self.regularizer.alpha > 0
+        return Part(
+            weights,
+            [entry[AVERAGE] for entry in entries] if averaged else [],
+            [entry[DUAL] for entry in entries] if averaged else [],
+            {name: [entry[name] for entry in entries] for name in rule.moments(group)},
+            {name: group.get(name, False) for name in rule.options},
+            -1 if group.get("maximize") else 1,
+            on_device(rule.scalars(group, step + 1), weights[0].device),
+        )
+
+    def note(self, steps: list[Tensor], norm: Tensor | None, updates: int = 1) -> None:
+        """Keep the books of optimizer and regulariser after an update.
+
+        Args:
+            steps: Step counts of the weights that moved.
+            norm: Norm of the gradient before clipping.
+            updates: 1; 0 after an update that found something not finite and wrote the old values.
+        """
+        regularizer = self.regularizer
+        if updates and steps:
+            self._counts.add_one(steps)
+        regularizer.note_updates(updates, norm)
+        if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
+            regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
+
+
+_ONE = torch.ones(())
+
+
+class StepCounts:
+    """Step counts that optimizers keep in tensors, read from the device only where somebody else has changed them."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []  # held, so that no other tensor gets the identity of one of them
+        self._marks: list[tuple[int, int]] = []
+        self._counts: list[float] = []
+
+    def of(self, steps: list[Tensor]) -> list[float]:
+        """Their values."""
+        marks = [(id(step), step._version) for step in steps]
+        if marks != self._marks:
+            self._steps, self._marks, self._counts = steps, marks, [float(step) for step in steps]
+        return self._counts
+
+    def add_one(self, steps: list[Tensor]) -> None:
+        """Count a step in all of them."""
+        if steps[0].is_cpu:  # a number would be made a tensor for each of them
+            torch._foreach_add_(steps, _ONE, alpha=1.0)
+        else:
+            torch._foreach_add_(steps, 1)
+        if len(steps) == len(self._steps):
+            self._marks = [(id(step), step._version) for step in self._steps]
+            self._counts = [count + 1 for count in self._counts]
+
+
+def on_device(numbers: list[float], device: torch.device) -> Tensor:
+    """The numbers as a tensor in double precision; the host does not wait for a GPU."""
+    tensor = torch.tensor(numbers, dtype=torch.float64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Verdicts:
+    """Whether updates found everything finite. Asking a GPU makes the host wait, so there the answers are collected.
+
+    Attributes:
+        pending: Those that nobody has asked for; ``None`` where each is asked for at once.
+    """
+
+    def __init__(self) -> None:
+        self.pending: list[Tensor] | None = None
+
+    def allow(self, finite: Tensor) -> bool:
+        """Whether to go on: the update was finite, or will be asked for later."""
+        if self.pending is None:
+            return bool(finite)
+        self.pending.append(finite)
+        return True
+
+    def settle(self) -> bool:
+        """Whether all pending ones were finite; from now on each is asked for at once."""
+        pending, self.pending = self.pending, None
+        return not pending or bool(torch.stack(pending).all())
+
+
+# ---------------------------------------------------------------------- the update
 
 
 @torch.no_grad()
@@ -308,22 +295,6 @@ def update_(
     return norm, finite
 
 
-def note_updates(regularizer: DynamicRegularizer, steps: list[Tensor], norm: Tensor | None, updates: int) -> None:
-    """Keep the books of optimizer and regulariser after a compiled update.
-
-    Args:
-        regularizer: The regulariser.
-        steps: Step counts of the weights that moved.
-        norm: Norm of the gradient before clipping.
-        updates: 1; 0 after an update that found something not finite and wrote the old values.
-    """
-    for step in steps:
-        step += updates
-    regularizer.note_updates(updates, norm)
-    if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
-        regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
-
-
 # ---------------------------------------------------------------------- by itself
 
 
@@ -332,17 +303,16 @@ class CompiledUpdate:
 
     Args:
         regularizer: The regulariser on the optimizer.
+        verdicts: Where to ask whether all was finite.
 
     Raises:
         CannotCompile: If the updates of this optimizer cannot be compiled.
     """
 
-    def __init__(self, regularizer: DynamicRegularizer) -> None:
-        reason = refusal(regularizer)
-        if reason is not None:
-            raise CannotCompile(reason)
-        self._regularizer = regularizer
-        rule = RULES[type(regularizer.optimizer)]
+    def __init__(self, regularizer: DynamicRegularizer, verdicts: Verdicts | None = None) -> None:
+        self._books, self._verdicts = Books(regularizer), verdicts or Verdicts()
+        rule = self._books.rule
+        self._factors: dict[int, Tensor] = {}
 
         def update(
             strength: Strength, parts: list[Part], grads: list[list[Tensor]], factor: Tensor, checked: list[Tensor]
@@ -360,24 +330,30 @@ class CompiledUpdate:
             or a weight has no state yet.
 
         Raises:
-            CannotCompile: If the compiler fails; no value has changed.
+            CannotCompile: If the compiler fails, or the optimizer's step has become another; no value has changed.
         """
-        regularizer = self._regularizer
+        books, regularizer = self._books, self._books.regularizer
         regularizer.check_ready()
         groups = [[w for w in group["params"] if w.grad is not None] for group in regularizer.optimizer.param_groups]
-        tensors = update_tensors(regularizer, groups)
+        tensors = books.tensors(groups)
         if tensors.newcomers or not tensors.parts:
             return False
         grads = [[weight.grad for weight in part.weights] for part in tensors.parts]
-        if any(grad is None or grad.layout != torch.strided for own in grads for grad in own):
+        if any(grad.layout != torch.strided for own in grads for grad in own):  # type: ignore[union-attr]
             return False  # the regulariser says that
-        factor = torch.tensor(1 / windows, dtype=torch.float64, device=grads[0][0].device)  # type: ignore[union-attr]
+        factor = self._factor(windows, tensors.parts[0].weights[0].device)
         try:
             norm, finite = self._compiled(Strength.of(regularizer), tensors.parts, grads, factor, list(checked))
         except Exception as error:
             raise CannotCompile(first_line(error)) from error
-        if not finite:
-            note_updates(regularizer, [], None, 0)
+        if not self._verdicts.allow(finite):
+            books.note([], None, 0)
             return False
-        note_updates(regularizer, [step for steps in tensors.steps for step in steps], norm, 1)
+        books.note(tensors.steps, norm)
         return True
+
+    def _factor(self, windows: int, device: torch.device) -> Tensor:
+        """That turns sums into means, ``[1]``: in a 0-d tensor the compiler would look for a number."""
+        if windows not in self._factors or self._factors[windows].device != device:
+            self._factors[windows] = on_device([1 / windows], device)
+        return self._factors[windows]

@@ -16,7 +16,7 @@ from ..tree import tensors_in
 from .cuda_graph import Recorder
 from .dynamo import CannotCompile, Compiled, first_line
 from .kept import Kept
-from .update import RULES, Part, Strength, note_updates, update_, update_tensors
+from .update import Books, Part, Strength, Verdicts, update_
 
 
 class WindowSpec(NamedTuple):
@@ -55,7 +55,7 @@ class WindowOutputs(NamedTuple):
     """What a window returns; the state is left where the network keeps it.
 
     Attributes:
-        decision: What loss and decision see after the last step.
+        outputs: What loss and decision see at each step that has an output; the last one is the decision.
         loss: Mean loss.
         rows: Rows of the class distribution after it.
         norm: Norm of the gradient before clipping.
@@ -63,7 +63,7 @@ class WindowOutputs(NamedTuple):
         live: Which weights have a gradient.
     """
 
-    decision: Tensor
+    outputs: list[Tensor]
     loss: Tensor
     rows: list[Tensor]
     norm: Tensor
@@ -76,11 +76,13 @@ class CompiledWindow:
 
     Args:
         loop: Whose network, state and objective these are.
+        verdicts: Where to ask whether all was finite.
         replay: Record the graph's kernels as a CUDA graph.
     """
 
-    def __init__(self, loop: TrainingLoop, *, replay: bool = False) -> None:
-        self._loop = loop
+    def __init__(self, loop: TrainingLoop, verdicts: Verdicts, *, replay: bool = False) -> None:
+        self._loop, self._verdicts = loop, verdicts
+        self._books = Books(loop.updater.regularizer)
         self.recorder = Recorder(self._fixed) if replay else None
         self._compiled: dict[WindowSpec, Compiled] = {}
         self._succeeded = self._failed = 0
@@ -94,14 +96,14 @@ class CompiledWindow:
         Raises:
             CannotCompile: If windows cannot be compiled, or too many different ones come; everything is as before.
         """
-        loop, regularizer = self._loop, self._loop.updater.regularizer
+        loop, books, regularizer = self._loop, self._books, self._loop.updater.regularizer
         spec = self._spec(window)
         if spec is None:
             return None
         regularizer.check_ready()
         groups = regularizer.optimizer.param_groups
         weights = [[weight for weight in group["params"] if weight.requires_grad] for group in groups]
-        tensors = update_tensors(regularizer, weights)
+        tensors = books.tensors(weights)
         if not tensors.parts:
             return None
         if spec not in self._compiled:
@@ -117,27 +119,30 @@ class CompiledWindow:
             )
         except Exception as error:
             kept.restore()
-            note_updates(regularizer, [], None, 0)  # a recording that fails puts the weights back
+            books.note([], None, 0)  # a recording that fails puts the weights back
             self._failed += 1
             if self._succeeded and self._failed < 3:
                 return None
             raise CannotCompile(first_line(error)) from error
-        steps = [step for own in tensors.steps for step in own]
-        if outputs is None or not outputs.finite:  # a new weight; or the eager window says what is not finite
+        if outputs is None or not self._verdicts.allow(
+            outputs.finite
+        ):  # a new weight; or the eager window says what is not finite
             kept.restore()
-            note_updates(regularizer, [], None, 0)
+            books.note([], None, 0)
             return None
         self._succeeded, self._failed = self._succeeded + 1, 0
-        flags = [flag for own in outputs.live for flag in own]
+        steps = tensors.steps
         if steps:
+            flags = [flag for own in outputs.live for flag in own]
             steps = [step for step, live in zip(steps, flags, strict=True) if live]
-        note_updates(regularizer, steps, outputs.norm, 1)
+        books.note(steps, outputs.norm)
         if count is not None:
             total, _ = loop.run_state.readout.get()
             loop.run_state.readout.set((total, count + spec.steps))
         for row, new in zip(inputs.rows, outputs.rows, strict=True):
             row.copy_(new)
-        return WindowResult(spec.steps, outputs.decision, [outputs.loss])
+        first = window.t + spec.steps - len(outputs.outputs)
+        return WindowResult(spec.steps, outputs.outputs[-1], [outputs.loss], [*enumerate(outputs.outputs, start=first)])
 
     def _fixed(self) -> list[Tensor]:
         """Weights, buffers that are no recurrent state, and the state of the optimizer."""
@@ -193,8 +198,7 @@ class CompiledWindow:
 
     def _function(self, spec: WindowSpec) -> Any:
         """The function of a window, of which the compiler makes one graph."""
-        loop = self._loop
-        rule = RULES[type(loop.updater.optimizer)]
+        loop, rule = self._loop, self._books.rule
 
         def window(
             inputs: WindowInputs,
@@ -206,10 +210,12 @@ class CompiledWindow:
             driver, objective, readout = loop.driver, loop.objective, loop.run_state.readout
             rows = [row.clone() for row in inputs.rows]
             losses: list[Tensor] = []
+            outputs: list[Tensor] = []
             span = spec.steps if driver.combines_steps else 1
             with torch.enable_grad():
                 for k, raw in enumerate(driver.advance(inputs.x), start=span - 1):
                     output = readout(raw, span)
+                    outputs.append(output.detach())
                     if k in spec.due:
                         i = len(losses)
                         if inputs.factors is None:
@@ -233,7 +239,7 @@ class CompiledWindow:
             known = [[grad for grad in own if grad is not None] for own in grads]
             known = [own for own in known if own]
             norm, finite = update_(rule, strength, moving, known, [loss.detach(), *statistics])
-            return WindowOutputs(output.detach(), loss.detach(), rows, norm, finite, live)
+            return WindowOutputs(outputs, loss.detach(), rows, norm, finite, live)
 
         return window
 

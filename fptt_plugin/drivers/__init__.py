@@ -2,10 +2,11 @@
 
 from .base import Driver, StepModes, driver_names, register_driver, step_modes, unwrapped
 from .checks import preflight
-from .detect import check_driver, check_network, find_driver, known_driver, takes_state
+from .detect import check_driver, check_network, find_driver, known_driver
 from .explicit import ExplicitDriver
 from .in_flight import InFlightDriver, check_in_flight
-from .layouts import layout_remedy
+from .inputs import input_hook, pack_inputs, takes_state
+from .layouts import layout_remedy, takes_integers
 from .slice import SliceDriver
 from .step import StepDriver
 
@@ -21,11 +22,14 @@ __all__ = [
     "check_network",
     "driver_names",
     "find_driver",
+    "input_hook",
     "known_driver",
     "layout_remedy",
+    "pack_inputs",
     "preflight",
     "register_driver",
     "step_modes",
+    "takes_integers",
     "takes_state",
     "unwrapped",
 ]

@@ -17,6 +17,7 @@ from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
 from .in_flight import InFlightDriver, TimeAxis, check_eager
+from .inputs import input_hook, takes_state
 from .returned import Returned, StepOutput, identify, lively_inputs
 from .step import StepDriver
 from .trial import Calls, TrialCopy
@@ -33,12 +34,6 @@ def known_driver(choice: str | Driver, net: nn.Module, state: ModelState, select
     if choice == "auto" and takes_state(net):
         choice = "explicit"
     return None if choice in ("auto", "in-flight") else driver_named(choice).bind(net, state, select)
-
-
-def takes_state(net: nn.Module) -> bool:
-    """Whether ``forward`` names its second argument a state: ``net(x_t, state) -> (output, state)``."""
-    names = list(inspect.signature(net.forward).parameters)
-    return len(names) == 2 and names[1] in ("state", "states", "hidden", "h", "hx")
 
 
 def find_driver(
@@ -172,7 +167,7 @@ def _time_axis(
 ) -> tuple[int, TimeAxis, Calls]:
     """Time steps of the loop in ``forward``, where it gets their number from, and the calls that show it."""
     for axis in (1, 0) if batch_first else (0, 1):
-        size = x.shape[axis] if x.dim() >= 3 else 0
+        size = x.shape[axis] if x.dim() >= 3 - (not x.is_floating_point()) else 0  # tokens have no features
         if size == 0:
             continue
         # A cut along the time axis changes the number of calls, one along others does not.
@@ -404,15 +399,18 @@ def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exceptio
     remedy = "call it on your data by hand to see why"
     if len(required) > 1 and "args" not in required:
         remedy = (
-            f"its forward() takes {', '.join(required)}; wrap it in a module whose forward(x_t, state) returns "
-            "(output, state), where state is a tuple of the states, and None at the start of a sequence"
+            f"its forward() takes {', '.join(required)}; if these are inputs, pass a tuple or a dictionary of them; if "
+            "they are states, wrap it in a module whose forward(x_t, state) returns (output, state), where state is a "
+            "tuple of the states, and None at the start of a sequence"
         )
     tuples = [name for name, module in net.named_modules() if getattr(module, "init_hidden", True) is False]
     if tuples and "not tuple" in str(error):
         names = ", ".join(map(repr, tuples))
         remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
-    reason = f"does not run on an input of shape {tuple(x.shape)} ({error!r}){step}"
-    return cannot_step(net, reason, remedy, CannotRunError)
+    hook, what = input_hook(net), f"an input of shape {tuple(x.shape)}"
+    if hook is not None:
+        what, remedy = hook.explain()
+    return cannot_step(net, f"does not run on {what} ({error!r}){step}", remedy, CannotRunError)
 
 
 def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:

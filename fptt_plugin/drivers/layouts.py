@@ -51,6 +51,21 @@ def layout_remedy(net: nn.Module, x: Tensor, target: tuple[int, ...], batch_firs
     return ""
 
 
+def takes_integers(net: nn.Module, x: Tensor) -> bool:
+    """Whether a network takes integers: it embeds them, or turns them into something else in ``forward``.
+
+    Args:
+        net: The network.
+        x: Integers ``[T, B, ...]``.
+    """
+    if any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in net.modules()):
+        return True
+    try:
+        return _runs(TrialCopy(net), x)
+    except Exception:
+        return False
+
+
 def _candidates(net: nn.Module, x: Tensor, batch_first: bool) -> Iterator[tuple[str, Layout]]:
     """Remedies, the most usual mistakes first, and what they do to reach ``[T, B, ...]`` in the network's type."""
     weights = next((p for p in net.parameters() if p.is_floating_point()), None)

@@ -16,6 +16,7 @@ from ..errors import CannotStepError
 from ..state import ModelState, isolated, random_state
 from ..tree import map_tensors, tensors_in
 from .base import Driver, unwrapped
+from .inputs import InputHook
 from .returned import lively_inputs
 
 ABSENT = object()  # stands for an attribute that is not there
@@ -284,7 +285,7 @@ def _copy(net: nn.Module) -> nn.Module:
     for module in net.modules():
         map_tensors(cut, vars(module))
         for hooks in _hooks(module):
-            memo.update((id(hook), _nothing) for hook in hooks.values() if not _is_torch(hook))
+            memo.update((id(hook), _nothing) for hook in hooks.values() if not _computes(hook))
     try:
         copied = copy.deepcopy(net, memo)
     except Exception as error:
@@ -295,7 +296,7 @@ def _copy(net: nn.Module) -> nn.Module:
         ) from error
     for module in copied.modules():
         for hooks in _hooks(module):
-            for key in [key for key, hook in hooks.items() if not _is_torch(hook)]:
+            for key in [key for key, hook in hooks.items() if not _computes(hook)]:
                 del hooks[key]  # monitors of the original have nothing to see here
     return copied
 
@@ -304,9 +305,9 @@ def _hooks(module: nn.Module) -> list[dict[int, Any]]:
     return [module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks]
 
 
-def _is_torch(hook: Any) -> bool:
-    """Whether a hook is part of how torch computes (lazy layers, weight normalisation) rather than a monitor."""
-    return (getattr(hook, "__module__", None) or "").startswith("torch.")
+def _computes(hook: Any) -> bool:
+    """Whether a hook is part of what is computed (several inputs, lazy layers, weight normalisation), no monitor."""
+    return isinstance(hook, InputHook) or (getattr(hook, "__module__", None) or "").startswith("torch.")
 
 
 def _nothing(*_: Any) -> None:

@@ -1,6 +1,6 @@
 """Modules that belong to neither library: the neurons' learned gates, normalisation per time step, option checks."""
 
-from .checks import check_number
+from .checks import check_number, check_version
 from .gates import (
     GATES,
     ConvGate,
@@ -30,6 +30,7 @@ __all__ = [
     "PerStepNorm",
     "TimeConstants",
     "check_number",
+    "check_version",
     "infer_kind",
     "initial_bias",
     "make_gate",

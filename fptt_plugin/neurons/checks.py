@@ -1,8 +1,10 @@
-"""Checks of options that the neurons of both libraries share."""
+"""Checks of options, and of the library's version, that the neurons of both libraries share."""
 
 from __future__ import annotations
 
 import math
+import re
+from importlib import metadata
 from numbers import Real
 from typing import Any
 
@@ -25,3 +27,26 @@ def check_number(name: str, value: Any) -> float:
     if not math.isfinite(value):
         raise ConfigurationError(f"{name} must be finite, got {value!r}")
     return float(value)
+
+
+def check_version(library: str, oldest: str) -> None:
+    """Check that the installed version of a library is one that the neurons are written for.
+
+    Raises:
+        ImportError: If it is older.
+
+    Example:
+        >>> check_version("numpy", "1.0")
+    """
+    try:
+        found = metadata.version(library)
+    except metadata.PackageNotFoundError:  # a copy in someone's source tree
+        return
+    if _numbers(found) < _numbers(oldest):
+        raise ImportError(
+            f"fptt_plugin.{library} needs {library} {oldest} or later, found {found}: pip install '{library}>={oldest}'"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version)[0])]

@@ -19,11 +19,15 @@ register_state_handler(snn.SpikingNeuron, BufferHandler())
 # Its only non-persistent buffers are its state.
 register_state_handler(BufferedNorm, BufferHandler())
 
-_PARALLEL = "runs over all time steps at once and has no step to train in: "
-refuse_to_step(snn.StateLeaky, _PARALLEL + "use snn.Leaky, or LTCLeaky, in a loop over time")
-refuse_to_step(snn.LinearLeaky, _PARALLEL + "use nn.Linear and snn.Leaky, or LTCLeaky, in a loop over time")
-refuse_to_step(snn.AssociativeLeaky, _PARALLEL + "use nn.Linear and snn.RLeaky, or LTCLeaky, in a loop over time")
-refuse_to_step(snn.LeakyParallel, _PARALLEL + "use nn.Linear and snn.Leaky, or snn.RLeaky, in a loop over time")
+for name, instead in {
+    "StateLeaky": "snn.Leaky, or LTCLeaky,",
+    "LinearLeaky": "nn.Linear and snn.Leaky, or LTCLeaky,",
+    "AssociativeLeaky": "nn.Linear and snn.RLeaky, or LTCLeaky,",
+    "LeakyParallel": "nn.Linear and snn.Leaky, or snn.RLeaky,",
+}.items():
+    if hasattr(snn, name):  # not in every version
+        reason = "runs over all time steps at once and has no step to train in: "
+        refuse_to_step(getattr(snn, name), f"{reason}use {instead} in a loop over time")
 
 refuse_to_step(
     snn.SLSTM,

@@ -1,17 +1,13 @@
 """Liquid time-constant neurons for SpikingJelly, the readout ``LTCIntegrator``, and normalisation per time step."""
 
-from importlib import metadata
+from ..neurons import check_version as _check_version
 
 try:
-    from spikingjelly.activation_based import neuron as _neuron
+    import spikingjelly as _spikingjelly  # noqa: F401
 except ImportError as error:
-    raise ImportError("fptt_plugin.spikingjelly needs SpikingJelly: pip install 'fptt_plugin[spikingjelly]'") from error
-
-if not hasattr(_neuron.BaseNode, "materialize_states"):
-    raise ImportError(
-        f"fptt_plugin.spikingjelly needs SpikingJelly 2.0 or later, whose nodes are pure functions of input and state; "
-        f"found {metadata.version('spikingjelly')}: pip install 'fptt_plugin[spikingjelly]'"
-    )
+    raise ImportError("fptt_plugin.spikingjelly needs SpikingJelly: pip install 'spikingjelly>=0.0.0.0.14'") from error
+else:
+    _check_version("spikingjelly", "0.0.0.0.14")
 
 from . import state  # noqa: F401  (registers the state handler)
 from .neurons import LTCIntegrator, LTCLeaky

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, neuron
+from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from ..errors import ConfigurationError, ConfigurationTypeError, check_choice
 from ..functional.ltc import INIT_STATES, LTCState, initial_state, ltc_step, membrane_step
 from ..functional.surrogate import MultiGaussian
 from ..neurons import Decay, Gate, GateOptions, KernelSize, check_number
+from .versions import FunctionalMemory
 
 States = tuple[Any, ...]
 
 
-class LiquidNode(base.MemoryModule):
+class LiquidNode(FunctionalMemory):
     """What the liquid nodes share; comes before the SpikingJelly class that it extends.
 
     Memories are numbers before the first input.
@@ -63,21 +65,10 @@ def _materialize(states: States, initial: tuple[float, ...], like: Tensor) -> St
     return tuple(tensors)
 
 
-# The first is v_threshold in most other nodes, so that a position alone may be misread.
-_POSITIONS_OF_LIFNODE = (
-    "tau",
-    "decay_input",
-    "v_threshold",
-    "v_reset",
-    "surrogate_function",
-    "detach_reset",
-    "step_mode",
-    "store_v_seq",
-)
-
-
 def _refuse_positional(values: tuple[Any, ...]) -> None:
-    named = dict(zip(_POSITIONS_OF_LIFNODE, values, strict=False))
+    # The first is v_threshold in most other nodes, so that a position alone may be misread.
+    named = dict(zip(signature(neuron.LIFNode).parameters, values, strict=False))
+    named.pop("backend", None)  # of SpikingJelly 0.0.0.0.14
     _check_decay_input(named.pop("decay_input", True))
     line = ", ".join(f"{name}={value!r}" for name, value in named.items())
     raise ConfigurationTypeError(
@@ -227,7 +218,9 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         )
         gates = options.build(2)
 
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq)
+        super().__init__(
+            v_threshold, v_reset, surrogate_function, detach_reset, step_mode=step_mode, store_v_seq=store_v_seq
+        )
         self._init_precision()
         self.register_memory("b", 0.0)
         self.register_memory("spike", 0.0)

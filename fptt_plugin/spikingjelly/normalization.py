@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikingjelly.activation_based import base
 from torch import Tensor
 
 from ..errors import check_choice
 from ..neurons import NormState, PerStepNorm
+from .versions import FunctionalMemory
 
 States = tuple[Any, ...]
 
 
-class MemoryNorm(PerStepNorm, base.MemoryModule):
+class MemoryNorm(PerStepNorm, FunctionalMemory):
     """Keeps its state in memories, as SpikingJelly's nodes keep theirs; they are 0 before the first input."""
 
     register_memory: Any  # MemoryModule's, whose types mypy does not see

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from spikingjelly.activation_based import base, layer, neuron
+from spikingjelly.activation_based import base
 from torch import Tensor
 
 from ..state import StateDict, refuse_to_step, register_state_handler
 from ..tree import copy_containers, map_tensors
+from .versions import IS_FUNCTIONAL, known_types
 
 # Option -> the attribute, not a memory, in which a node then records every step: it holds the graph, too.
 _RECORDS = {"store_v_seq": "v_seq", "store_state_seqs": "state_seqs"}
@@ -58,44 +59,42 @@ _LIF = "use neuron.LIFNode or fptt_plugin.spikingjelly.LTCLeaky"
 _TIME = "weighs the time steps of the whole sequence against each other, the future included: "
 
 
-def _refuse(reason: str, *types: type, when: Callable[[Any], bool] = lambda module: True) -> None:
-    for module_type in types:
+def _refuse(reason: str, *names: str, when: Callable[[Any], bool] = lambda module: True) -> None:
+    for module_type in known_types(*names):
         refuse_to_step(module_type, reason, when)
 
 
-_refuse(f"computes all time steps at once: {_LIF}, or neuron.SlidingPSN in 's' mode", neuron.PSN)
+_refuse(f"computes all time steps at once: {_LIF}, or neuron.SlidingPSN in 's' mode", "PSN")
 _refuse(
     "sees several time steps at once unless in 's' mode with lambda_init=1: set both, or use neuron.SlidingPSN in 's' "
     "mode",
-    neuron.MaskedPSN,
+    "MaskedPSN",
     when=lambda node: node.step_mode == "m" or node.lambda_ < 1,
 )
 _refuse(
     "forgets its queue between two calls in 'm' mode: call functional.set_step_mode(net, 's')",
-    neuron.SlidingPSN,
+    *(("SlidingPSN",) if IS_FUNCTIONAL else ("Delay",)),
     when=lambda node: node.step_mode == "m",
 )
-_refuse(f"has parameters for a fixed number of time steps and no single-step mode: {_LIF}", neuron.GatedLIFNode)
+_refuse(f"has parameters for a fixed number of time steps and no single-step mode: {_LIF}", "GatedLIFNode")
 _refuse(
     "starts again at every call and returns a list or one value for all time steps: use "
     "fptt_plugin.spikingjelly.LTCIntegrator, which integrates without spikes and remembers",
-    neuron.NonSpikingBaseNode,
-    neuron.NoisyNonSpikingBaseNode,
+    "NonSpikingBaseNode",
+    "NoisyNonSpikingBaseNode",
 )
-_refuse(
-    f"starts again at every call: {_LIF}", neuron.DSRIFNode, neuron.DSRLIFNode, neuron.ILCBaseNode, neuron.NoisyBaseNode
-)
+_refuse(f"starts again at every call: {_LIF}", "DSRIFNode", "DSRLIFNode", "ILCBaseNode", "NoisyBaseNode")
 _refuse(
     "scales each of a fixed number of time steps by itself: use layer.BatchNorm2d (1d, 3d), or "
     "layer.BatchNormThroughTime2d, which counts the steps",
-    layer.TemporalEffectiveBatchNorm1d,
-    layer.TemporalEffectiveBatchNorm2d,
-    layer.TemporalEffectiveBatchNorm3d,
+    "TemporalEffectiveBatchNorm1d",
+    "TemporalEffectiveBatchNorm2d",
+    "TemporalEffectiveBatchNorm3d",
 )
 # Without its temporal part, too: its channel and spatial attention pool over time.
-_refuse(f"{_TIME}leave it out", layer.TemporalWiseAttention, layer.MultiDimensionalAttention)
+_refuse(f"{_TIME}leave it out", "TemporalWiseAttention", "MultiDimensionalAttention")
 _refuse(
     "keeps its dropped weights for a whole sequence, out of reach of updates in between: pass invariant=False",
-    layer.DropConnectLinear,
+    "DropConnectLinear",
     when=lambda linear: linear.invariant,
 )

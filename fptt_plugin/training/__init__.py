@@ -1,7 +1,8 @@
 """Training: the loop, its state, the schedule, the objective and the update."""
 
 from .batch import TARGETS, Batch, Window, check_input, time_first
-from .loop import Executor, TrainingLoop, WindowResult
+from .intake import to_tensors
+from .loop import Executor, TrainingLoop, Visitor, WindowResult
 from .objective import (
     READOUTS,
     LossFunction,
@@ -16,7 +17,7 @@ from .objective import (
 from .processes import check_data_parallel
 from .run_state import RunState
 from .schedule import Schedule, check_schedule
-from .statistics import normalizations
+from .statistics import normalizations, recalibrating
 from .structure import Structure
 from .update import Updater
 
@@ -35,6 +36,7 @@ __all__ = [
     "Structure",
     "TrainingLoop",
     "Updater",
+    "Visitor",
     "Window",
     "WindowResult",
     "check_data_parallel",
@@ -42,7 +44,9 @@ __all__ = [
     "check_objective",
     "check_schedule",
     "normalizations",
+    "recalibrating",
     "time_first",
+    "to_tensors",
     "warn_of_liquid_counts",
     "warn_of_spikes",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchError, BatchShapeError, BatchTypeError
+from ..tree import Packing, map_tensors
 from .finite import all_finite
 from .schedule import Schedule
 
@@ -28,6 +29,7 @@ class Batch(NamedTuple):
         ends: Last step of every sample, where one target per sequence comes with sequences of different lengths: -1
             for a sample without any step. ``None``: all samples have ``T`` steps.
         new_rows: Which samples of a stream begin a new sequence with this step, boolean ``[B]``.
+        packing: How ``y`` is packed, where a sample has several targets; ``None``: a single one.
     """
 
     x: Tensor
@@ -38,12 +40,13 @@ class Batch(NamedTuple):
     mask: Tensor | None = None
     ends: tuple[int, ...] | None = None
     new_rows: Tensor | None = None
+    packing: Packing | None = None
 
     @classmethod
     def of_sequences(
         cls,
         x: Tensor,
-        y: Tensor,
+        y: Any,
         mask: Tensor | None = None,
         *,
         batch_first: bool = False,
@@ -55,7 +58,7 @@ class Batch(NamedTuple):
 
         Args:
             x: ``[T, B, ...]``, or ``[B, T, ...]`` with ``batch_first``.
-            y: ``[B, ...]``, or per step in the layout of ``x``.
+            y: ``[B, ...]``, or per step in the layout of ``x``; or several such tensors in a container.
             mask: Which targets count: boolean ``[B]``, boolean per step in the layout of ``x``, or integer lengths
                 ``[B]``; ``None``: all.
             batch_first: Layout of ``x``, ``mask`` and of a target per step.
@@ -74,8 +77,7 @@ class Batch(NamedTuple):
         if size is None:
             x = time_first(x, batch_first=batch_first)
         steps, samples = size or tuple(x.shape[:2])
-        if not isinstance(y, Tensor):
-            raise BatchTypeError(f"y must be a tensor, got {type(y).__name__}")
+        y, packing = _packed(y)
         if mask is not None:
             mask = _time_first_mask(mask, steps, samples, batch_first)
         y, per_sequence = _time_first_target(y, steps, samples, batch_first, targets)
@@ -90,7 +92,7 @@ class Batch(NamedTuple):
             raise BatchError("y has non-finite values", "pass a mask that says which samples have a target")
         if ends is not None and mask is not None and mask.all():
             mask = ends = None
-        return cls(x, y, per_sequence, steps, samples, mask, ends)
+        return cls(x, y, per_sequence, steps, samples, mask, ends, packing=packing)
 
     @classmethod
     def without_target(
@@ -140,9 +142,9 @@ class Batch(NamedTuple):
                     raise BatchError(
                         f"{name} of shape {tuple(rows.shape)} does not fit a batch of {len(x)}", "pass [B]"
                     )
+        packing = None
         if y is not None:
-            if not isinstance(y, Tensor):
-                raise BatchTypeError(f"y_t must be a tensor or None, got {type(y).__name__}")
+            y, packing = _packed(y)
             if y.dim() == 0 or len(y) != len(x):
                 raise BatchError(f"y_t of shape {tuple(y.shape)} does not fit a batch of {len(x)} samples")
             mask = _without_ignored(y, mask, ignore_index, rank=1)
@@ -155,7 +157,7 @@ class Batch(NamedTuple):
                 y = None
         if new_sequence is not None and not new_sequence.any():
             new_sequence = None
-        return cls(x.unsqueeze(0), y, False, None, len(x), mask, None, new_sequence)
+        return cls(x.unsqueeze(0), y, False, None, len(x), mask, None, new_sequence, packing)
 
     def window(self, t: int, schedule: Schedule, *, count: int | None = None, x: Tensor | None = None) -> Window:
         """The window that begins at step ``t``.
@@ -207,7 +209,7 @@ class Batch(NamedTuple):
         over = torch.tensor([0 <= end < t for end in self.ends], device=output.device)
         return torch.where(over.view(-1, *[1] * (output.dim() - 1)), decision, output)
 
-    def scored(self, decision: Tensor) -> tuple[Tensor, Tensor]:
+    def scored(self, decision: Any) -> tuple[Any, Any]:
         """Leave out the samples that do not count.
 
         Args:
@@ -220,10 +222,9 @@ class Batch(NamedTuple):
         if self.ends is None:
             return self.scored_at(self.steps - 1, decision)
         assert self.y is not None
-        rows = torch.tensor([end >= 0 for end in self.ends], device=decision.device)
-        return decision[rows], self.y[rows]
+        return self._rows(decision, self.y, torch.tensor([end >= 0 for end in self.ends], device=self.y.device))
 
-    def scored_at(self, t: int, output: Tensor) -> tuple[Tensor, Tensor]:
+    def scored_at(self, t: int, output: Any) -> tuple[Any, Any]:
         """Leave out the samples that do not count at a step.
 
         Args:
@@ -235,7 +236,12 @@ class Batch(NamedTuple):
         """
         target, rows = self.target(t), self.labelled(t)
         assert target is not None
-        return (output, target) if rows is None else (output[rows], target[rows])
+        return self._rows(output, target, rows)
+
+    def _rows(self, output: Any, target: Tensor, rows: Tensor | None) -> tuple[Any, Any]:
+        if rows is not None:
+            output, target = map_tensors(lambda tensor: tensor[rows], output), target[rows]
+        return output, target if self.packing is None else self.packing.unpack(target)
 
 
 class Window(NamedTuple):
@@ -261,6 +267,18 @@ class Window(NamedTuple):
         """The steps of the window that carry a loss."""
         steps, due = range(self.t, self.t + self.length), schedule.due()
         return [t for t in steps if self.batch.carries_loss(t, due)]
+
+
+def _packed(y: Any) -> tuple[Tensor, Packing | None]:
+    """The target as one tensor, and how several are packed.
+
+    Raises:
+        BatchTypeError: If there is something else than tensors in it.
+    """
+    if isinstance(y, Tensor):
+        return y, None
+    packing = Packing(y)
+    return packing.pack(y), packing
 
 
 def time_first(x: Tensor, *, batch_first: bool) -> Tensor:
@@ -297,10 +315,11 @@ def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True, integer
         BatchTypeError: If ``x`` is not a dense floating-point tensor.
     """
     if not isinstance(x, Tensor):
+        raise BatchTypeError(f"the input must be a tensor, got {type(x).__name__}", "pass torch.as_tensor(x)")
+    if x.is_nested:
         raise BatchTypeError(
-            f"the input must be a tensor, got {type(x).__name__}",
-            "pass torch.from_numpy(x) for an array; a network with several inputs takes them as one tensor, which its "
-            "forward() splits",
+            "the input must be a dense tensor, got a nested one",
+            "pass x.to_padded_tensor(0.0), and the lengths as mask",
         )
     if x.layout != torch.strided:
         raise BatchTypeError(f"the input must be a dense tensor, got {x.layout}", "pass x.to_dense()")
@@ -376,7 +395,8 @@ def _mask_of_lengths(lengths: Tensor, steps: int) -> Tensor:
     if bool(((lengths < 1) | (lengths > steps)).any()) or bool(lengths.max() == 1 < steps):
         raise BatchError(
             f"an integer mask [B] holds the lengths of the sequences, 1 to T={steps}, got {lengths.tolist()}",
-            "if it says which samples count, pass mask.bool()",
+            "if it says which samples count, pass mask.bool(); if it is neither, leave it out, as batch=(0, 1) does in "
+            "fit() and evaluate()",
         )
     return torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,6 +25,8 @@ from .schedule import Schedule
 from .statistics import FrozenNormalization
 from .update import Updater
 
+Visitor = Callable[[int, Tensor], None]
+
 
 class WindowResult(NamedTuple):
     """What an executor made of some windows.
@@ -33,15 +35,27 @@ class WindowResult(NamedTuple):
         steps: Time steps that were trained.
         output: Decision after the last.
         losses: Loss of every window.
+        outputs: What the loss sees at each of the steps, of those that have an output, with their number.
     """
 
     steps: int
     output: Tensor
     losses: list[Tensor]
+    outputs: list[tuple[int, Tensor]]
 
 
 class Executor(Protocol):
     """Trains windows in another way than the loop: compiled."""
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Context of one batch of sequences."""
+
+    def settle(self) -> bool:
+        """Whether all updates of this batch so far stand.
+
+        If not, one of them was not finite, and everything is as before the batch: train it again. After this each
+        update is checked before the next.
+        """
 
     def run(self, window: Window) -> WindowResult | None:
         """Train a window and update the weights; ``None`` if the loop must do it."""
@@ -99,6 +113,7 @@ class TrainingLoop:
         self._had_loss = self._loss_reaches_weights = False
         self._warned = self._rows_checked = False
         self._streams = True  # False within a batch of sequences
+        self._visitor: Visitor | None = None
 
     def reset(self) -> None:
         """Begin a new sequence or stream."""
@@ -107,34 +122,21 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------ a batch of sequences
 
-    def train(self, batch: Batch) -> SequenceResult:
-        """Train on one batch of sequences, from the initial state."""
-        run_state, schedule, driver = self.run_state, self.schedule, self.driver
-        assert batch.steps is not None
-        before = run_state.updates
-        self._decision, self._loss_sum, self._loss_count = None, None, 0
-        self._had_loss = self._loss_reaches_weights = False
-        with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch():
-            run_state.reset(tuple(batch.x.shape[1:]))
-            self._begin_update()
-            if driver.pushes:
-                # The network runs its own loop over time and hands over the output of every step.
-                def take(output: Tensor) -> bool:
-                    t = run_state.position.t
-                    with Uninterrupted():
-                        return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
+    def train(self, batch: Batch, visitor: Visitor | None = None) -> SequenceResult:
+        """Train on one batch of sequences, from the initial state.
 
-                driver.run(batch.x, take)
+        Args:
+            batch: The batch.
+            visitor: Called with every time step and what the loss sees there, ``[B, ...]``, detached.
+        """
+        run_state, schedule = self.run_state, self.schedule
+        before = run_state.updates
+        with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch(visitor):
+            self.objective.target_packing = batch.packing
+            if self.executor is None:
+                self._train_windows(batch)
             else:
-                t = 0
-                while t < batch.steps:
-                    window = batch.window(t, schedule)
-                    if self.executor is None or not self._run_compiled(window):
-                        span = window.length if driver.combines_steps else 1
-                        if self._replay:  # before advance(): a driver may run the whole window in it
-                            self._replay.record(window)
-                        self._learn(self._advance(window), span, window)
-                    t = run_state.position.t
+                self._train_compiled(batch, self.executor)
             assert self._decision is not None
             decision = self._decision.detach().clone()
         run_state.position = run_state.position._replace(t=schedule.next_stream(run_state.position.t))
@@ -143,13 +145,63 @@ class TrainingLoop:
         loss = torch.full((), torch.nan) if self._loss_sum is None else self._loss_sum / self._loss_count
         return SequenceResult(decision, loss, run_state.updates - before)
 
+    def _train_compiled(self, batch: Batch, executor: Executor) -> None:
+        """Train on a batch, and once more where one of its updates, which nobody waited for, was not finite."""
+        visitor, visits = self._visitor, list[tuple[int, Tensor]]()
+        if visitor is not None:
+            self._visitor = lambda t, output: visits.append((t, output.clone()))
+        with executor.batch():
+            if not self._settles(batch, executor):
+                visits.clear()
+                self._train_windows(batch)
+        if visitor is not None:
+            for t, output in visits:
+                visitor(t, output)
+
+    def _settles(self, batch: Batch, executor: Executor) -> bool:
+        """Train on a batch; returns whether all of its updates were finite."""
+        try:
+            self._train_windows(batch)
+        except BaseException as error:
+            if executor.settle() or not isinstance(error, Exception):
+                raise
+            return False
+        return executor.settle()
+
+    def _train_windows(self, batch: Batch) -> None:
+        """Train on a batch of sequences, from the initial state, window by window."""
+        run_state, schedule, driver = self.run_state, self.schedule, self.driver
+        assert batch.steps is not None
+        self._decision, self._loss_sum, self._loss_count = None, None, 0
+        self._had_loss = self._loss_reaches_weights = False
+        run_state.reset(tuple(batch.x.shape[1:]))
+        self._begin_update()
+        if driver.pushes:
+            # The network runs its own loop over time and hands over the output of every step.
+            def take(output: Tensor) -> bool:
+                t = run_state.position.t
+                with Uninterrupted():
+                    return self._learn([output], 1, batch.window(t, schedule, count=1, x=batch.x))
+
+            driver.run(batch.x, take)
+            return
+        t = 0
+        while t < batch.steps:
+            window = batch.window(t, schedule)
+            if self.executor is None or not self._run_compiled(window):
+                span = window.length if driver.combines_steps else 1
+                if self._replay:  # before advance(): a driver may run the whole window in it
+                    self._replay.record(window)
+                self._learn(self._advance(window), span, window)
+            t = run_state.position.t
+
     @contextmanager
-    def _within_batch(self) -> Iterator[None]:
-        self._streams = False
+    def _within_batch(self, visitor: Visitor | None) -> Iterator[None]:
+        self._streams, self._visitor = False, visitor
         try:
             yield
         finally:
-            self._streams, self._decision = True, None
+            self._streams, self._decision, self._visitor = True, None, None
 
     @contextmanager
     def _rolled_back_on_error(self) -> Iterator[None]:
@@ -173,7 +225,7 @@ class TrainingLoop:
         run_state = self.run_state
         with Interruptible():  # an error undoes the sequence
             self._decision, losses = self.objective.losses(
-                outputs, span, window, run_state.readout, self._due, self._decision
+                outputs, span, window, run_state.readout, self._due, self._decision, visitor=self._visitor
             )
         run_state.losses += losses
         run_state.advance(window.length)
@@ -278,6 +330,9 @@ class TrainingLoop:
             return 0
         run_state = self.run_state
         self._decision = result.output
+        if self._visitor is not None:
+            for t, output in result.outputs:
+                self._visitor(t, output)
         for loss in result.losses:
             self._count_loss(loss)
         self._loss_reaches_weights = True
@@ -310,6 +365,7 @@ class TrainingLoop:
                 "belongs to its samples",
                 "call reset() first to begin another stream; pass new_sequence where single samples end",
             )
+        self.objective.target_packing = batch.packing
         window = batch.window(run_state.position.t, self.schedule)
         losses, updates = len(run_state.losses), run_state.updates
         self._loss_sum, self._loss_count = None, 0

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BatchError, ErrorList, FPTTWarning, OutputError
+from ..errors import BatchError, ErrorList, FPTTError, FPTTWarning, OutputError
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
 from ..state import ModelState
+from ..tree import Packing
 from .batch import Batch, Window
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
 Ramp = Callable[[int, int | None], float]
-Output = int | str | Callable[[Any], Tensor] | None
+Output = int | str | Callable[[Any], Any] | None
 
 # snntorch.functional losses of a whole record [T, B, C] that equal the mean over time of the loss of each step.
 _DECOMPOSABLE = ("ce_rate_loss", "mse_membrane_loss")
@@ -34,6 +35,8 @@ class Objective:
         loss_fn: ``loss_fn(output, target) -> scalar`` for one time step, or a snnTorch ``SF`` loss that decomposes.
         output: Picks the output from what the network returns: an index, a key or attribute name, or a callable.
             ``None``: a tensor as it is; of snnTorch's ``(spk, ..., mem)`` the membrane, for spike losses the spikes.
+            A callable that returns several tensors, in a tuple, list or dictionary, gives loss and metric all of them:
+            ``lambda returned: returned`` whatever the network returns.
         ramp: ``"linear"`` (``r_t = (t + 1) / T``), ``"constant"`` (1), a callable ``(t, T) -> float``, or ``None``:
             linear for one class label per sequence, constant otherwise.
         auxiliary: Use the divergence term: ``True``, ``False``, your own
@@ -59,6 +62,8 @@ class Objective:
         self.ramp = ramp
         self.auxiliary = auxiliary
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
+        self.packing: Packing | None = None  # of several outputs
+        self.target_packing: Packing | None = None  # of several targets
         self._record_loss = _snntorch_name(loss_fn) is not None
         self._warned_of_shapes = False
         self._labels: bool | None = None  # whether the last target was one class label per sequence
@@ -83,10 +88,7 @@ class Objective:
             OutputError: If there is no such output, or several and none was chosen.
         """
         if callable(self.output):
-            picked = self.output(returned)
-            if not isinstance(picked, Tensor):
-                raise OutputError(f"output={self.output!r} must pick one tensor, it returned {_describe(picked)}")
-            return picked
+            return self._packed(self.output(returned))
         if isinstance(self.output, int):
             return self._index(returned, self.output)
         if isinstance(self.output, str):
@@ -106,8 +108,29 @@ class Objective:
             return tensors[place]
         raise OutputError(
             f"there is no single output in {_describe(returned)}; say which one the loss sees, e.g. output=0, "
-            "output='name' or output=lambda returned: returned[0]"
+            "output='name' or output=lambda returned: returned[0]; for a loss_fn that takes all of them, "
+            "output=lambda returned: returned"
         )
+
+    def _packed(self, picked: Any) -> Tensor:
+        """What a callable picked, as one tensor."""
+        if isinstance(picked, Tensor):
+            self.packing = None
+            return picked
+        try:
+            packing = Packing(picked)
+        except FPTTError as error:
+            raise OutputError(
+                f"output={self.output!r} must pick a tensor, or several with the same first axes, it returned "
+                f"{_describe(picked)}"
+            ) from error
+        if self.packing != packing:
+            self.packing = packing
+        return packing.pack(picked)
+
+    def unpacked(self, output: Tensor) -> Any:
+        """What loss and user see of an output: of several, what ``output`` picked, with tensors ``[B, ...]``."""
+        return output if self.packing is None else self.packing.unpack(output)
 
     @property
     def ignore_index(self) -> int | None:
@@ -142,6 +165,7 @@ class Objective:
         decision: Tensor | None,
         *,
         update: bool = True,
+        visitor: Callable[[int, Tensor], None] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Decision so far and the losses that are due, from the network's outputs in a window.
 
@@ -153,11 +177,14 @@ class Objective:
             due: Steps with a loss, see :meth:`Schedule.due`.
             decision: The decision before this window, ``None`` at the start of a sequence.
             update: ``False`` leaves the class distribution as it is.
+            visitor: Called with every step and what the loss sees there, detached.
         """
         batch, losses = window.batch, []
         for t, raw in enumerate(outputs, start=window.t + span - 1):
             output = readout(raw, span)
             decision = output if batch.ends is None else batch.merge(decision, output, t)
+            if visitor is not None:
+                visitor(t, output.detach())
             if batch.y is None or not (t in due or batch.carries_loss(t, due)):
                 continue
             if batch.mask is None:
@@ -228,12 +255,18 @@ class Objective:
 
     def plain_loss(self, output: Tensor, target: Tensor) -> Tensor:
         """``loss_fn`` of one step alone, without ramp and auxiliary term."""
-        if output.shape != target.shape and target.is_floating_point():
+        several = self.target_packing
+        return self.loss_of(self.unpacked(output), target if several is None else several.unpack(target))
+
+    def loss_of(self, output: Any, target: Any) -> Tensor:
+        """``loss_fn`` of an output and its target as loss and user see them."""
+        single = isinstance(output, Tensor) and isinstance(target, Tensor)
+        if single and output.shape != target.shape and target.is_floating_point():
             self._check_broadcast(output, target)
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
         except (RuntimeError, ValueError, IndexError) as error:
-            remedy = _target_remedy(output, target)
+            remedy = _target_remedy(output, target) if single else ""
             if not remedy:
                 raise
             raise BatchError(f"{self._name} does not take this target ({error})", remedy) from error

@@ -1,6 +1,10 @@
-"""Running statistics of batch normalisation: found, frozen, kept and restored."""
+"""Running statistics of batch normalisation: found, frozen, kept and restored, taken anew."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -80,3 +84,41 @@ class RunningStatistics:
     def tensors(self) -> list[Tensor]:
         """The present statistics."""
         return [buffer for buffer, _ in self._kept]
+
+
+@contextmanager
+def recalibrating(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Context in which normalisations forget their running statistics and take plain means over what passes.
+
+    They are in training mode within; an error puts the old statistics back.
+
+    Args:
+        modules: The normalisations.
+
+    Yields:
+        A function to call before each batch.
+    """
+    norms: list[Any] = modules
+    old = RunningStatistics(nn.ModuleList(modules))
+    old.keep()
+    kept = [(norm.momentum, norm.training) for norm in norms]
+    count = 0
+
+    def begin_batch() -> None:
+        nonlocal count
+        count += 1
+        for norm in norms:
+            # torch's layers count their calls, of which a batch has one for every time step; None is their plain mean.
+            norm.momentum = 1 / count if isinstance(norm, PerStepNorm) else None
+
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.training = True
+        yield begin_batch
+    except BaseException:
+        old.restore()
+        raise
+    finally:
+        for norm, (momentum, training) in zip(norms, kept, strict=True):
+            norm.momentum, norm.training = momentum, training

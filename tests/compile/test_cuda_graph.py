@@ -1,14 +1,19 @@
-"""CUDA graphs on the CPU: a recorder that replays by calling the function on the same places."""
+"""CUDA graphs on the CPU: a recorder that replays by calling the function on the same places.
+
+It does what a GPU does, and is as strict: warm-ups write to the places, capturing computes nothing, a replay reads and
+writes what was there at capture alone, and overwrites the outputs of the last one.
+"""
 
 import warnings
 
 import pytest
 import torch
 from accelerated import double_net, liquid, pair, train, train_both
-from nets import batch
+from nets import batch, sgd
 from torch import nn
 
 from fptt_plugin.compile import cuda_graph
+from fptt_plugin.compile.update import Verdicts
 from fptt_plugin.errors import FPTTWarning
 
 
@@ -18,8 +23,13 @@ def recordings(monkeypatch, traced):
     replays = []
 
     def record(function, inputs):
-        outputs = list(function(*inputs))
-        outputs = [output.detach().clone() if isinstance(output, torch.Tensor) else output for output in outputs]
+        inputs = tuple(inputs)  # whoever puts another tensor into the list later does not reach the graph
+        for _ in range(3):
+            outputs = list(function(*inputs))
+        outputs = [
+            torch.full_like(output, 77, requires_grad=False) if isinstance(output, torch.Tensor) else output
+            for output in outputs
+        ]
 
         def replay():
             replays.append(1)
@@ -113,3 +123,141 @@ def test_losses_in_hand_are_not_overwritten(recordings):
     trainer.train_sequence(*batch(8, dtype=torch.float64))
     assert torch.equal(first.output, kept[0])
     assert torch.equal(first.loss, kept[1])
+
+
+# ------------------------------------------------------------------ the host waits once per batch
+
+
+def spoiled(x, y, step):
+    """A batch in which the loss of one step is not finite, and nothing else."""
+    y = y.clone()
+    y[step, 0, 0] = 0.0
+    return x, y
+
+
+def ratio_loss(output, target):
+    return ((output - target) ** 2).mean() / (target.min() > 0.0)
+
+
+def regression(steps=8):
+    return batch(steps, dtype=torch.float64)[0], torch.rand(steps, 4, 2, dtype=torch.float64) + 0.1
+
+
+@pytest.fixture
+def verdicts(monkeypatch):
+    """How many updates were asked for at once."""
+    found = []
+    settle = Verdicts.settle
+
+    def counting(self):
+        found.append(len(self.pending or []))
+        return settle(self)
+
+    monkeypatch.setattr(Verdicts, "settle", counting)
+    return found
+
+
+def test_finiteness_is_looked_at_once_per_batch(recordings, verdicts):
+    trainers = graph_pair()
+    train_both(trainers, train)
+    assert verdicts == [0, 6, 6]  # in the first batch the optimizer makes its state
+
+
+class NoValue(torch.Tensor):
+    """Stands for a verdict on a device: nobody may ask for it."""
+
+    def __bool__(self):
+        raise AssertionError("the host waits for the device")
+
+
+def test_nobody_asks_within_a_batch(recordings, monkeypatch):
+    trainers = graph_pair()
+    train(trainers[1], count=1)
+    allow, settle = Verdicts.allow, Verdicts.settle
+
+    def settle_all(self):
+        self.pending = self.pending and [finite.as_subclass(torch.Tensor) for finite in self.pending]
+        return settle(self)
+
+    monkeypatch.setattr(Verdicts, "allow", lambda self, finite: allow(self, finite.as_subclass(NoValue)))
+    monkeypatch.setattr(Verdicts, "settle", settle_all)
+    train(trainers[1], count=1)
+    trainers[1].reset()
+    x, y = batch(2, dtype=torch.float64)
+    trainers[1].step(x[0], y)
+    with pytest.raises(AssertionError, match="waits"):  # a stream has a result at every step
+        trainers[1].step(x[1], y)
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_bad_window_is_found_by_training_again(recordings, verdicts, at, window):
+    def build():
+        return double_net(extra=[nn.BatchNorm1d(8).double(), nn.Dropout(0.2)])
+
+    # Adam would divide the gradient of the bias before the normalisation, nothing but rounding, by as little.
+    trainers = graph_pair(build, optimizer=sgd, loss=ratio_loss, window=window, loss_every=1)
+
+    def train_spoiled(trainer):
+        trainer.train_sequence(*regression())
+        with pytest.raises(FloatingPointError) as error:
+            trainer.train_sequence(*spoiled(*regression(), at))
+        trainer.reset()
+        trainer.train_sequence(*regression())
+        return str(error.value)
+
+    messages = train_both(trainers, train_spoiled)
+    assert messages[0] == messages[1]
+    assert max(verdicts) > 0
+
+
+def test_skipped_updates_are_those_of_eager_training(recordings, verdicts):
+    def train_skipping(trainer):
+        for hole in (None, 3, 4, None):
+            x, y = regression()
+            trainer.train_sequence(*((x, y) if hole is None else spoiled(x, y, hole)))
+
+    trainers = graph_pair(loss=ratio_loss, on_nonfinite="skip")
+    train_both(trainers, train_skipping)
+    assert [trainer.skipped for trainer in trainers] == [2, 2]
+    assert max(verdicts) > 0
+
+
+class Fails(nn.Module):
+    """Raises an error at a step, in the user's own code."""
+
+    at = None
+
+    def __init__(self):
+        super().__init__()
+        self.step = 0
+
+    def forward(self, x):
+        self.step += 1
+        if self.at is not None and self.step == self.at:
+            raise ZeroDivisionError("the user's own")
+        return x
+
+
+def test_an_error_after_an_update_that_was_not_finite(recordings):
+    trainers = graph_pair(lambda: double_net(extra=[Fails()]), loss=ratio_loss)
+
+    def train_failing(trainer):
+        trainer.train_sequence(*regression())
+        trainer.net[1].at = trainer.net[1].step + 6
+        # Whichever comes first in eager training: the update at step 3.
+        with pytest.raises(FloatingPointError):
+            trainer.train_sequence(*spoiled(*regression(), 3))
+        trainer.net[1].at, trainer.net[1].step = None, 0
+        trainer.reset()
+        trainer.train_sequence(*regression())
+
+    train_both(trainers, train_failing)
+
+
+def test_the_class_distribution_learns_in_a_recording(recordings):
+    trainers = graph_pair()
+    train_both(trainers, train)
+    tables = [trainer.objective.distribution.table for trainer in trainers]
+    assert tables[0].abs().sum() > 0
+    assert torch.allclose(*tables)

@@ -9,7 +9,8 @@ from torch import nn
 
 from fptt_plugin import DynamicRegularizer
 from fptt_plugin.compile.dynamo import CannotCompile
-from fptt_plugin.compile.update import RULES, CompiledUpdate
+from fptt_plugin.compile.rules import RULES
+from fptt_plugin.compile.update import CompiledUpdate
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -19,6 +20,14 @@ SETTINGS = [(kind, {}) for kind in RULES] + [
     (torch.optim.AdamW, {"weight_decay": 0.1, "fused": True}),
     (torch.optim.RMSprop, {"momentum": 0.5, "centered": True, "weight_decay": 0.1}),
     (torch.optim.Adagrad, {"lr_decay": 0.1, "maximize": True}),
+    (torch.optim.Adadelta, {"rho": 0.7, "weight_decay": 0.1, "maximize": True}),
+    (torch.optim.Adamax, {"betas": (0.7, 0.9), "weight_decay": 0.1, "maximize": True}),
+    (torch.optim.ASGD, {"lambd": 0.1, "t0": 3, "alpha": 0.5, "weight_decay": 0.1}),
+    (torch.optim.NAdam, {"momentum_decay": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (torch.optim.NAdam, {"weight_decay": 0.1, "maximize": True, "foreach": False}),
+    (torch.optim.RAdam, {"betas": (0.8, 0.9), "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (torch.optim.RAdam, {"weight_decay": 0.1, "maximize": True, "foreach": False}),
+    (torch.optim.Rprop, {"etas": (0.6, 1.1), "step_sizes": (1e-3, 1e-2), "maximize": True}),
 ]
 
 
@@ -48,7 +57,7 @@ def test_it_does_what_the_optimizer_does(kind, options, settings):
     (net, optimizer, regularizer), (own, other, shadowed) = twins(kind, options, **settings)
     update = CompiledUpdate(shadowed)
     compiled = 0
-    for i in range(9):
+    for i in range(30):
         if i == 4:
             for group in [*optimizer.param_groups, *other.param_groups]:
                 group["lr"] /= 2
@@ -61,8 +70,9 @@ def test_it_does_what_the_optimizer_does(kind, options, settings):
             compiled += 1
         else:
             other.step()
-    assert compiled >= 7
-    same = 1e-12
+    assert compiled >= 28
+    # torch keeps the rates of ASGD in single precision: its own foreach=True and False differ by 2e-9 here.
+    same = 1e-8 if kind is torch.optim.ASGD else 1e-10
     assert distance(net.parameters(), own.parameters()) < same
     for one, two in zip(net.parameters(), own.parameters(), strict=True):
         assert torch.allclose(regularizer.average_of(one), shadowed.average_of(two), atol=same)
@@ -70,7 +80,7 @@ def test_it_does_what_the_optimizer_does(kind, options, settings):
         for key, value in optimizer.state[one].items():
             if isinstance(value, torch.Tensor):
                 assert torch.allclose(value.double(), other.state[two][key].double(), atol=same), key
-    assert regularizer.updates == shadowed.updates == 9
+    assert regularizer.updates == shadowed.updates == 30
     if "max_grad_norm" in settings:
         assert torch.allclose(regularizer.grad_norm, shadowed.grad_norm)
 
@@ -119,9 +129,13 @@ def test_other_hooks_would_be_passed_over():
         CompiledUpdate(shadowed)
 
 
+class Own(torch.optim.Adam):
+    """Anyone's."""
+
+
 def test_other_optimizers_step_themselves():
-    _, (_, _, shadowed) = twins(torch.optim.Adamax, {})
-    with pytest.raises(CannotCompile, match="Adamax is none of"):
+    _, (_, _, shadowed) = twins(Own, {})
+    with pytest.raises(CannotCompile, match="Own is none of"):
         CompiledUpdate(shadowed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -230,7 +231,7 @@ class Run(NamedTuple):
     learns: bool = True
 
 
-def by_the_package(case: Case, net: nn.Module) -> Run:
+def by_the_package(case: Case, net: nn.Module, accelerate: str = "none") -> Run:
     values, weights = {}, []
     parameters = list(net.parameters())
     optimizer = optimizer_of(case, net)
@@ -246,9 +247,11 @@ def by_the_package(case: Case, net: nn.Module) -> Run:
         targets="auto" if shapes_tell else target,
         loss_ramp=RAMPS[case.loss_ramp],
         output_module=None,
+        accelerate=accelerate,
         **options,
     )
-    optimizer.register_step_post_hook(lambda *_: weights.append([p.detach().clone() for p in parameters]))
+    if accelerate == "none":  # with hooks of others the optimizer steps itself
+        optimizer.register_step_post_hook(lambda *_: weights.append([p.detach().clone() for p in parameters]))
     with ambient(case):
         batches = [laid_out(case, *batch) for batch in data(case)]
         for k, (x, y, mask) in enumerate(batches):
@@ -386,7 +389,32 @@ def verdict(case: Case) -> str:
     return "ill-conditioned"
 
 
-def simplest(case: Case, error: Exception) -> tuple[Case, Exception]:
+def compiled_verdict(case: Case) -> str:
+    """``"same"`` or ``"ill-conditioned"``: compiled training against eager training.
+
+    Raises:
+        AssertionError: If they differ by more than eager training does from itself where its weights begin one
+            rounding away.
+    """
+    net = network_of(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what runs eagerly
+        eager, compiled = (by_the_package(case, copy.deepcopy(net), mode) for mode in ("none", "compile"))
+        found = differences(case, compiled, eager)
+        if not found:
+            return "same"
+        chance = torch.Generator().manual_seed(case.seed)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.mul_(1 + 1e-14 * torch.randn(p.shape, generator=chance, dtype=p.dtype))
+        own = differences(case, by_the_package(case, net), eager)
+    assert all(own.get(name, 0.0) > 0.01 * found[name] for name in found), (
+        f"compiled and eager differ, relative to the largest entry: {found}; eager, one rounding away: {own}; {case!r}"
+    )
+    return "ill-conditioned"
+
+
+def simplest(case: Case, error: Exception, verdict: Callable[[Case], str] = verdict) -> tuple[Case, Exception]:
     """The case with every option at its default, and every batch left out, that the failure does not need."""
     plain = Case(0, case.kind._replace(body="dense"), (), "label", "none", "cross-entropy", "sgd")
     options = [case._replace(kind=plain.kind)] if case.kind != plain.kind else []
@@ -401,5 +429,5 @@ def simplest(case: Case, error: Exception) -> tuple[Case, Exception]:
             verdict(option)
         except Exception as other:
             if type(other) is type(error):
-                return simplest(option, other)
+                return simplest(option, other, verdict)
     return case, error

@@ -9,9 +9,10 @@ import torch
 from nets import CE, adam, copies, identical, spiking_net
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import BatchError, BatchTypeError, CannotStepError, FPTTError, FPTTWarning
+from fptt_plugin.errors import BatchError, BatchTypeError, CannotRunError, CannotStepError, FPTTError, FPTTWarning
 
 T, B, F = 7, 4, 3
 X, Y = torch.rand(T, B, F, generator=torch.Generator().manual_seed(0)), torch.arange(B) % 2
@@ -131,10 +132,18 @@ def test_another_precision(build, dtype):
 
 def test_sparse_tensors_arrays_and_tuples():
     follow(spiking_net(), X.to_sparse(), Y)
-    net = spiking_net()
-    for x in (X.numpy(), (X, X), None, {"x": X}):
-        with pytest.raises(BatchTypeError, match="must be a tensor"):
+    for x in (None, "x", [None, X], pack_sequence([X[0], X[1]])):
+        net = spiking_net()
+        with pytest.raises(
+            BatchTypeError, match=r"where a tensor belongs: |in \(NoneType, Tensor\)|is a PackedSequence"
+        ):
             FPTTTrainer(net, adam(net), CE).train_sequence(x, Y)
+    for x in ((X, X), {"x": X}):
+        net = spiking_net()
+        with pytest.raises(CannotRunError, match=r"does not run on inputs of shapes .*forward\(input\)"):
+            FPTTTrainer(net, adam(net), CE).train_sequence(x, Y)
+        assert not net._forward_pre_hooks  # the network is as it was
+        FPTTTrainer(net, adam(net), CE).train_sequence(X.numpy(), Y.numpy())
 
 
 class Tokens(nn.Module):

@@ -18,11 +18,15 @@ def examples_importable(monkeypatch):
 
 @pytest.fixture
 def run_example(tmp_path):
-    """``run_example(script, *arguments)`` runs a script from another folder, without data; returns what it prints."""
+    """``run_example(script, *arguments)`` runs a script from another folder, without data; returns what it prints.
 
-    def run_example(script, *arguments, timeout=None):
+    With ``processes``, in as many as ``torchrun`` starts.
+    """
+
+    def run_example(script, *arguments, timeout=None, processes=None):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run(
-            [sys.executable, EXAMPLES / script, *arguments],
+            [sys.executable, *(torchrun if processes else []), EXAMPLES / script, *arguments],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1", "FPTT_DATA": str(tmp_path)},
             capture_output=True,

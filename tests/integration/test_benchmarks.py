@@ -16,6 +16,7 @@ pytest.importorskip("spikingjelly")
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import gpu_check  # noqa: E402
 from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, EAGER, GRAPH, STRAIGHTFORWARD, Training  # noqa: E402
 from floors import BARE, COMPILED_UPDATE, FLOORS, PRODUCTS, UPDATE  # noqa: E402
 from memory import backward_bytes, expected_bytes, peak_in_fresh_process  # noqa: E402
@@ -24,7 +25,7 @@ from overhead import BPTT, OWN, RATIOS, StepProfile, check_same_weights, own_loo
 from overhead import networks as overhead_networks  # noqa: E402
 from timing import alternate, milliseconds_per_step  # noqa: E402
 
-from fptt_plugin import FiringRates  # noqa: E402
+from fptt_plugin import FiringRates, FPTTTrainer  # noqa: E402
 from fptt_plugin.errors import FPTTWarning  # noqa: E402
 from fptt_plugin.state import ModelState  # noqa: E402
 
@@ -291,3 +292,75 @@ def test_an_unknown_network_is_named():
     )
     assert done.returncode == 2
     assert "'LSTM' is unknown; choose from 'LTC-SRNN 128'" in done.stderr
+
+
+# ------------------------------------------------------------------ the check on a GPU
+
+
+def never():
+    return False
+
+
+@pytest.mark.parametrize("name", gpu_check.CASES)
+def test_the_networks_of_the_check_learn(name):
+    (record,) = gpu_check.check(name, CPU, ("none",), 1, never)
+    assert record["right"], record
+    assert record["off"] == 0
+    assert record["moved"] > 1e-4
+    case = gpu_check.CASES[name]
+    torch.manual_seed(0)
+    net = case.build().double()
+    with FiringRates(net) as firing:
+        trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), case.loss(), **(case.options or {}))
+        trainer.train_sequence(2 * torch.rand(12, 8, *case.sample, dtype=torch.float64), torch.arange(8) % 3)
+    assert all(0 < rate < 1 for rate in firing.rates().values()), firing.rates()
+
+
+def test_the_check_sees_what_is_wrong(monkeypatch):
+    trained, calls = gpu_check.trained, []
+
+    def second_is_wrong(case, *arguments):
+        calls.append(case)
+        return trained(case if len(calls) < 2 else case._replace(options={"beta": 0.4}), *arguments)
+
+    monkeypatch.setattr(gpu_check, "trained", second_is_wrong)
+    (record,) = gpu_check.check("recurrent LTC", CPU, ("none",), 1, never)
+    assert not record["right"]
+    assert "WRONG" in gpu_check.line_of(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu_check.CASES)
+def test_compiled_networks_of_the_check_are_right(name, traced):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FPTTWarning)  # of what is not compiled
+        (record,) = gpu_check.check(name, CPU, ("compile",), 2, never)
+    assert record["right"], record
+    assert "compiled: " in record["compiled"]
+
+
+def test_the_check_is_one_command(run_example, tmp_path):
+    printed = run_example("benchmarks/gpu_check.py", "--smoke", "--device", "cpu", "--out", "one/check.json")
+    figures = json.loads((tmp_path / "one" / "check.json").read_text())
+    assert {"date", "device", "torch", "fptt_plugin"} <= set(figures)
+    records = figures["records"]
+    assert {record["part"] for record in records} == {"right", "speed", "S-MNIST", "memory"}
+    assert not any("not_run" in record for record in records)
+    assert all(record["right"] for record in records if record["part"] == "right")
+    assert all(min(record["us_per_step"]) > 0 for record in records if record["part"] == "speed")
+    (eager, whole) = (record["bytes"] for record in records if record["part"] == "memory")
+    assert eager["4"] == eager["12"] < whole["4"] < whole["12"]
+    assert len(printed.splitlines()) == len(records) + 2
+
+
+def test_the_check_ends_in_time(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "check.json"
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_check.py", "--smoke", "--device", "cpu", "--minutes", "0", "--out", str(place)]
+    )
+    with pytest.raises(SystemExit, match="0"):
+        gpu_check.main()
+    records = json.loads(place.read_text())["records"]
+    assert records
+    assert all(record["not_run"] == "no time left" for record in records)
+    assert "not run: no time left" in capsys.readouterr().out

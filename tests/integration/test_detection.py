@@ -164,6 +164,31 @@ def test_mirrored_pictures_and_boxes():
     assert torch.equal(seen[1].places, there[1].places)
 
 
+def test_zoomed_pictures_and_boxes():
+    """A bright rectangle is where its box says, whatever the scale and shift; what is mostly outside is gone."""
+    from detection import zoomed
+
+    x = torch.zeros(64, 3, 64, 96, dtype=torch.uint8)
+    x[:, :, 16:32, 24:60] = 200
+    there = [boxes((24 / 96, 16 / 64, 60 / 96, 32 / 64, 1, 0))] * 64
+    y, seen = zoomed(x, there, torch.Generator().manual_seed(0))
+    areas = []
+    for picture, entry in zip(y, seen, strict=True):
+        assert entry.labels.tolist() == [1]
+        left, upper, right, lower = (entry.places[0] * torch.tensor([96, 64, 96, 64])).tolist()
+        bright = picture[0] > picture.max() / 2
+        assert abs(bright.sum().item() - (right - left) * (lower - upper)) < 0.1 * bright.sum().item() + 20
+        ys, xs = torch.nonzero(bright, as_tuple=True)
+        assert abs(xs.float().mean() + 0.5 - (left + right) / 2) < 1
+        assert abs(ys.float().mean() + 0.5 - (upper + lower) / 2) < 1
+        areas.append(bright.sum().item())
+    assert max(areas) > 2.5 * min(areas)
+    assert len({int(picture.max()) for picture in y}) > 10
+    corner = [boxes((0.0, 0.0, 0.02, 0.02, 0, 0))] * 64
+    _, gone = zoomed(x, corner, torch.Generator().manual_seed(0))
+    assert 0 < sum(len(entry.places) for entry in gone) < 64
+
+
 def test_pictures_in_vocs_layout(tmp_path):
     from _voc import voc, write_synthetic_voc
 
@@ -258,6 +283,7 @@ def test_networks_that_cannot_be(monkeypatch, capsys):
         "--library spikingjelly --gate-norm",
         "--method bptt --neuron alif",
         "--norm step --library spikingjelly",
+        "--maps 3 --augment",
         "--rectifiers --presentations 1 --method tbptt",
     ],
 )

@@ -344,6 +344,25 @@ def test_other_frameworks_checkpoints_resume_bit_for_bit(package, framework, mak
     assert result()[-1].abs().max() > 0  # a dual
 
 
+def test_the_trainer_takes_the_optimizer_that_fabric_wraps():
+    """As it does Lightning's, which is a wrapper of the same make: see ``test_lightning.py``."""
+    pytest.importorskip("lightning_fabric")
+    ends = []
+    for wrap in (True, False):
+        torch.manual_seed(0)
+        net = liquid()
+        model, optimizer = fabric()[0](net, adam(net)) if wrap else (net, adam(net))
+        trainer = FPTTTrainer(model, optimizer, CE, max_grad_norm=1.0)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            trainer.train_sequence(*batch(5))
+        parameters = list(net.parameters())
+        ends.append(copies([*parameters, *map(trainer.regularizer.average_of, parameters)]))
+        assert trainer.updates == 15
+        assert trainer.regularizer.dual_of(net[0].weight).abs().max() > 0
+    assert identical(*ends)
+
+
 @pytest.mark.parametrize(
     ("package", "script"), [("lightning_fabric", "fabric_loop"), ("accelerate", "accelerate_loop")]
 )
@@ -352,3 +371,12 @@ def test_examples_of_other_loops(package, script, run_example):
     printed = run_example(f"{script}.py", "--smoke", timeout=300)
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in printed.splitlines() if "loss " in line]
     assert losses[-1] < losses[0] < 1
+
+
+@pytest.mark.slow
+def test_the_example_of_two_processes(run_example):
+    printed = run_example("torchrun_loop.py", "--smoke", processes=2, timeout=300).splitlines()
+    accuracies = [float(line.split("accuracy ")[1]) for line in printed if line.startswith("epoch")]
+    assert len(accuracies) == 2
+    assert accuracies[-1] > 0.85
+    assert printed[-1] == "2 processes, 800 updates, equal weights: True"

@@ -122,6 +122,17 @@ def test_every_recurrent_task_has_the_normalised_recipe(run, script):
     assert result["final"]["loss"] != run(script, "plain", "--recipe", "paper")["final"]["loss"]
 
 
+def test_recalibrated_statistics_change_the_tests_and_not_the_training(run):
+    options = ("--recipe", "normalized", "--hidden", 32, "--epochs", 4)
+    lagging = run("sequential_mnist", "lagging", *options)
+    anew = run("sequential_mnist", "anew", *options, "--recalibrate", 3)
+    assert lagging["final"]["loss"] == anew["final"]["loss"]
+    tests = [[(record["test"], record["test_w"]) for record in result["records"]] for result in (lagging, anew)]
+    assert tests[0] != tests[1]
+    with pytest.raises(ValueError, match="leave recalibrate"):
+        run("sequential_mnist", "none", "--recalibrate", 3)
+
+
 def test_tests_between_epochs_can_be_spared(run):
     every = run("sequential_mnist", "every", "--epochs", 3)
     spared = run("sequential_mnist", "spared", "--epochs", 3, "--test-every", 2)

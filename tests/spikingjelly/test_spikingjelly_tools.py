@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
-from spikingjelly.activation_based import base, functional, layer, memopt, monitor, neuron
-from spikingjelly.activation_based.op_counter import DispatchCounterMode, NeuronStateCounter
+from spikingjelly.activation_based import base, functional, layer, monitor, neuron
 from torch import nn
 
 from fptt_plugin.spikingjelly import LTCIntegrator, LTCLeaky
+
+memopt = pytest.importorskip("spikingjelly.activation_based.memopt", reason="SpikingJelly 0.0.0.0.14 has none")
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, NeuronStateCounter  # noqa: E402
 
 T, B, N = 6, 3, 4
 

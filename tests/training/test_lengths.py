@@ -191,7 +191,9 @@ def test_lengths_that_are_none(lengths):
         FPTTTrainer(net, adam(net), CE).train_sequence(x, y, torch.tensor(lengths))
 
 
-@pytest.mark.parametrize("mask", [torch.rand(4), torch.ones(6, 4), torch.ones(6, 4, dtype=torch.long), [6, 2, 4, 6]])
+@pytest.mark.parametrize(
+    "mask", [torch.rand(4), torch.ones(6, 4), torch.ones(6, 4, dtype=torch.long), [0.5, 2.0, 4.0, 6.0]]
+)
 def test_masks_of_another_type(mask):
     x, y, _ = padded()
     net = spiking_net()

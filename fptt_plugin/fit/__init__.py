@@ -1,0 +1,22 @@
+"""Epochs over data loaders: the loop, its metrics and callbacks, and what it makes of the loader's batches."""
+
+from .batches import Batching
+from .callbacks import Callback, Callbacks
+from .loop import epochs, evaluate, fit
+from .metrics import Metric, Metrics, accuracy
+from .progress import Progress
+from .recalibration import recalibrate
+
+__all__ = [
+    "Batching",
+    "Callback",
+    "Callbacks",
+    "Metric",
+    "Metrics",
+    "Progress",
+    "accuracy",
+    "epochs",
+    "evaluate",
+    "fit",
+    "recalibrate",
+]

@@ -1,0 +1,210 @@
+"""Metrics over a pass of the data: functions, whose mean over samples is taken, and objects that count themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import BatchError, ConfigurationError, OutputError
+from ..tree import tensors_in
+
+# snntorch.functional's metrics of a record of spikes [T, B, C] that need no more than its sum over time.
+_RECORD_METRICS = ("accuracy_rate",)
+
+
+class StatefulMetric(Protocol):
+    """The protocol of torchmetrics and torcheval: a metric that sees every batch and answers for all of them."""
+
+    def update(self, output: Tensor, target: Tensor) -> Any:
+        """Take in one batch."""
+
+    def compute(self) -> Any:
+        """The score of all batches since :meth:`reset`: one number, or several by name."""
+
+    def reset(self) -> Any:
+        """Forget all batches."""
+
+
+MetricFunction = Callable[[Any, Any], Any]
+Metric = MetricFunction | StatefulMetric
+Metrics = Metric | Mapping[str, Metric] | None
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Fraction of samples whose largest output is the one of their class.
+
+    Args:
+        output: Class scores ``[B, C]``.
+        target: Class indices ``[B]``.
+
+    Returns:
+        A 0-d tensor.
+
+    Raises:
+        BatchError: If the shapes are others.
+
+    Example:
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).item()
+        0.5
+    """
+    tensors = isinstance(output, Tensor) and isinstance(target, Tensor)
+    if not tensors or output.dim() != 2 or target.dim() != 1 or target.is_floating_point():
+        raise BatchError(
+            f"accuracy needs class scores [B, C] and integer labels [B], got output {_form(output)} and target "
+            f"{_form(target)}",
+            "pass metric=..., a function of output and target, or metric=None for the loss alone",
+        )
+    return (output.argmax(dim=1) == target).float().mean()
+
+
+def _form(value: Any) -> str:
+    return f"{tuple(value.shape)} ({value.dtype})" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+class Scores:
+    """Metrics by name over one pass of the data.
+
+    A function is averaged over samples: it counts as often as its batch has samples. An object with ``update``,
+    ``compute`` and ``reset`` is reset, sees every batch, and answers at the end.
+
+    Args:
+        metrics: One metric, several by name, or ``None``.
+        device: Where the samples are.
+
+    Raises:
+        ConfigurationError: If one is neither a function nor such an object.
+
+    Example:
+        >>> scores = Scores({"top1": accuracy}, torch.device("cpu"))
+        >>> scores.update(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        >>> scores.compute()
+        {'top1': 0.5}
+    """
+
+    def __init__(self, metrics: Metrics, device: torch.device) -> None:
+        self._metrics = by_name(metrics)
+        self._alone = not isinstance(metrics, Mapping)
+        self._device = device
+        self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self._metrics}  # of functions
+        self.samples = 0
+        for metric in self._metrics.values():
+            if is_stateful(metric):
+                metric.reset()
+                if hasattr(metric, "to"):
+                    metric.to(device)
+
+    def update(self, output: Any, target: Any) -> None:
+        """Take in the samples of a batch, or of one of its time steps."""
+        count = len(tensors_in(target)[0])
+        if not count:
+            return
+        self.samples += count
+        for name, metric in self._metrics.items():
+            if is_stateful(metric):
+                metric.update(output, target)
+                continue
+            sums = self._sums[name]
+            for key, number in self._numbers(name, metric(_record(metric, output), target)).items():
+                part = count * number.to(self._device, _precise(self._device))
+                sums[key] = sums[key] + part if key in sums else part
+
+    def compute(self) -> dict[str, float]:
+        """Every score by name, in the order of the metrics; none without samples."""
+        found: dict[str, float] = {}
+        if self.samples:
+            for name, metric in self._metrics.items():
+                if is_stateful(metric):
+                    found |= {key: number.item() for key, number in self._numbers(name, metric.compute()).items()}
+                else:
+                    found |= self._means(name)
+        return found
+
+    def so_far(self) -> dict[str, float]:
+        """The means over samples, for a progress bar; what objects count is known at the end."""
+        return {key: mean for name in self._metrics for key, mean in self._means(name).items()}
+
+    def _means(self, name: str) -> dict[str, float]:
+        return {key: total.item() / self.samples for key, total in self._sums[name].items()}
+
+    def _numbers(self, name: str, value: Any) -> dict[str, Tensor]:
+        """What a metric returned, by name: a single number has the metric's name, several have their own.
+
+        Raises:
+            OutputError: If it is neither a number nor several of them by name.
+        """
+        if isinstance(value, Mapping):
+            prefix = "" if self._alone else f"{name}/"
+            return {f"{prefix}{key}": _number(f"{name}/{key}", entry) for key, entry in value.items()}
+        return {name: _number(name, value)}
+
+
+def by_name(metrics: Metrics) -> dict[str, Any]:
+    """Metrics by name; a single one has its own.
+
+    Raises:
+        ConfigurationError: If one of them is none.
+    """
+    if metrics is None:
+        return {}
+    named = dict(metrics) if isinstance(metrics, Mapping) else {name_of(metrics): metrics}
+    for name, metric in named.items():
+        if not (is_stateful(metric) or callable(metric)) or isinstance(metric, type):
+            raise ConfigurationError(
+                f"metric {name!r} is {metric!r}",
+                "pass metric(output, target) -> number, an object with update(), compute() and reset(), such as those "
+                "of torchmetrics, or several of them by name in a dictionary",
+            )
+        record_metric = _snntorch_name(metric)
+        if record_metric not in (None, *_RECORD_METRICS):
+            raise ConfigurationError(
+                f"snnTorch's {record_metric} needs the record of the whole sequence, and a metric sees the decision",
+                "use SF.accuracy_rate, or a metric of the decision [B, ...]",
+            )
+    return named
+
+
+def name_of(metric: Any) -> str:
+    """The name of a metric: that of the function or, in small letters, of the class."""
+    function = getattr(metric, "func", metric)  # functools.partial
+    name = getattr(function, "__name__", None)
+    if name is None:
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
+    return "metric" if name == "<lambda>" else str(name)
+
+
+def is_stateful(metric: Any) -> bool:
+    """Whether a metric counts itself: torchmetrics' protocol."""
+    return all(callable(getattr(metric, method, None)) for method in ("update", "compute", "reset"))
+
+
+def _snntorch_name(metric: Any) -> str | None:
+    function = getattr(metric, "func", metric)
+    module = getattr(function, "__module__", None) or ""
+    return getattr(function, "__name__", None) if str(module).startswith("snntorch.functional") else None
+
+
+def _record(metric: Any, output: Any) -> Any:
+    """What a metric sees: snnTorch's want a time axis."""
+    return output if _snntorch_name(metric) is None else output.unsqueeze(0)
+
+
+def _number(name: str, value: Any) -> Tensor:
+    try:
+        number = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    except Exception:
+        number = torch.empty(0)
+    if number.numel() != 1 or number.is_complex():
+        form = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise OutputError(
+            f"metric {name!r} must give one number, or several by name in a dictionary, it gave {form}",
+            "average what it gives, e.g. with .mean(), or return a dictionary",
+        )
+    return number.detach().reshape(())
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

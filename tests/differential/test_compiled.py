@@ -1,0 +1,64 @@
+"""Random combinations of networks, options and data: compiled training against eager training.
+
+Graphs are run as they were traced, operation by operation, in double precision: what differs by more than rounding is
+wrong. What the compiler's kernels round is another matter, see ``tests/compile``.
+"""
+
+from collections import Counter
+
+import pytest
+from differential.cases import compiled_verdict, random_case, simplest
+
+from fptt_plugin.compile.update import CompiledUpdate
+from fptt_plugin.compile.window import CompiledStep, CompiledWindow
+
+pytestmark = pytest.mark.usefixtures("traced")
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What ran compiled: windows, steps and updates."""
+    counts = Counter()
+
+    def counting(kind, name, counted):
+        method = getattr(kind, name)
+
+        def call(self, *args):
+            outcome = method(self, *args)
+            counts[kind.__name__] += counted(self, outcome)
+            return outcome
+
+        monkeypatch.setattr(kind, name, call)
+
+    counting(CompiledWindow, "run", lambda _, result: result is not None)
+    counting(CompiledStep, "__call__", lambda step, _: step.failure is None)
+    counting(CompiledUpdate, "step", lambda _, made: bool(made))
+    return counts
+
+
+def compare(numbers, ran):
+    """Compare random combinations, the same for the same numbers; in most of them something is compiled."""
+    verdicts, compiled = Counter(), 0
+    for number in numbers:
+        case = random_case(number)._replace(autocast=False)
+        before = ran.copy()
+        try:
+            verdicts[compiled_verdict(case)] += 1
+        except Exception as error:
+            small, error = simplest(case, error, compiled_verdict)
+            pytest.fail(f"combination {number} fails, and so does\n\n    compiled_verdict({small!r})\n\n{error!r}")
+        compiled += ran != before
+    total = sum(verdicts.values())
+    assert verdicts["ill-conditioned"] <= 0.05 * total, verdicts
+    assert compiled >= 0.7 * total, f"{compiled} of {total}, {ran}"
+
+
+def test_a_few_combinations(ran):
+    compare(range(6), ran)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(3000, 3100, 20))
+def test_a_hundred_combinations(first, ran):
+    compare(range(first, first + 20), ran)
+    assert all(ran[kind.__name__] for kind in (CompiledWindow, CompiledStep, CompiledUpdate)), ran

@@ -1,0 +1,272 @@
+"""Metrics of ``fit`` and ``evaluate``: means over samples, objects that count themselves, several by name."""
+
+import functools
+
+import numpy as np
+import pytest
+import snntorch as snn
+import torch
+from nets import CE, Before, adam, batch, spikes, spiking_net
+from snntorch import functional as SF
+from torch import nn
+
+from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import BatchError, ConfigurationError, OutputError
+from fptt_plugin.fit import accuracy
+from fptt_plugin.training import Batch
+
+
+class MacroF1:
+    """By torchmetrics' protocol."""
+
+    def __init__(self, classes=2):
+        self.classes, self.calls, self.places = classes, [], []
+        self.reset()
+
+    def to(self, device):
+        self.places.append(device)
+        return self
+
+    def reset(self):
+        self.calls.append("reset")
+        self.hits = torch.zeros(self.classes)
+        self.found, self.wanted = self.hits.clone(), self.hits.clone()
+
+    def update(self, output, target):
+        self.calls.append(len(target))
+        guess = output.argmax(1)
+        for one in range(self.classes):
+            self.hits[one] += ((guess == one) & (target == one)).sum()
+            self.found[one] += (guess == one).sum()
+            self.wanted[one] += (target == one).sum()
+
+    def compute(self):
+        return (2 * self.hits / (self.found + self.wanted).clamp(min=1)).mean()
+
+
+class Collection:
+    """Several numbers by name, as torchmetrics' MetricCollection gives them."""
+
+    def __init__(self):
+        self.total = self.count = 0
+
+    def update(self, output, target):
+        self.total, self.count = self.total + accuracy(output, target) * len(target), self.count + len(target)
+
+    def compute(self):
+        return {"right": self.total / self.count, "wrong": 1 - self.total / self.count}
+
+    def reset(self):
+        self.total = self.count = 0
+
+
+def uneven(count=40, classes=3):
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(count, generator=generator) ** 2 * classes).long()
+    x = torch.rand(6, count, 3, generator=generator) * (0.5 + y.view(1, -1, 1))
+    return x, y
+
+
+def make(classes=3, **options):
+    torch.manual_seed(1)
+    net = spiking_net(classes=classes)
+    return FPTTTrainer(net, adam(net), CE, **options)
+
+
+def pieces(x, y, size):
+    return [(x[:, i : i + size], y[i : i + size]) for i in range(0, len(y), size)]
+
+
+@pytest.mark.parametrize("size", [40, 16, 7, 1])
+def test_a_metric_that_is_no_mean_does_not_depend_on_the_batches(size):
+    x, y = uneven()
+    trainer = make()
+    trainer.fit(pieces(x, y, 10), 3, progress=False)
+    metric = MacroF1(3)
+    metric.update(trainer.predict(x), y)
+    with spikes(trainer.net):
+        found = trainer.evaluate(pieces(x, y, size), metric=MacroF1(3))
+    assert found == pytest.approx(metric.compute().item())
+    assert 0 < found < 1
+    if size == 7:  # what a mean over batches would give is something else
+
+        def of_a_batch(output, target):
+            metric.reset()
+            metric.update(output, target)
+            return metric.compute()
+
+        assert trainer.evaluate(pieces(x, y, size), metric=of_a_batch) != pytest.approx(found, abs=0.01)
+
+
+def test_what_fit_does_with_such_a_metric():
+    x, y = uneven()
+    trainer, metric = make(alpha=0), MacroF1(3)
+    record = trainer.fit(pieces(x, y, 16), val_loader=pieces(x, y, 30), metric=metric, progress=False)[0]
+    # A trial on the first batch, then the training data, then the validation data.
+    assert [call for call in metric.calls if call != "reset"] == [16, 16, 16, 8, 30, 10]
+    assert record.val_score == pytest.approx(trainer.evaluate(pieces(x, y, 5), metric=MacroF1(3)))
+    assert record.train_scores == {"macro_f1": record.train_score}
+    assert torch.device("cpu") in metric.places
+
+
+def test_several_metrics_by_name():
+    x, y = uneven()
+    trainer = make()
+    metrics = {"f1": MacroF1(3), "accuracy": accuracy, "loss of all": CE, "two": Collection()}
+    record = trainer.fit(pieces(x, y, 16), val_loader=pieces(x, y, 16), metric=metrics, progress=False)[0]
+    names = ["f1", "accuracy", "loss of all", "two/right", "two/wrong"]
+    assert list(record.train_scores) == list(record.val_scores) == names
+    assert record.val_score == record.val_scores["f1"]
+    assert record.val_scores["accuracy"] == pytest.approx(trainer.evaluate(pieces(x, y, 16)))
+    assert record.val_scores["accuracy"] == pytest.approx(record.val_scores["two/right"])
+    assert record.val_scores["loss of all"] == pytest.approx(record.val_loss)
+    assert trainer.evaluate(pieces(x, y, 16), metric=metrics) == pytest.approx(record.val_scores)
+    assert list(trainer.evaluate(pieces(x, y, 16), metric=Collection())) == ["right", "wrong"]
+
+
+def top(k, output, target):
+    return (output.topk(k, 1).indices == target[:, None]).any(1).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        (lambda o, t: float(accuracy(o, t)), "metric"),
+        (lambda o, t: np.float64(accuracy(o, t)), "metric"),
+        (lambda o, t: accuracy(o, t).double(), "metric"),
+        (functools.partial(top, 1), "top"),
+        (lambda o, t: {"top1": top(1, o, t), "top3": top(3, o, t)}, "top1"),
+    ],
+)
+def test_functions_are_averaged_over_samples(metric, name):
+    x, y = uneven()
+    trainer = make()
+    whole = trainer.evaluate([(x, y)])
+    record = trainer.fit(pieces(x, y, 30), val_loader=pieces(x, y, 30), metric=metric, progress=False)[0]
+    found = trainer.evaluate(pieces(x, y, 30))
+    assert record.val_score == pytest.approx(found)
+    assert next(iter(record.val_scores)) == name
+    assert record.val_scores.get("top3", 1.0) == 1.0
+    assert 0 < whole < 1
+
+
+def test_the_accuracy_of_snntorch():
+    x, y = uneven()
+    net = nn.Sequential(
+        nn.Linear(3, 16), snn.Leaky(0.9, init_hidden=True, threshold=0.3), nn.Linear(16, 3),
+        snn.Leaky(0.9, init_hidden=True, threshold=0.3),
+    )  # fmt: skip
+    trainer = FPTTTrainer(net, adam(net), SF.ce_rate_loss(), readout="mean")
+    with spikes(net):
+        record = trainer.fit(pieces(x, y, 16), 2, val_loader=pieces(x, y, 16), metric=SF.accuracy_rate, progress=False)[
+            -1
+        ]
+    record_of_spikes = [trainer.net(x_t) for x_t in x] if trainer.reset() is None else []
+    assert record.val_score == pytest.approx(SF.accuracy_rate(torch.stack(record_of_spikes), y))
+    assert record.val_score == pytest.approx(trainer.evaluate(pieces(x, y, 7)))
+    assert record.val_score > 0.4
+    with pytest.raises(ConfigurationError, match="accuracy_temporal needs the record of the whole sequence"):
+        trainer.evaluate([(x, y)], metric=SF.accuracy_temporal)
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "words"),
+    [
+        (3, ConfigurationError, "metric 'int' is 3: pass metric"),
+        (MacroF1, ConfigurationError, "MacroF1.*objects? with update"),
+        ({"a": accuracy, "b": None}, ConfigurationError, "metric 'b' is None"),
+        ([accuracy], ConfigurationError, "metric 'list'"),
+        (lambda o, t: (accuracy(o, t), 1.0), OutputError, r"'metric' must give one number, .* it gave a tuple"),
+        (lambda o, t: (o.argmax(1) == t).float(), OutputError, r"it gave a tensor of shape \(4,\): average.*\.mean"),
+        (lambda o, t: {"a": o}, OutputError, "'metric/a' must give one number"),
+        (lambda o, t: None, OutputError, "it gave a NoneType"),
+    ],
+)
+def test_what_is_no_metric(metric, error, words):
+    trainer = make(2)
+    before = Before(trainer)
+    with pytest.raises(error, match=words):
+        trainer.evaluate([batch()], metric=metric)
+    assert before.differs() == []
+    with pytest.raises(error, match=words):
+        trainer.fit([batch()], metric=metric, progress=False)
+    if error is ConfigurationError:
+        assert before.differs() == []
+
+
+def test_a_metric_of_another_kind_of_output_shows_before_the_first_update():
+    class Wrong(MacroF1):
+        def update(self, output, target):
+            raise ValueError("wrong shape")
+
+    trainer = make(2)
+    before = Before(trainer)
+    with pytest.raises(ValueError, match="wrong shape"):
+        trainer.fit([batch()], metric={"a": Wrong()}, progress=False)
+    assert before.differs() == []
+
+
+def test_without_a_metric_there_is_the_loss():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), nn.MSELoss())
+    x, y = torch.rand(6, 4, 3), torch.rand(4, 2)
+    record = trainer.fit([(x, y)], val_loader=[(x, y)], metric=None, progress=False)[0]
+    assert record.train_scores == {}
+    assert record.train_score != record.train_score
+    expected = nn.functional.mse_loss(trainer.predict(x), y).item()
+    assert record.val_loss == pytest.approx(expected) == trainer.evaluate([(x, y)], metric=None)
+
+
+# ---------------------------------------------------------------------- the decision's own loss
+
+
+@pytest.mark.parametrize("loss", [CE, nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 3.0]))])
+def test_the_loss_of_the_decision_beside_that_of_training(loss):
+    x, y = uneven()
+    torch.manual_seed(1)
+    net = spiking_net(classes=3)
+    trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), loss)
+    record = trainer.fit(pieces(x, y, 15), val_loader=pieces(x, y, 15), progress=False)[0]
+    losses = [15 * loss(trainer.predict(a), b) for a, b in pieces(x, y, 15)[:2]]
+    losses.append(10 * loss(trainer.predict(x[:, 30:]), y[30:]))
+    expected = (sum(losses) / 40).item()
+    assert record.decision_loss == pytest.approx(expected, rel=1e-5)
+    assert record.val_loss == pytest.approx(expected, rel=1e-5)
+    assert record.loss != pytest.approx(expected, rel=0.01)  # with its ramp and its auxiliary term, at every step
+
+
+# ---------------------------------------------------------------------- a target per step
+
+
+STEPWISE = {
+    "step": {},
+    "window": {"window": 3},
+    "readout": {"readout": "mean"},
+    "update": {"window": 2, "update_every": 4},
+    "compiled": {"accelerate": "compile"},
+    "compiled windows": {"accelerate": "compile", "window": 2},
+}
+
+
+@pytest.mark.parametrize("options", STEPWISE.values(), ids=STEPWISE)
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_a_target_per_step_training_scores_what_validation_scores(options, masked):
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(6, 8, 3, generator=generator), torch.randint(2, (6, 8), generator=generator)
+    data = [(x, y, torch.rand(6, 8, generator=generator) < 0.6)] if masked else [(x, y)]
+    torch.manual_seed(1)
+    net = spiking_net()
+    trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), CE, **options)
+    metrics = {"accuracy": accuracy, "f1": MacroF1()}
+    with spikes(net):
+        # The first batch of a network shows what it takes; from the second on windows are compiled.
+        record = trainer.fit(data, 3, val_loader=data, metric=metrics, progress=False)[-1]
+    assert record.train_scores == pytest.approx(record.val_scores)
+    assert record.decision_loss == pytest.approx(record.val_loss, rel=1e-5)
+    last = Batch.of_sequences(*data[0]).scored(trainer.predict(x))
+    assert record.train_score != pytest.approx(accuracy(*last).item())  # not of the last step alone
+
+
+def test_accuracy_says_what_it_needs():
+    with pytest.raises(BatchError, match=r"output a dict and target \(4,\).*metric=None"):
+        accuracy({"a": torch.rand(4, 2)}, torch.arange(4))
