@@ -1,8 +1,16 @@
-"""Sphinx configuration. Everything is local: no intersphinx, nothing fetched."""
+"""Sphinx configuration. A build fetches nothing: formulas are MathML, inventories of other projects lie here."""
 
 import os
+import re
+import sys
+from pathlib import Path
+
+from sphinx.ext.autodoc.typehints import record_typehints
 
 import fptt_plugin
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+import local_inventories
 
 # Networks in the tutorials are small: one thread is faster than several, and the figures do not depend on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,19 +20,29 @@ author = "The fptt_plugin developers"
 project_copyright = author
 release = version = fptt_plugin.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = [
-    "_build",
-    "jupyter_execute",
-    "performance/*",
-    "results/*",
-    "versions/*",
-]  # tables that pages include
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "mathml",
+]
+exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "versions/*", "reference.md"]
+nitpicky = True  # a type or name without a page is a warning
+
 html_theme = "furo"
 html_title = f"fptt_plugin {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = html_show_sourcelink = False  # the pages with code have notebooks to download
 
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"
+nb_execution_mode = "force"  # for work on the layout: sphinx-build -D nb_execution_mode=off
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -32,5 +50,32 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # notices of other packages; what a page wants to show, it prints
 
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the Args sections say what is what
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {
+    "Decay": "fptt_plugin.neurons.Decay",
+    "KernelSize": "fptt_plugin.neurons.KernelSize",
+    "LossFunction": "fptt_plugin.training.LossFunction",
+    "Output": "fptt_plugin.training.Output",
+    "Ramp": "fptt_plugin.training.Ramp",
+    "Trainer": "fptt_plugin.FPTTTrainer",  # the protocol of which the loops over epochs use a part
+}
+intersphinx_mapping = local_inventories.mapping()
+
+
+def _types_of_init(app, objtype, name, obj, options, args, retann):  # type: ignore[no-untyped-def]
+    # Sphinx takes the type of a class's attribute for that of an argument of the same name.
+    if objtype == "class" and "__init__" in vars(obj):
+        record_typehints(app, objtype, name, obj.__init__, options, args, retann)
+        types = app.env.current_document.autodoc_annotations.get(name, {})
+        types.update({key: re.sub(r"\S*TypeAliasForwardRef\('(.*?)'\)", r"~\1", text) for key, text in types.items()})
+
+
+def setup(app):  # type: ignore[no-untyped-def]
+    app.connect("autodoc-process-signature", _types_of_init, priority=900)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from _result_files import Row, at_best_rate, curve
+
+from fptt_plugin.plot import method_color
+
+LINES = ("-", "--", "-.", ":")
 
 
 class Panel(NamedTuple):
@@ -32,8 +38,8 @@ class Panel(NamedTuple):
 PICTURES = {
     "adding": [
         Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1"),
-        Panel("adding-0.5", "iterations", "the same, threshold 0.5"),
-        Panel("adding-neurons", "iterations", "other neurons, FPTT, T = 100, threshold 0.1", ("length 100",)),
+        Panel("adding-0.5", "iterations", "Adding, T = 100, threshold 0.5"),
+        Panel("adding-neurons", "iterations", "Adding, T = 100, threshold 0.1: other neurons, FPTT", ("length 100",)),
     ],
     "adding_long": [
         Panel("adding-long", "iterations", f"Adding, T = {length}, threshold 0.1", (f"length {length}",))
@@ -41,14 +47,14 @@ PICTURES = {
     ],
     "window": [
         Panel("window", "cpu_seconds", "Sequential digits, T = 64", best_rate=True),
-        Panel("window", "memory", "accuracy and memory", best_rate=True),
+        Panel("window", "memory", "Sequential digits, T = 64: accuracy and memory", best_rate=True),
         Panel("window-long", "cpu_seconds", "S-MNIST at half resolution, T = 196", best_rate=True),
-        Panel("window-long", "memory", "accuracy and memory", best_rate=True),
+        Panel("window-long", "memory", "S-MNIST at half resolution: accuracy and memory", best_rate=True),
     ],
     "rmnist": [
         Panel("rmnist", "epoch", "R-MNIST, four epochs", ("epochs 4",), above=0.9),
-        Panel("rmnist", "epoch", "the same for longer", ("epochs 20", "epochs 50"), above=0.9),
-        Panel("rmnist", "epoch", "10 000 images, the learning rate ends at 0", ("epochs 40",), above=0.9),
+        Panel("rmnist", "epoch", "R-MNIST, 20 and 50 epochs", ("epochs 20", "epochs 50"), above=0.9),
+        Panel("rmnist", "epoch", "R-MNIST, 10 000 images, the learning rate ends at 0", ("epochs 40",), above=0.9),
     ],
     "smnist": [
         Panel("smnist", "epoch", "S-MNIST, T = 784"),
@@ -56,17 +62,20 @@ PICTURES = {
     ],
     "normalized": [
         Panel("normalized", "epoch", "S-MNIST, T = 196, normalised", best_rate=True),
-        Panel("normalized-parts", "epoch", "its parts, FPTT"),
+        Panel("normalized-parts", "epoch", "S-MNIST, T = 196: the parts of the recipe, FPTT"),
     ],
-    "ecg": [Panel("ecg", "epoch", "QT-database ECG"), Panel("ecg", "cpu_seconds", "the same against time")],
+    "ecg": [
+        Panel("ecg", "epoch", "QT-database ECG"),
+        Panel("ecg", "cpu_seconds", "QT-database ECG, against time"),
+    ],
     "lengths": [Panel("lengths", "steps", "QT-database ECG in pieces", best_rate=True)],
     "nmnist": [Panel("nmnist", "epoch", "N-MNIST, 1 000 recordings")],
     "detection": [
         Panel("detection", "epoch", "Blood cells"),
-        Panel("detection", "cpu_seconds", "the same against time"),
+        Panel("detection", "cpu_seconds", "Blood cells, against time"),
     ],
 }
-METRICS = {"accuracy": "test accuracy", "mse": "mean squared error", "mAP50": "mean average precision at 0.5"}
+METRICS = {"accuracy": "test accuracy (%)", "mse": "mean squared error", "mAP50": "mAP at overlap 0.5 (%)"}
 AXES = {"epoch": "epoch", "iterations": "iterations", "cpu_seconds": "CPU seconds of training"}
 
 
@@ -82,16 +91,17 @@ def draw(tables: dict[str, list[Row]], images: Path) -> None:
         panels = {panel: found for panel in planned if (found := _shown(tables[panel.table], panel))}
         if not panels:
             continue
-        wide = 2 if len(panels) == 4 else len(panels)
-        high = len(panels) // wide
-        figure, places = plt.subplots(high, wide, figsize=(5.2 * wide, 5 * high), layout="constrained", squeeze=False)
+        # One below the other, as wide as the page, the legend beside each: nothing is scaled down, no curve hidden.
+        figure, places = plt.subplots(
+            len(panels), 1, figsize=(9, 3.4 * len(panels)), layout="constrained", squeeze=False
+        )
         for axes, (panel, found) in zip(places.flat, panels.items(), strict=True):
             {"memory": _memory, "steps": _lengths}.get(panel.x, _curves)(axes, found, panel.x)
             axes.set_title(panel.title)
-            axes.set_ylim(bottom=panel.above)
+            axes.set_ylim(bottom=panel.above and 100 * panel.above)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.2))  # below, where no curve is
-        figure.savefig(images / f"results_{name}.png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.savefig(images / f"results_{name}.png", dpi=110, metadata={"Software": None})
         plt.close(figure)
 
 
@@ -108,28 +118,32 @@ def _labels(found: list[Row]) -> list[str]:
     return [", ".join((row.arm, *(value for value in row.values if value not in shared))) for row in found]
 
 
+def _styles(arms: list[str]) -> Iterator[dict[str, Any]]:
+    """The colour of each arm's method; the further arms of a method have another shade and style."""
+    seen: dict[str | None, Iterator[int]] = {}
+    for arm in arms:
+        shade = next(seen.setdefault(method_color(arm), count()))
+        yield {"color": method_color(arm, shade) or "grey", "linestyle": LINES[shade % len(LINES)]}
+
+
 def _curves(axes: Any, found: list[Row], x: str) -> None:
     """Mean score over the seeds, each seed in a thin line; errors on a logarithmic scale."""
-    from cycler import cycler
-    from matplotlib import color_sequences
-
-    # More rows than colours: the next ten are drawn in another style.
-    axes.set_prop_cycle(cycler(linestyle=["-", "-."]) * cycler(color=color_sequences["tab10"]))
     run = found[0].runs[0]
-    for row, label in zip(found, _labels(found), strict=True):
+    for row, label, style in zip(found, _labels(found), _styles([row.arm for row in found]), strict=True):
         shared = min(len(run["records"]) for run in row.runs)
         positions = [_positions(run, x)[:shared] for run in row.runs]
         # Epochs without a test are left out.
         scores = [[record["test"] for record in run["records"]][:shared] for run in row.runs]
         shown = [i for i in range(shared) if all(values[i] is not None for values in scores)]
         positions, scores = ([[values[i] for i in shown] for values in each] for each in (positions, scores))
+        scores = [[_shown_as(score, run) for score in values] for values in scores]
         if shared == 1:  # not trained in epochs: a floor
             axes.axhline(mean(values[0] for values in scores), color="grey", linestyle="--", label=label)
             continue
         across = [mean(values) for values in zip(*positions, strict=True)]
-        (line,) = axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=label)
+        axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=label, **style)
         for values in scores if len(scores) > 1 else []:
-            axes.plot(across, values, color=line.get_color(), linestyle=line.get_linestyle(), alpha=0.3, linewidth=0.7)
+            axes.plot(across, values, alpha=0.3, linewidth=0.7, **style)
     if not run["higher_is_better"]:
         axes.axhline(run["chance"], color="grey", linestyle=":", label="always 1")
         axes.set_yscale("log")
@@ -145,10 +159,11 @@ def _positions(run: dict[str, Any], x: str) -> list[float]:
 
 
 def _memory(axes: Any, found: list[Row], x: str) -> None:
-    for row, label in zip(found, _labels(found), strict=True):
+    for row, label, style in zip(found, _labels(found), _styles([row.arm for row in found]), strict=True):
         megabytes = row.runs[0]["saved_for_backward_bytes"] / 2**20
-        axes.errorbar(megabytes, mean(row.scores()), _spread([row]), fmt="o", capsize=3, label=label)
-    axes.set(xscale="log", xlabel="saved for backward, MiB", ylabel="test accuracy")
+        color = style["color"]
+        axes.errorbar(megabytes, mean(_scores(row)), _spread([row]), fmt="o", capsize=3, color=color, label=label)
+    axes.set(xscale="log", xlabel="saved for backward (MiB)", ylabel=METRICS["accuracy"])
 
 
 def _lengths(axes: Any, found: list[Row], x: str) -> None:
@@ -156,13 +171,22 @@ def _lengths(axes: Any, found: list[Row], x: str) -> None:
     arms: dict[str, list[Row]] = {}
     for row in sorted(found, key=lambda row: row.runs[0][x]):
         arms.setdefault(row.arm, []).append(row)
-    for arm, members in arms.items():
-        lengths, scores = [row.runs[0][x] for row in members], [mean(row.scores()) for row in members]
-        axes.errorbar(lengths, scores, _spread(members), fmt="o-", capsize=3, label=arm)
-    axes.set(xscale="log", xlabel="time steps of a sequence", ylabel="test accuracy")
+    for (arm, members), style in zip(arms.items(), _styles(list(arms)), strict=True):
+        lengths, scores = [row.runs[0][x] for row in members], [mean(_scores(row)) for row in members]
+        axes.errorbar(lengths, scores, _spread(members), marker="o", capsize=3, label=arm, **style)
+    axes.set(xscale="log", xlabel="time steps of a sequence", ylabel=METRICS["accuracy"])
+
+
+def _shown_as(score: float, run: dict[str, Any]) -> float:
+    """In per cent, as in the tables, unless it is an error."""
+    return 100 * score if run["higher_is_better"] else score
+
+
+def _scores(row: Row) -> list[float]:
+    return [_shown_as(score, row.runs[0]) for score in row.scores()]
 
 
 def _spread(found: list[Row]) -> list[list[float]]:
     """Distance from the mean to the smallest and to the largest score of each row."""
-    scores = [row.scores() for row in found]
+    scores = [_scores(row) for row in found]
     return [[mean(values) - min(values) for values in scores], [max(values) - mean(values) for values in scores]]

@@ -73,7 +73,11 @@ class FiringRates:
         self.sums = {}
 
     def rates(self) -> dict[str, float]:
-        """Return the mean firing rate per layer since the last :meth:`reset`, in spikes per neuron and time step."""
+        """Return the mean firing rate per layer since the last :meth:`reset`.
+
+        Returns:
+            Spikes per neuron and time step, between 0 and 1, by the layer's name.
+        """
         return {
             name: (total / count).item()
             for name, (total, deviation, count) in self.sums.items()

@@ -1,10 +1,12 @@
 """Plots for training, as thin functions over matplotlib: ``pip install matplotlib``.
 
-Each function draws on the given axes, or on those of a new figure, and returns them.
+Each function draws on the given axes, or on those of a new figure, and returns them. A method of training has one
+colour in all of them, :data:`METHOD_COLORS`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +18,48 @@ if TYPE_CHECKING:
 
     from .results import EpochRecord
 
-__all__ = ["learning_curves", "memory", "raster", "time_constants"]
+__all__ = ["METHOD_COLORS", "learning_curves", "memory", "method_color", "raster", "time_constants"]
+
+METHOD_COLORS = {
+    "FPTT": "#0072b2",
+    "alpha = 0": "#e69f00",
+    "alpha = 0, eps": "#009e73",
+    "BPTT": "#aa3377",
+}
+"""A colour for FPTT, for its two controls and for BPTT; colour-blind readers can tell them apart."""
+
+_SHADES = (0.0, 0.45, -0.45, 0.65, -0.75)  # parts of white, or of black, in the further runs of a method
+
+
+def method_color(label: str, shade: int = 0) -> str | None:
+    """Return the colour of the method that a label names.
+
+    Args:
+        label: Such as ``"FPTT, window=4"``, ``"alpha = 0"`` or ``"BPTT"``. ``alpha=0`` counts before FPTT, and a larger
+            ``eps`` of Adam with it as a method of its own; truncated BPTT is ``alpha = 0``.
+        shade: 0 for the colour itself; 1 to 4 for lighter and darker ones, for further runs of the same method; then
+            they begin again.
+
+    Returns:
+        One of :data:`METHOD_COLORS`, or a shade of it; ``None`` if the label names no method.
+
+    Example:
+        >>> method_color("FPTT, alpha = 0.5") == METHOD_COLORS["FPTT"]
+        True
+        >>> method_color("FPTT, alpha=0") == method_color("TruncatedBPTT") == METHOD_COLORS["alpha = 0"]
+        True
+        >>> method_color("logistic regression") is None
+        True
+    """
+    if re.search(r"alpha ?= ?0(?![.\d])|truncated", label, flags=re.IGNORECASE):
+        name = "alpha = 0, eps" if "eps" in label else "alpha = 0"
+    elif "BPTT" in label or "FPTT" in label:
+        name = "BPTT" if "BPTT" in label else "FPTT"
+    else:
+        return None
+    part = _SHADES[shade % len(_SHADES)]
+    channels = [int(METHOD_COLORS[name][i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(c + abs(part) * ((255 if part > 0 else 0) - c)):02x}" for c in channels)
 
 
 def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Axes | None = None) -> Axes:
@@ -24,7 +67,7 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
 
     Args:
         history: What :meth:`~fptt_plugin.FPTTTrainer.fit` returned, with a metric in [0, 1] such as the accuracy.
-        label: Name of the run in the legend.
+        label: Name of the run in the legend. A run of a method gets the method's colour, see :func:`method_color`.
         axes: Axes to draw on.
 
     Returns:
@@ -48,7 +91,7 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
     axes = _axes(axes)
     validation = [(record.epoch, record.val_score) for record in records if record.val_score is not None]
     training = [(record.epoch, record.train_score) for record in records]
-    color = None
+    color = _color(axes, label)
     for kind, style, points in (("validation", "-", validation), ("training", "--", training)):
         if points:
             epochs, scores = zip(*points, strict=True)
@@ -57,7 +100,7 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
             color = line.get_color()
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    _legend(axes)
     return axes
 
 
@@ -91,7 +134,7 @@ def time_constants(kappa: Tensor, label: str = "", *, axes: Axes | None = None) 
     _plain_numbers(axes)
     axes.set(xlabel="time step", ylabel="time constant (steps)")
     if label:
-        axes.legend()
+        _legend(axes)
     return axes
 
 
@@ -125,7 +168,7 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
     Args:
         lengths: Time steps of each measurement.
         sizes: Its bytes, such as :attr:`SavedForBackward.peak <fptt_plugin.SavedForBackward>`.
-        label: Name of the way to train in the legend.
+        label: Name of the way to train in the legend. A method gets its colour, see :func:`method_color`.
         axes: Axes to draw on.
 
     Returns:
@@ -141,10 +184,11 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
     if len(lengths) != len(sizes):
         raise ValueError(f"{len(lengths)} lengths and {len(sizes)} sizes: give one size in bytes for each length")
     axes = _axes(axes)
-    axes.loglog(lengths, [size / 2**20 for size in sizes], marker="o", label=label or None)
+    mebibytes = [size / 2**20 for size in sizes]
+    axes.loglog(lengths, mebibytes, marker="o", color=_color(axes, label), label=label or None)
     axes.set(xlabel="time steps T", ylabel="memory (MiB)")
     if label:
-        axes.legend()
+        _legend(axes)
     return axes
 
 
@@ -156,8 +200,25 @@ def _axes(axes: Axes | None) -> Axes:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("fptt_plugin.plot needs matplotlib: pip install matplotlib") from error
-    _, fresh = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    _, fresh = plt.subplots(figsize=(7, 3.5), layout="constrained")
     return cast("Axes", fresh)
+
+
+def _color(axes: Axes, label: str) -> str | None:
+    """Return the method's colour, another shade if the axes hold a run of it; ``None`` if the label names none."""
+    used = {line.get_color() for line in axes.lines}
+    shades = (method_color(label, shade) for shade in range(len(_SHADES)))
+    return next((color for color in shades if color not in used), None)
+
+
+def _legend(axes: Axes) -> None:
+    """Put the legend beside the axes, where it hides no curve, if the figure makes room for it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if isinstance(axes.figure.get_layout_engine(), ConstrainedLayoutEngine):
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        axes.legend()
 
 
 def _plain_numbers(axes: Axes) -> None:

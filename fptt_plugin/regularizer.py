@@ -334,14 +334,26 @@ class DynamicRegularizer:
     def average_of(self, parameter: Tensor) -> Tensor:
         """Return ``W_bar`` of a parameter.
 
-        It is the parameter itself if that is frozen, before its first update, and with ``alpha=0``.
+        Args:
+            parameter: One of the optimizer's.
+
+        Returns:
+            Its average, detached. It is the parameter itself if that is frozen, before its first update, and with
+            ``alpha=0``.
         """
         entry = self._entry(parameter) if parameter.requires_grad and self._alpha > 0 else None
         average: Tensor = parameter.detach() if entry is None else entry[AVERAGE]
         return average
 
     def dual_of(self, parameter: Tensor) -> Tensor:
-        """Return ``lam`` of a parameter; zero before its first update and with ``alpha=0``."""
+        """Return ``lam`` of a parameter.
+
+        Args:
+            parameter: One of the optimizer's.
+
+        Returns:
+            Its dual, detached; zero before the first update and with ``alpha=0``.
+        """
         entry = self._entry(parameter) if self._alpha > 0 else None
         if entry is None:
             return torch.zeros_like(parameter, requires_grad=False)
@@ -368,6 +380,9 @@ class DynamicRegularizer:
         """Let the weights hold ``W_bar`` within the context; afterwards they are back, bit for bit.
 
         Nothing can be trained within the context. Changes of the weights made there are lost, with a warning.
+
+        Returns:
+            A context manager.
 
         Raises:
             WeightsChangedError: If the weights were changed from outside. Nothing is changed then.
@@ -494,8 +509,11 @@ class DynamicRegularizer:
     def averages_and_duals(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
         """Return ``W_bar`` and the scaled dual ``lam / alpha`` of some weights, to be moved in place.
 
-        For code that computes the whole update itself with the functions of :mod:`fptt_plugin.functional`: check with
+        For code that computes the whole update itself with the functions of ``fptt_plugin.functional``: check with
         :meth:`check_ready` before, report with :meth:`note_updates` after.
+
+        Args:
+            weights: Parameters of the optimizer.
 
         Returns:
             Two lists over the weights, empty with ``alpha=0``; ``None`` while one of them has not been updated, so
@@ -605,6 +623,9 @@ class DynamicRegularizer:
         """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``.
 
         Those of a 0.1 checkpoint that wait for their parameter's next step are here, as they were there.
+
+        Returns:
+            A dictionary of numbers, names and, from a 0.1 checkpoint, tensors.
         """
         waiting = {i: self._waiting[p] for i, p in enumerate(self._parameters()) if p in self._waiting}
         scale = self._dual_unit / self._alpha if self._alpha > 0 else 0.0
@@ -625,6 +646,9 @@ class DynamicRegularizer:
         """Restore what :meth:`state_dict` returned, hyperparameters included, as torch's optimizers do.
 
         Also reads the state of version 0.1, which holds averages and duals by position in the optimizer's groups.
+
+        Args:
+            state: The state.
 
         Raises:
             CheckpointError: If the state belongs to another network or variant. Nothing is changed then.

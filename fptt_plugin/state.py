@@ -36,13 +36,29 @@ class StateHandler(Protocol):
     """
 
     def get(self, module: Any) -> StateDict:
-        """The state by name: tensors, numbers, ``None``, or containers of them; only the containers are copies."""
+        """Read the state of a module.
+
+        Args:
+            module: The module.
+
+        Returns:
+            Tensors, numbers, ``None`` or containers of them, by name; only the containers are copies.
+        """
 
     def set(self, module: Any, state: StateDict) -> None:
-        """Restore a state that :meth:`get` returned, without writing into the old tensors."""
+        """Restore a state that :meth:`get` returned, without writing into the old tensors.
+
+        Args:
+            module: The module.
+            state: Its state.
+        """
 
     def reset(self, module: Any) -> None:
-        """Restore the state before the first input."""
+        """Restore the state before the first input.
+
+        Args:
+            module: The module.
+        """
 
 
 class AttributeHandler:
@@ -256,15 +272,27 @@ class ModelState:
         self._entries = [entry for entry in self._entries if entry[0] != name] + [(name, module, handler)]
 
     def modules(self) -> list[tuple[str, nn.Module]]:
-        """Name and module of everything that carries state, in the order of ``net.named_modules()``."""
+        """List everything that carries state.
+
+        Returns:
+            Name and module, in the order of ``net.named_modules()``.
+        """
         return [(name, module) for name, module, _ in self._entries]
 
     def get(self) -> dict[str, StateDict]:
-        """State by module name. Holds references, which a module that changes its state in place writes to."""
+        """Read the state.
+
+        Returns:
+            State by module name. It holds references, which a module that changes its state in place writes to.
+        """
         return {name: handler.get(module) for name, module, handler in self._entries}
 
     def snapshot(self) -> dict[str, StateDict]:
-        """The present state, opaque, to go back to with :meth:`restore`: no later step writes to it."""
+        """Keep the present state, to go back to with :meth:`restore`.
+
+        Returns:
+            The state, opaque; no later step writes to it.
+        """
         return {
             name: handler.get(module) if _replaces(handler) else map_tensors(_Kept, handler.get(module))
             for name, module, handler in self._entries
@@ -272,6 +300,9 @@ class ModelState:
 
     def restore(self, snapshot: dict[str, StateDict]) -> None:
         """Restore what :meth:`snapshot` returned, which stays as it is.
+
+        Args:
+            snapshot: The state.
 
         Raises:
             CheckpointError: If it belongs to a network with other stateful modules.
@@ -282,6 +313,9 @@ class ModelState:
 
     def set(self, state: dict[str, StateDict]) -> None:
         """Restore a state that :meth:`get` returned.
+
+        Args:
+            state: The state.
 
         Raises:
             CheckpointError: If it belongs to a network with other stateful modules.

@@ -147,7 +147,8 @@ class FPTTTrainer:
         >>> import torch
         >>> from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
         >>> net = nn.Sequential(
-        ...     nn.Linear(4, 16), LTCLeaky(init_hidden=True), nn.Linear(16, 2), LTCIntegrator(init_hidden=True))
+        ...     nn.Linear(4, 16), LTCLeaky(init_hidden=True),
+        ...     nn.Linear(16, 2), LTCIntegrator(init_hidden=True))
         >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
         >>> trainer = FPTTTrainer(net, optimizer, nn.CrossEntropyLoss(), window=5)
         >>> x, y = torch.rand(20, 8, 4), torch.randint(2, (8,))      # T = 20, B = 8
@@ -349,6 +350,11 @@ class FPTTTrainer:
     def prepare(self, x: Any, y: Any, mask: Any = None) -> Batch:
         """Check a batch of sequences as :meth:`train_sequence` takes it, and find the driver at the first one.
 
+        Args:
+            x: See :meth:`train_sequence`.
+            y: See :meth:`train_sequence`.
+            mask: See :meth:`train_sequence`.
+
         Returns:
             The batch for :meth:`train_batch` and :meth:`visit`.
 
@@ -428,8 +434,14 @@ class FPTTTrainer:
         """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two.
 
         Args:
-            batch: The batch.
+            batch: From :meth:`prepare`.
             visitor: Called with every time step and what the loss sees there, ``[B, ...]``, detached.
+
+        Returns:
+            See :meth:`train_sequence`.
+
+        Raises:
+            NotFiniteError: See :meth:`train_sequence`.
         """
         self.regularizer.check_weights()
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
@@ -590,6 +602,9 @@ class FPTTTrainer:
             mask: Boolean per step in the layout of ``x``, or integer lengths ``[B]``, of padded sequences: each sample
                 is decided at its own last step.
             averaged: See :meth:`evaluate`.
+
+        Returns:
+            The decision of each sample, ``[B, ...]``.
         """
         x, mask = self._inputs(x), self._tensors(mask, "mask")
         with self._explained(x):
@@ -607,6 +622,12 @@ class FPTTTrainer:
         """Context in evaluation mode, without gradients and with ``W_bar`` (see :meth:`evaluate`).
 
         Whatever was in progress is as before afterwards.
+
+        Args:
+            averaged: See :meth:`evaluate`.
+
+        Returns:
+            A context manager.
         """
         training = {module: module.training for module in self.net.modules()}
         kept = self._run_state.snapshot()
@@ -636,11 +657,19 @@ class FPTTTrainer:
         return self.objective.unpacked(self._loop.visit(batch, self._unpacking(visitor)))
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Context in which the network holds ``W_bar``; afterwards ``W`` is back, bit for bit."""
+        """Context in which the network holds ``W_bar``; afterwards ``W`` is back, bit for bit.
+
+        Returns:
+            A context manager.
+        """
         return self.regularizer.averaged_weights()
 
     def explain(self) -> str:
-        """A few lines on what the trainer does with this network."""
+        """Describe what the trainer does with this network; complete after the first batch.
+
+        Returns:
+            Lines on driver, state, loss, readout and window, regulariser and compilation.
+        """
         schedule, loop = self.schedule, self._loop
         entries = {name: ", ".join(state) for name, state in self.state.get().items()}
         layers = ", ".join(
@@ -717,6 +746,10 @@ class FPTTTrainer:
 
         Network and optimizer, with ``W_bar`` and dual, have their own state dicts.
 
+        Returns:
+            A dictionary that ``torch.load`` reads with ``weights_only=True``, unless neurons keep their state in named
+            tuples or dataclasses.
+
         Raises:
             CallOrderError: Between two updates, where gradients are pending that no file can hold, and within
                 :meth:`averaged_weights`.
@@ -733,6 +766,9 @@ class FPTTTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, into a trainer of the same network, optimizer and options.
+
+        Args:
+            state: The state.
 
         Raises:
             CheckpointError: If it belongs to another network or optimizer, or lacks something. Nothing is changed then.
@@ -780,7 +816,15 @@ class FPTTTrainer:
                     )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file."""
+        """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file.
+
+        Args:
+            path: The file. It holds three state dicts, ``"net"``, ``"optimizer"`` and ``"trainer"``; a network without
+                a trainer loads its weights with ``net.load_state_dict(torch.load(path)["net"])``.
+
+        Raises:
+            CallOrderError: If :attr:`can_save` is false.
+        """
         content = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "trainer": self.state_dict()}
         _checkpoint.save(content, path)
 

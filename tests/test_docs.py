@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BUILT = ("_build", "jupyter_execute")
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in BUILT]
+PAGES.remove(DOCS / "reference.md")  # made from docstrings, whose examples are doctests of their modules
 SOURCES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 CONTRIBUTING = (DOCS / "contributing.md").read_text()
 FENCE = re.compile(r"^(`{3,})(.*?)\n(.*?)^\1$", flags=re.DOTALL | re.MULTILINE)
@@ -64,6 +65,45 @@ def test_every_python_block_is_executed(page):
     if is_notebook:
         assert "{code-cell}" in text
         assert ">>> " not in text  # pytest would run it as a doctest, without the cells before it
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code_fits_the_page(page):
+    """A longer line of Python is cut off at the width of the column; commands and output are wrapped."""
+    long = [
+        line for _, info, block in FENCE.findall(page.read_text()) if "python" in info for line in block.splitlines()
+    ]
+    assert [line for line in long if len(line) > 100] == []
+
+
+def test_every_tutorial_says_what_one_will_have_and_can_be_downloaded():
+    for page in [*(DOCS / "tutorials").glob("*.md"), DOCS / "start.md", DOCS / "migration.md"]:
+        first = page.read_text().split("\n# ")[1].split("\n## ")[0]
+        for word in ("**You will have**", "**Time:**", f"{{nb-download}}`{page.stem}.ipynb`"):
+            assert word in first, (page, word)
+
+
+def test_every_example_is_in_the_gallery_with_its_picture():
+    gallery = (DOCS / "gallery.md").read_text()
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py") if path.stem[0] != "_"}
+    scripts -= {"models", "models_conv", "models_detection"}  # parts of others
+    assert {stem for stem in scripts if f"{stem}.py" not in gallery} == set()
+    pictures = set(re.findall(r":img-top: (\S+)", gallery))
+    assert len(pictures) > 10
+    assert all((DOCS / picture).is_file() for picture in pictures)
+
+
+def test_a_build_fetches_nothing():
+    """Formulas need no script from elsewhere, and inventories of other projects lie in the repository."""
+    conf = (DOCS / "conf.py").read_text()
+    assert 'html_math_renderer = "mathml"' in conf
+    assert "intersphinx_mapping = local_inventories.mapping()" in conf
+    lists = list((DOCS / "inventories").glob("*.txt"))
+    assert len(lists) > 3
+    for path in lists:
+        address, *objects = path.read_text().splitlines()
+        assert address.startswith("https://")
+        assert all(len(line.split()) == 3 for line in objects)
 
 
 def test_every_picture_of_the_readme_has_a_script():

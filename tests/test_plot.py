@@ -86,5 +86,53 @@ def test_no_history():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"pip install 'fptt_plugin\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         plot.raster(torch.zeros(2, 2))
+
+
+METHODS = {
+    "FPTT": "FPTT",
+    "FPTT, alpha = 0.5": "FPTT",
+    "LTCLeaky, FPTT, window=4": "FPTT",
+    "alpha = 0": "alpha = 0",
+    "FPTT, alpha=0, lr=0.01": "alpha = 0",
+    "TruncatedBPTT": "alpha = 0",
+    "alpha = 0, eps = 0.001": "alpha = 0, eps",
+    "BPTT": "BPTT",
+    "snnTorch BPTT": "BPTT",
+}
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_each_method_has_its_colour(label):
+    assert plot.method_color(label) == plot.METHOD_COLORS[METHODS[label]]
+
+
+def test_colours_differ_and_so_do_the_shades_of_each():
+    every = [plot.method_color(name, shade) for name in plot.METHOD_COLORS for shade in range(5)]
+    assert len(set(every)) == 4 * 5
+    rgb = [matplotlib.colors.to_rgb(color) for color in every]
+    assert max(map(min, rgb)) < 0.75  # none is lost on white
+    assert plot.method_color("BPTT", 5) == plot.METHOD_COLORS["BPTT"]
+
+
+def test_pictures_use_the_colour_of_the_method_and_another_shade_for_its_next_run():
+    axes = plot.memory([1, 2], [1, 2], "BPTT")
+    plot.memory([1, 2], [1, 1], "FPTT, window=4", axes=axes)
+    plot.memory([1, 2], [1, 1], "FPTT, window=1", axes=axes)
+    plot.memory([1, 2], [1, 1], "mine", axes=axes)
+    colors = [line.get_color() for line in axes.lines]
+    assert colors[:2] == [plot.METHOD_COLORS["BPTT"], plot.METHOD_COLORS["FPTT"]]
+    assert colors[2] == plot.method_color("FPTT", 1)
+    assert colors[3] not in colors[:3]
+    (line,) = plot.learning_curves([record(1, 0.5, None)], "alpha = 0").lines
+    assert line.get_color() == plot.METHOD_COLORS["alpha = 0"]
+
+
+@pytest.mark.parametrize(("layout", "outside"), [("constrained", True), (None, False)])
+def test_the_legend_stands_beside_the_axes_where_there_is_room(layout, outside):
+    figure, axes = plt.subplots(layout=layout)
+    plot.memory([1, 2], [1, 2], "FPTT", axes=axes)
+    figure.canvas.draw()
+    assert (axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1) == outside
+    assert axes.get_legend().get_window_extent().x1 <= figure.bbox.x1

@@ -77,11 +77,75 @@ def pages():
 def test_every_name_is_documented_with_an_example(module, name):
     value, text = getattr(importlib.import_module(module), name), "".join(pages().values())
     on_page = any(name in example.source for example in doctest.DocTestParser().get_examples(text))
-    if name == "__version__":
+    if isinstance(value, str):
         assert on_page
         return
-    assert re.search(rf"^\.\. auto(class|function):: {module}\.{name}$", text, flags=re.MULTILINE), "no entry"
+    assert re.search(rf"^\.\. auto(class|function|data):: {module}\.{name}$", text, flags=re.MULTILINE), "no entry"
+    if not callable(value):  # a table of constants, whose use is shown with the function that looks it up
+        assert name in importlib.import_module(module).method_color.__doc__
+        return
     assert inspect.getdoc(value), "no docstring"
     in_docstring = any(name in example.source for example in doctest.DocTestParser().get_examples(value.__doc__))
     via_result = module == "fptt_plugin.results" and re.search(r">>> (result|sequence|history) = ", text)
     assert in_docstring or on_page or via_result, "no example in the docstring or on its page"
+
+
+def documented_members():
+    """Public classes and functions, with the methods that the pages list: what it is called, the object, its module."""
+    text = "".join(pages().values())
+    methods = {}
+    for path, options in re.findall(r"^\.\. autoclass:: (\S+)\n((?:   :.*\n)*)", text, flags=re.MULTILINE):
+        listed_members = re.search(r":members: (.*)", options)
+        methods[path] = listed_members[1].split(", ") if listed_members else []
+    for module, name in NAMES:
+        value = getattr(importlib.import_module(module), name)
+        if callable(value):
+            yield f"{module}.{name}", value
+            yield from (
+                (f"{module}.{name}.{method}", getattr(value, method)) for method in methods.get(f"{module}.{name}", [])
+            )
+
+
+MEMBERS = {name: value for name, value in documented_members() if callable(value)}
+
+
+def own_parameters(value):
+    """Arguments of a function, or of a class whose constructor is not that of a documented base."""
+    if inspect.isclass(value):
+        bases = [base for base in value.__mro__[1:] if base in MEMBERS.values()]
+        if (
+            value is errors.FPTTWarning
+            or getattr(value, "_is_protocol", False)
+            or any(base.__init__ is value.__init__ for base in bases)
+        ):
+            return []
+    return [p.name for p in inspect.signature(value).parameters.values() if p.name not in ("self", "cls")]
+
+
+def test_members_are_found():
+    assert len(MEMBERS) > 100
+    assert "fptt_plugin.FPTTTrainer.fit" in MEMBERS
+    assert len(own_parameters(MEMBERS["fptt_plugin.snntorch.RLTCLeaky"])) > 20
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_parameter_and_result_is_documented(name):
+    value = MEMBERS[name]
+    doc = inspect.getdoc(value)
+    arguments = re.search(r"^(?:Args|Attributes):\n(.*?)(?:^\S|\Z)", doc, flags=re.DOTALL | re.MULTILINE)
+    described = set(re.findall(r"^    \**(\w+):", arguments[1], flags=re.MULTILINE)) if arguments else set()
+    assert set(own_parameters(value)) - described == set()
+    if not inspect.isclass(value):
+        returns = inspect.signature(value).return_annotation
+        assert returns in (None, "None") or re.search(r"^(Returns|Yields):$", doc, flags=re.MULTILINE)
+
+
+def test_the_plain_reference_is_what_its_script_makes(monkeypatch):
+    root = API.parents[1]
+    monkeypatch.syspath_prepend(str(root / "examples"))
+    made = importlib.import_module("reference_page").page()
+    assert (root / "docs" / "reference.md").read_text() == made, "run python examples/reference_page.py"
+    assert "0x" not in made  # an address would differ from run to run
+    for module, name in NAMES:
+        assert name == "__version__" or re.search(rf"^### {name}$", made, flags=re.MULTILINE), (module, name)
+    assert made.count("\n* `") > 300  # arguments

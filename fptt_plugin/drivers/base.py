@@ -61,12 +61,29 @@ class Driver:
         return True
 
     def bind(self, net: nn.Module, state: ModelState, select: Select) -> Self:
-        """Attach the driver to a network; returns the driver."""
+        """Attach the driver to a network.
+
+        Args:
+            net: The network.
+            state: Its recurrent state.
+            select: Picks the output that the loss sees from what the network returns.
+
+        Returns:
+            The driver itself.
+        """
         self.net, self.state, self.select = net, state, select
         return self
 
     def on_copy(self, net: nn.Module, state: ModelState) -> Driver:
-        """A copy of this driver on a copy of the network."""
+        """Copy the driver onto a copy of the network.
+
+        Args:
+            net: The copy of the network.
+            state: Its recurrent state.
+
+        Returns:
+            The copy of the driver.
+        """
         return copy.copy(self).bind(net, state, self.select)
 
     def advance(self, x: Tensor) -> Iterable[Tensor]:
@@ -81,29 +98,44 @@ class Driver:
         raise NotImplementedError(f"{type(self).__name__} must implement advance(x)")
 
     def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
-        """Run the network over a whole batch ``x`` and hand the output of every step to ``take`` as it comes.
+        """Run the network over a whole batch; needed where ``pushes`` is true.
 
-        ``take`` may go backward, detach the recurrent state and change the weights. It returns whether a window ended:
-        then nothing that the network goes on with may reach back behind this step. Needed where ``pushes`` is true.
+        Args:
+            x: Input ``[T, B, ...]``.
+            take: Call it with the output of every step as it comes. It may go backward, detach the recurrent state and
+                change the weights. It returns whether a window ended: then nothing that the network goes on with may
+                reach back behind this step.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement run(x, take)")
 
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
-        """Number of steps and samples of an input as the user passes it, where its shape does not say them.
+        """Number of steps and samples of an input, where its shape does not say them.
 
-        ``None`` where the input is ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``).
+        Args:
+            x: The input as the user passes it.
+
+        Returns:
+            Both numbers; ``None`` where the input is ``[T, B, ...]`` (``[B, T, ...]`` with ``batch_first``).
         """
         return None
 
     def check_losses(self, window: int | None, loss_every: int | None) -> None:
         """Check that the losses which are due can be formed from what :meth:`advance` returns.
 
+        Args:
+            window: Steps of a window; ``None``: the whole sequence.
+            loss_every: Steps between losses; ``None``: one per window.
+
         Raises:
             ConfigurationError: If they cannot.
         """
 
     def explain(self) -> str:
-        """One line on how the network is called."""
+        """Describe how the network is called.
+
+        Returns:
+            One line.
+        """
         return f"driver: {type(self).__name__}"
 
 

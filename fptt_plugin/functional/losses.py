@@ -29,6 +29,13 @@ def linear_ramp(t: int, steps: int | None) -> float:
 def constant_ramp(t: int, steps: int | None) -> float:
     """Weight 1 at every step: streams, regression, labels per step.
 
+    Args:
+        t: Index of the step.
+        steps: Length ``T`` of the sequence; ``None`` for a stream.
+
+    Returns:
+        1.
+
     Example:
         >>> constant_ramp(0, 100)
         1.0
@@ -106,7 +113,15 @@ class ClassDistribution:
         return value
 
     def row(self, t: int, logits: Tensor) -> Tensor:
-        """Return the estimate at step ``t``, ``[C, C]``, a view of the table, which grows to hold it."""
+        """Return the estimate at one step; the table grows to hold it.
+
+        Args:
+            t: Index of the step, from 0.
+            logits: Class scores, shape ``[B, C]``; their number of classes, dtype and device become the table's.
+
+        Returns:
+            A view of the table, ``[C, C]``.
+        """
         classes = logits.shape[1]
         if self.table.shape[1:] != (classes, classes):
             self.table = logits.new_empty(0, classes, classes)
@@ -119,11 +134,19 @@ class ClassDistribution:
         return self.table[t]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the table, for a checkpoint."""
+        """Return the table, for a checkpoint.
+
+        Returns:
+            A dictionary with the entry ``"table"``.
+        """
         return {"table": self.table}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: The state.
+        """
         self.table = state["table"].clone()
 
 

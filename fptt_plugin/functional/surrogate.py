@@ -13,8 +13,14 @@ _SQRT_2PI = math.sqrt(2.0 * math.pi)
 def heaviside(v: Tensor) -> Tensor:
     """Step function ``H(v)``, strict: 1 where ``v > 0`` and 0 elsewhere, in ``v``'s dtype.
 
-    Has no gradient. The paper's neuron fires at ``u > theta``, as ``snntorch`` does; SpikingJelly's own
-    surrogates fire at ``u >= theta``.
+    Has no gradient. The authors' code and snnTorch fire at ``u > theta``; the paper's Eq. 4 and SpikingJelly's own
+    surrogates at ``u >= theta``. The two differ where a membrane equals its threshold exactly.
+
+    Args:
+        v: Distance of the membrane from its threshold, any shape.
+
+    Returns:
+        Spikes, shape and dtype of ``v``.
 
     Example:
         >>> heaviside(torch.tensor([-1.0, 0.0, 0.5]))

@@ -184,7 +184,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
     ``reset_mechanism``    default "subtract"; its        default "zero"; the setter changes the
                            setter changes nothing         dynamics
     ``reset_delay``        default True                   default False: reset in the spike's step
-    ``spike_grad``         default ``atan``               default :class:`MultiGaussian`
+    ``spike_grad``         default ``atan``               default ``MultiGaussian``
     input scale            added to ``beta * mem``        leaky average: ``kappa * x``
     spikes                 float32                        the membrane's dtype
     ====================== ============================== ==========================================
@@ -203,7 +203,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
             sum of ``1 / (1 - beta)`` over the layers, readout included, within half the time steps of a sequence: each
             layer averages its input, and slower ones fire late or never.
         threshold: Resting threshold; a number, or a tensor that broadcasts against the input.
-        spike_grad: Surrogate spike function of ``mem - theta``. Default :class:`MultiGaussian`.
+        spike_grad: Surrogate spike function of ``mem - theta``. Default :class:`~fptt_plugin.functional.MultiGaussian`.
         surrogate_disable: Spikes without any gradient.
         init_hidden: Keep the state inside and return ``spk`` alone.
         inhibition: Only the most excited neuron of each row fires.
@@ -293,7 +293,11 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         self._init_liquid(gates, adaptation, init_state)
 
     def reset_mem(self) -> Tensor:
-        """Bring the whole state to its initial value, of the current shape; return the membrane."""
+        """Bring the whole state to its initial value, of the current shape.
+
+        Returns:
+            The membrane.
+        """
         self._restart()
         return self.mem
 
@@ -331,8 +335,23 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         linear_features: Neurons of a flat layer; required with ``all_to_all`` unless it is a map.
         conv2d_channels: Channels of a map; needs ``kernel_size``.
         kernel_size: Of the recurrent convolution and of the gates, odd.
-        threshold: See :class:`LTCLeaky`, as every option not named here.
+        threshold: Resting threshold; a number, or a tensor that broadcasts against the input.
+        spike_grad: Surrogate spike function of ``mem - theta``. Default :class:`~fptt_plugin.functional.MultiGaussian`.
+        surrogate_disable: Spikes without any gradient.
+        init_hidden: Keep the state inside and return ``spk`` alone.
+        inhibition: Only the most excited neuron of each row fires.
+        learn_beta: Train the gates.
+        learn_threshold: Train the threshold.
         learn_recurrent: Train the recurrent weights.
+        reset_mechanism: ``"zero"``, ``"subtract"`` or ``"none"``.
+        state_quant: Quantiser for the membrane (``snntorch.functional.quant.state_quant``).
+        output: With ``init_hidden``, return ``(spk, mem)``.
+        reset_delay: Reset at the start of the next step, detached, as ``snn.RLeaky``.
+        adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
+        adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
+        gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
+        gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
+        init_state: ``"zeros"``, or ``"random"``: membrane uniform in [0, 1), ``b = 0.1`` (the authors' code).
         recurrent_norm: Module that normalises ``recurrent(spk)``, such as
             :class:`~fptt_plugin.snntorch.PerStepBatchNorm1d`; :meth:`reset_mem` resets its count of steps. To
             normalise the input drive, put one in front of the neuron.
@@ -413,7 +432,11 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         self.recurrent_norm = recurrent_norm
 
     def reset_mem(self) -> tuple[Tensor, Tensor]:
-        """Bring the whole state to its initial value, of the current shape; return ``(spk, mem)``."""
+        """Bring the whole state to its initial value, of the current shape.
+
+        Returns:
+            ``(spk, mem)``.
+        """
         self._restart()
         for module in () if self.recurrent_norm is None else self.recurrent_norm.modules():
             if isinstance(module, BufferedNorm):
@@ -423,7 +446,17 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
     def forward(
         self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None, *, b: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Advance by one time step; arguments and result as :meth:`LTCLeaky.forward`, in ``snn.RLeaky``'s order."""
+        """Advance by one time step.
+
+        Args:
+            input_: Input current, without the recurrent part.
+            spk: Spikes of the previous step. Default: the stored ones.
+            mem: Membrane after the previous step, see :meth:`LTCLeaky.forward`. Default: the stored one.
+            b: Adaptation after the previous step. Default: the stored one.
+
+        Returns:
+            ``spk`` if ``init_hidden`` without ``output``, else ``(spk, mem)``.
+        """
         if self.init_hidden and not (mem is None and spk is None and b is None):
             self._refuse_state()
         state = self._state(input_, mem, spk, b)
@@ -468,7 +501,11 @@ class LTCIntegrator(LiquidNeuron, Leaky):
         init_hidden: Keep the state inside.
         learn_beta: Train the gate.
         state_quant: Quantiser for the membrane.
-        gate: See :class:`LTCLeaky`, as ``gate_norm`` and the sizes.
+        gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
+        gate_norm: Batch-normalise the convolutional gate (needs ``conv2d_channels``), as the authors' code.
+        linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
+        conv2d_channels: Channels of a map. Without either, sizes come from the first input.
+        kernel_size: Of the convolutional gate, odd. Default 3.
 
     Raises:
         ConfigurationError: If an option has an impossible value.
@@ -505,12 +542,24 @@ class LTCIntegrator(LiquidNeuron, Leaky):
         self.mem_gate = gate_
 
     def reset_mem(self) -> Tensor:
-        """Set the membrane to zero, of the current shape, and return it."""
+        """Set the membrane to zero, of the current shape.
+
+        Returns:
+            The membrane.
+        """
         self.mem = self._zeros_like(self.mem.detach())
         return self.mem
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor:
-        """Advance by one time step; return the new membrane, shape of ``input_``."""
+        """Advance by one time step.
+
+        Args:
+            input_: Input current.
+            mem: Membrane after the previous step, shape of ``input_``. Default: the stored one.
+
+        Returns:
+            The new membrane, shape of ``input_``.
+        """
         if self.init_hidden and mem is not None:
             self._refuse_state()
         u = self.mem if mem is None else mem

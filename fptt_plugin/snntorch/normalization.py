@@ -42,7 +42,14 @@ class BufferedNorm(PerStepNorm):
             setattr(self, name, getattr(self, name).detach().new_zeros(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the next time step ``[B, C]`` or ``[B, C, H, W]``; another batch size begins at the first step."""
+        """Normalise the next time step; another batch size begins at the first step.
+
+        Args:
+            x: ``[B, C]`` or ``[B, C, H, W]``.
+
+        Returns:
+            The normalised step, shape of ``x``.
+        """
         begins = len(self.step) != len(x)
         state = self.initial_state(x) if begins else NormState(self.step, self.mean, self.m2)
         y, (self.step, self.mean, self.m2) = self.normalize(x, state)
@@ -101,7 +108,12 @@ class PerStepBatchNorm2d(BufferedNorm):
 
     Args:
         num_features: Channels ``C``.
-        steps: See :class:`PerStepBatchNorm1d`, as every other option.
+        steps: Time steps with statistics of their own; later ones use the last step's.
+        eps: Added to the variance. Default 1e-5.
+        momentum: Share of the batch in the running statistics. Default 0.1.
+        gamma: Initial scale. Default 1; the authors' code starts at 0.1.
+        affine: Learn scale and shift. Default True.
+        accumulate: Statistics of all steps so far. Default False.
 
     Shape:
         Input and output ``[B, C, H, W]``, one time step.

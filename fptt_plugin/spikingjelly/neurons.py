@@ -128,15 +128,16 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
     ``v_threshold``        default 1.0, constant          default 0.1, plus ``adaptation * b``
     ``v_reset``            default 0.0; ``None``          the same; ``None`` subtracts the threshold
                            subtracts the threshold        that was crossed
-    ``surrogate_function`` default ``Sigmoid()``          default :class:`MultiGaussian`
+    ``surrogate_function`` default ``Sigmoid()``          default ``MultiGaussian``
     fires at               ``v >= v_threshold``           ``v > theta`` with the default surrogate
     state under autocast   the input's dtype              the parameters' dtype, and so the spikes
     ====================== ============================== ==========================================
 
     Args:
+        *positional: Refused, with what to write instead: the first argument of SpikingJelly's nodes is ``tau``.
         v_threshold: Resting threshold.
         v_reset: Membrane after a spike and before the first input; ``None`` subtracts the threshold and starts at 0.
-        surrogate_function: Spike function of ``v - theta``. Default :class:`MultiGaussian`.
+        surrogate_function: Spike function of ``v - theta``. Default :class:`~fptt_plugin.functional.MultiGaussian`.
         detach_reset: Block the gradient through the reset.
         step_mode: ``"s"`` for input ``[B, ...]``, ``"m"`` for ``[T, B, ...]``; the state carries over between calls.
         store_v_seq: Record the membrane of every step in ``v_seq``; in single-step mode it grows until the reset.
@@ -239,7 +240,16 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: States, **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], States]:
-        """Compute one time step as a pure function: ``((spikes,), (v, b, spike))`` from input and ``(v, b, spike)``."""
+        """Compute one time step as a pure function; SpikingJelly calls it in both step modes.
+
+        Args:
+            inputs: ``(x,)``, the input current of the step.
+            states: ``(v, b, spike)`` after the previous step.
+            **kwargs: Not used; SpikingJelly may pass some.
+
+        Returns:
+            ``((spikes,), (v, b, spike))``.
+        """
         (x,) = inputs
         v, b, spike = states
         spikes, state = ltc_step(
@@ -270,7 +280,14 @@ class LTCIntegrator(LiquidNode):
 
     Args:
         step_mode: ``"s"`` for input ``[B, ...]``, ``"m"`` for ``[T, B, ...]``; the state carries over between calls.
-        beta: See :class:`LTCLeaky`, as ``tau``, ``decay_input``, ``gate``, ``gate_norm`` and the sizes.
+        beta: See :class:`LTCLeaky`.
+        tau: The same in SpikingJelly's terms, ``beta = 1 - 1 / tau``; greater than 1.
+        decay_input: Must be True, see :class:`LTCLeaky`.
+        gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
+        gate_norm: Batch-normalise the convolutional gate (needs ``conv2d_channels``), as the authors' code.
+        linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
+        conv2d_channels: Channels of a map. Without either, sizes come from the first input.
+        kernel_size: Of the convolutional gate, odd. Default 3.
         learn_beta: Train the gate.
 
     Raises:
@@ -316,7 +333,16 @@ class LTCIntegrator(LiquidNode):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: States, **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], States]:
-        """Compute one time step as a pure function: ``((v,), (v,))`` from input and ``(v,)``."""
+        """Compute one time step as a pure function; SpikingJelly calls it in both step modes.
+
+        Args:
+            inputs: ``(x,)``, the input current of the step.
+            states: ``(v,)`` after the previous step.
+            **kwargs: Not used; SpikingJelly may pass some.
+
+        Returns:
+            ``((v,), (v,))``.
+        """
         (x,), (v,) = inputs, states
         v = membrane_step(x, v, self.mem_gate(x, v))
         return (v,), (v,)

@@ -101,7 +101,13 @@ class PerStepBatchNorm2d(MemoryNorm):
 
     Args:
         num_features: Channels ``C``.
-        steps: See :class:`PerStepBatchNorm1d`, as every other option.
+        steps: Time steps with statistics of their own; later ones use the last step's.
+        eps: Added to the variance. Default 1e-5.
+        momentum: Share of the batch in the running statistics. Default 0.1.
+        gamma: Initial scale. Default 1; the authors' code starts at 0.1.
+        affine: Learn scale and shift. Default True.
+        accumulate: Statistics of all steps so far. Default False.
+        step_mode: ``"s"`` for input ``[B, C, H, W]``, ``"m"`` for ``[T, B, C, H, W]``.
 
     Shape:
         Input and output ``[B, C, H, W]``, or ``[T, B, C, H, W]`` in ``"m"`` mode.

@@ -210,7 +210,14 @@ class Batch(NamedTuple):
         return torch.where(over.view(-1, *[1] * (output.dim() - 1)), decision, output)
 
     def scored(self, decision: Any) -> tuple[Any, Any]:
-        """Decisions at the end of the sequences, and their targets, of the samples that count."""
+        """Leave out the samples that do not count.
+
+        Args:
+            decision: Decisions at the end of the sequences, ``[B, ...]``.
+
+        Returns:
+            Decisions and targets of the samples that count.
+        """
         assert self.steps is not None
         if self.ends is None:
             return self.scored_at(self.steps - 1, decision)
@@ -218,7 +225,15 @@ class Batch(NamedTuple):
         return self._rows(decision, self.y, torch.tensor([end >= 0 for end in self.ends], device=self.y.device))
 
     def scored_at(self, t: int, output: Any) -> tuple[Any, Any]:
-        """Outputs of step ``t``, and their targets, of the samples that count there."""
+        """Leave out the samples that do not count at a step.
+
+        Args:
+            t: The step, from 0.
+            output: Its outputs ``[B, ...]``.
+
+        Returns:
+            Outputs and targets of the samples that count there.
+        """
         target, rows = self.target(t), self.labelled(t)
         assert target is not None
         return self._rows(output, target, rows)

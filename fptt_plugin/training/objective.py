@@ -39,8 +39,9 @@ class Objective:
             ``lambda returned: returned`` whatever the network returns.
         ramp: ``"linear"`` (``r_t = (t + 1) / T``), ``"constant"`` (1), a callable ``(t, T) -> float``, or ``None``:
             linear for one class label per sequence, constant otherwise.
-        auxiliary: Use the divergence term: ``True``, ``False``, a :class:`ClassDistribution` of your own, or
-            ``None``: for one class label per sequence under a cross-entropy loss. It has no weight where the ramp is 1.
+        auxiliary: Use the divergence term: ``True``, ``False``, your own
+            :class:`~fptt_plugin.functional.ClassDistribution`, or ``None``: for one class label per sequence under a
+            cross-entropy loss. It has no weight where the ramp is 1.
 
     Raises:
         ConfigurationError: If an option is unknown, or ``loss_fn`` needs the whole sequence.
@@ -75,7 +76,13 @@ class Objective:
     # ------------------------------------------------------------------ which output
 
     def select(self, returned: Any) -> Tensor:
-        """The output that loss and decision see, from what the network returned.
+        """Pick the output that loss and decision see.
+
+        Args:
+            returned: What the network returned.
+
+        Returns:
+            The tensor.
 
         Raises:
             OutputError: If there is no such output, or several and none was chosen.
