@@ -54,6 +54,12 @@ class BatchRecord(NamedTuple):
             with ``max_grad_norm=None``.
         lr: Learning rate of the optimizer's first parameter group in this batch.
         updates: Weight updates so far.
+
+    Example:
+        >>> import torch
+        >>> record = BatchRecord(1, 3, 8, torch.tensor(0.5), torch.rand(8, 2), torch.tensor(0.9), lr=0.01, updates=60)
+        >>> f"batch {record.batch}: loss {record.loss.item()}"
+        'batch 3: loss 0.5'
     """
 
     epoch: int

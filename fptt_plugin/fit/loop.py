@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -123,7 +123,8 @@ def _epochs(
         begin = time.perf_counter()
         batches = loader(epoch) if callable(loader) else loader
         _set_epoch(batches, epoch)
-        record = _train_epoch(trainer, _bar(batches, run.bar, f"epoch {epoch}/{count}"), epoch, run)
+        with _bar(batches, run.bar, f"epoch {epoch}/{count}") as bar:
+            record = _train_epoch(trainer, batches, epoch, run, bar)
         seconds = time.perf_counter() - begin
         if epoch == 1:
             _warn_of_silence(record.firing_rates)
@@ -233,7 +234,7 @@ def _evaluate(
     return decisions.scores.compute(), decisions.loss
 
 
-def _train_epoch(trainer: Trainer, batches: Any, epoch: int, run: Run) -> EpochRecord:
+def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run, bar: Any) -> EpochRecord:
     """Figures of one pass over the data, those of validation apart."""
     if not trainer.net.training:  # a layer that the user put into evaluation mode stays there
         trainer.net.train()
@@ -258,8 +259,9 @@ def _train_epoch(trainer: Trainer, batches: Any, epoch: int, run: Run) -> EpochR
             seen += batch.size
             if run.step is not None:
                 run.step()
-            if hasattr(batches, "set_postfix"):
-                batches.set_postfix(_postfix(loss, decisions, firing))
+            if bar is not None:
+                bar.set_postfix(_postfix(loss, decisions, firing))
+                bar.update()
             if run.callbacks.watch_batches:
                 record = BatchRecord(
                     epoch, number, batch.size, result.loss, result.output, gradient, lr, trainer.updates
@@ -521,9 +523,8 @@ def _check_schedule(scheduler: Any, interval: str, loader: Any, count: int) -> N
     """Check that a schedule with an end is long enough: its scheduler would raise in the middle of training."""
     if not isinstance(scheduler, OneCycleLR):
         return
-    try:
-        batches = len(loader) if interval == "batch" else 1
-    except TypeError:  # nobody knows
+    batches = _length(loader) if interval == "batch" else 1
+    if batches is None:
         return
     left, needed = scheduler.total_steps - scheduler.last_epoch, count * batches
     if needed > left:
@@ -567,11 +568,21 @@ def _postfix(loss: _Mean, decisions: Decisions, firing: FiringRates) -> dict[str
     }
 
 
-def _bar(loader: Iterable[Any], progress: bool, title: str) -> Any:
-    if not progress:
-        return loader
+def _bar(loader: Any, show: bool, title: str) -> AbstractContextManager[Any]:
+    """A progress bar to update; ``None`` without."""
+    if not show:
+        return nullcontext()
     try:
         from tqdm.auto import tqdm
     except ImportError:  # a convenience, not a dependency
-        return loader
-    return tqdm(loader, desc=title, leave=False)
+        return nullcontext()
+    # Beside the loader, not around it: tqdm would begin to iterate twice, and so change what a sampler draws.
+    bar: AbstractContextManager[Any] = tqdm(total=_length(loader), desc=title, leave=False)
+    return bar
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:  # a stream of data
+        return None

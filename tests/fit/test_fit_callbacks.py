@@ -66,6 +66,17 @@ def test_every_epoch_leaves_a_line(tqdm, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_is_shown_changes_nothing():
+    x, y = torch.rand(12, 6, 3), torch.arange(12) % 2
+    losses = []
+    for progress in (True, False):
+        trainer = make(batch_first=True)
+        data = DataLoader(TensorDataset(x, y), 4, shuffle=True)
+        losses.append([record.loss for record in trainer.fit(data, 2, progress=progress)])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
+
+
 def test_a_line_has_only_what_there_is(capsys):
     make(max_grad_norm=None).fit(loader(), metric=None)
     line = capsys.readouterr().out
