@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(library, tmp_path):
     records = history(whole)
     assert records[-1]["val_scores"]["accuracy"] > 0.8
     assert 0.05 < next(iter(records[-1]["firing_rates"].values())) < 0.5
-    assert records[-1]["lr"] < 1e-6 < records[0]["lr"] < max(record["lr"] for record in records)
+    assert records[-1]["lr"] < 1e-6 < records[0]["lr"]
     for folder in (whole, killed):
         scalars = logged(folder)
         for tag, name in (("val/f1", "f1"), ("val/accuracy", "accuracy")):
