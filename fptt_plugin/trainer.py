@@ -481,7 +481,9 @@ class FPTTTrainer:
                 direction of that. :meth:`save` keeps its state, and the first call after :meth:`load` restores it into
                 the scheduler given then, together with the learning rate, which a new scheduler sets.
             scheduler_interval: Whether it steps after each ``"epoch"`` or each ``"batch"``, as a warm-up does.
-                ``None``, the default, is ``"batch"`` for ``OneCycleLR`` and ``CyclicLR``, else ``"epoch"``.
+                ``None``, the default, is ``"batch"`` for ``OneCycleLR`` and ``CyclicLR``, else ``"epoch"``. With
+                ``accelerate``, build these two with ``cycle_momentum=False``: a compiled update holds the momentum as
+                a constant.
             metric: ``metric(output, target) -> number``, averaged over samples; an object with ``update``, ``compute``
                 and ``reset``, such as those of torchmetrics, which sees a whole pass; several of these by name in a
                 dictionary; or ``None``. Default: accuracy.
