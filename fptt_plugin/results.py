@@ -42,7 +42,9 @@ class SequenceResult(NamedTuple):
 
 
 class BatchRecord(NamedTuple):
-    """What a callback of :meth:`FPTTTrainer.fit` gets after each batch; tensors are detached and stay on their device.
+    """What a callback of :meth:`~fptt_plugin.FPTTTrainer.fit` gets after each batch.
+
+    Tensors are detached and stay on their device.
 
     Attributes:
         epoch: From 1.
@@ -113,7 +115,11 @@ class EpochRecord(NamedTuple):
     grad_norm: float | None = None
 
     def scalars(self) -> dict[str, float]:
-        """Every figure by a name such as ``"val/accuracy"``, for a logger; those that there are not are left out."""
+        """Every figure by a name such as ``"val/accuracy"``, for a logger; those that there are not are left out.
+
+        Returns:
+            Numbers by name.
+        """
         figures: dict[str, float | None] = {
             "train/loss": self.loss,
             "train/decision_loss": self.decision_loss,
