@@ -85,6 +85,9 @@ def run(experiment: Experiment, options: argparse.Namespace) -> Results:
         results.go_on()
         trainer.load(checkpoint)
         print(f"going on after epoch {results.epochs} in {folder}")
+        if options.test_only:
+            results.replace_test(_evaluate(trainer, experiment, options, options.epochs))
+            return results
     else:
         results.notes["saved_for_backward_bytes"] = measure_memory(experiment, options)
         print(f"{folder}: {results.notes['parameters']} parameters\n{trainer.explain()}")

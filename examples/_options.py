@@ -78,6 +78,9 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
         metavar="BATCHES",
         help="before a test take the running statistics of batch normalisation anew, over training batches",
     )
+    add(
+        "--test-only", action="store_true", help="with --resume: test the last checkpoint again, with --recalibrate say"
+    )
     add("--resume", action="store_true", help="go on from the checkpoint in that folder, if there is one")
     add("--max-minutes", type=float, help="begin no epoch that would end later than that")
     parser.set_defaults(**defaults)

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few seconds")
     sequences = 20 if parser.parse_args().smoke else 300
 
+    torch.set_num_threads(1)  # more wait for each other on so small a network
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.seed_everything(0)
     layers = [nn.Linear(8, 64), LTCLeaky(init_hidden=True, linear_features=64), nn.Linear(64, 2)]

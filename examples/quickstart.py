@@ -128,10 +128,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; more wait for each other on so small a network"
+    )
     parser.add_argument("--plot", type=Path, default=Path("quickstart.png"), help="picture to write")
     parser.add_argument("--json", type=Path, help="file for every figure")
     parser.add_argument("--smoke", action="store_true", help="one epoch and short sequences: does it run?")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     lengths = [10, 30, 100, 300, 1000]
     if options.smoke:
         options.epochs, lengths = 1, [10, 30]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils.serialization import config
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from .errors import CheckpointError, FPTTError
 
@@ -77,14 +77,16 @@ class _Output:
 
 
 def _write(content: dict[str, Any], file: BinaryIO) -> None:
-    output = _Output(file)
+    output, checksums = _Output(file), get_crc32_options()
+    set_crc32_options(True)  # load() looks for damage by them
     try:
-        with config.patch("save.compute_crc32", True):  # type: ignore[attr-defined]  # load() looks for damage by them
-            torch.save(_plain(content), output)  # type: ignore[arg-type]  # it needs no more than write()
+        torch.save(_plain(content), output)  # type: ignore[arg-type]  # it needs no more than write()
     except RuntimeError as error:
         if output.error is None:
             raise
         raise output.error from error
+    finally:
+        set_crc32_options(checksums)
 
 
 def _prefix(path: Path) -> str:

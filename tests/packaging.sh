@@ -8,7 +8,7 @@ trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" # nothing below sees the checkout
 
 python3 -m venv builder
-builder/bin/pip install --quiet build twine readme_renderer[md]
+builder/bin/pip install --quiet build twine 'readme_renderer[md]'
 rm -rf "$root/dist"
 builder/bin/python -m build --outdir "$root/dist" "$root" >build.log || { cat build.log; exit 1; } # the wheel from the sdist
 wheel=$(echo "$root"/dist/*.whl)

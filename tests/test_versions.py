@@ -36,7 +36,7 @@ def test_the_table_is_that_of_the_runs(matrix, runs):
 
 def test_what_ran_passes(runs):
     ran = [run for run in runs.values() if "passed" in run]
-    assert len(ran) >= 4
+    assert ran
     for run in ran:
         assert run["passed"] > 500
         assert "failed" not in run

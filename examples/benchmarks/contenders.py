@@ -27,10 +27,17 @@ MAX_NORM = 1.0
 
 
 class Training(NamedTuple):
-    """A network, and a function that trains it on one batch of sequences ``[T, B, ...]`` with a label for each."""
+    """A network, and a function that trains it on one batch of sequences ``[T, B, ...]`` with a label for each.
+
+    Attributes:
+        model: The network.
+        train: The function.
+        warm_up: Steps of the sequences after which everything is compiled and allocated.
+    """
 
     model: nn.Module
     train: Callable[[Tensor, Tensor], object]
+    warm_up: int = 3
 
 
 class Row(NamedTuple):
@@ -40,6 +47,7 @@ class Row(NamedTuple):
         prepare: Builds network and optimizer, on a device.
         library: For networks of that library alone.
         images: For networks on images alone.
+        only: For the network of that name alone.
         over_time: Measured over the length of the sequence, too.
         unseen: Why the bytes that autograd saves cannot be counted; empty if they can.
     """
@@ -47,12 +55,14 @@ class Row(NamedTuple):
     prepare: Callable[[Net, torch.device], Training]
     library: str = ""
     images: bool = False
+    only: str = ""
     over_time: bool = False
     unseen: str = ""
 
     def suits(self, net: Net) -> bool:
         """Whether it is for that network."""
-        return self.library in ("", net.library) and (not self.images or len(net.sample) == 3)
+        fits = self.library in ("", net.library) and self.only in ("", net.name)
+        return fits and (not self.images or len(net.sample) == 3)
 
 
 def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -62,9 +72,14 @@ def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def ours(
-    net: Net, device: torch.device, *, accelerate: str, layout: torch.memory_format = torch.preserve_format
+    net: Net,
+    device: torch.device,
+    *,
+    accelerate: str,
+    layout: torch.memory_format = torch.preserve_format,
+    **options: Any,
 ) -> Training:
-    """``FPTTTrainer``, checks and all."""
+    """``FPTTTrainer``, checks and all; ``options`` are the trainer's."""
     model = net.fresh(device).to(memory_format=layout)  # type: ignore[call-overload]
     trainer = FPTTTrainer(
         model,
@@ -77,8 +92,9 @@ def ours(
         loss_ramp="constant",
         auxiliary=False,
         accelerate=accelerate,
+        **options,
     )
-    return Training(model, trainer.train_sequence)
+    return Training(model, trainer.train_sequence, 3 * options.get("window", 1))
 
 
 def straightforward(net: Net, device: torch.device) -> Training:
@@ -190,6 +206,15 @@ CONTENDERS: dict[str, Row] = {
     COMPILE: Row(partial(ours, accelerate="compile"), over_time=True, unseen=COMPILED),
     CHANNELS_LAST: Row(partial(ours, accelerate="compile", layout=torch.channels_last), images=True, unseen=COMPILED),
     GRAPH: Row(partial(ours, accelerate="cudagraph"), over_time=True, unseen=COMPILED),
+    **{
+        f"ours, compiled, window {steps}": Row(
+            partial(ours, accelerate="compile", window=steps), only="LTC-SRNN 128", unseen=COMPILED
+        )
+        for steps in (8, 28)
+    },
+    'ours, eager, variant="gradient"': Row(
+        partial(ours, accelerate="none", variant="gradient"), library="spikingjelly"
+    ),
     STRAIGHTFORWARD: Row(straightforward),
     "SpikingJelly FPTT": _sj(spikingjelly_fptt),
     "SpikingJelly OTTT": _sj(spikingjelly_online, node=neuron.OTTTLIFNode),

@@ -13,26 +13,29 @@ from contenders import Training
 from torch import Tensor
 
 MOST_ROUNDS = 200
+Clock = Callable[[], float]
 
 
-def alternate(calls: dict[str, Callable[[], object]], seconds: float, least: int = 3) -> dict[str, list[float]]:
-    """Seconds of every call, round by round, until the time is up but at least so many rounds."""
+def alternate(
+    calls: dict[str, Callable[[], object]], seconds: float, least: int = 3, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of every call, by that clock, round by round, until the time is up but at least so many rounds."""
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
+    end = clock() + seconds
     for turn in range(MOST_ROUNDS):
-        if turn >= least and time.perf_counter() > end:
+        if turn >= least and clock() > end:
             break
         first = turn % len(names)  # none always runs after the same neighbour has filled the caches
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
 def milliseconds_per_step(
-    trainings: dict[str, Training], x: Tensor, y: Tensor, seconds: float
+    trainings: dict[str, Training], x: Tensor, y: Tensor, seconds: float, clock: Clock = time.perf_counter
 ) -> dict[str, tuple[list[float], list[str]]]:
     """Per way to train, the milliseconds per time step, round by round, and what it warned of."""
     notes = {name: _warm_up(training, x, y) for name, training in trainings.items()}
@@ -45,7 +48,7 @@ def milliseconds_per_step(
 
         return run
 
-    times = alternate({name: call(training) for name, training in trainings.items()}, seconds)
+    times = alternate({name: call(training) for name, training in trainings.items()}, seconds, clock=clock)
     return {name: ([1000 * value / len(x) for value in times[name]], notes[name]) for name in times}
 
 
@@ -54,7 +57,7 @@ def _warm_up(training: Training, x: Tensor, y: Tensor) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         for _ in range(2):
-            training.train(x[:3], y)
+            training.train(x[: training.warm_up], y)
     return sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
 
 

@@ -26,13 +26,18 @@ _numbers = itertools.count()
 _is_set = ContextVar("_is_set", default=False)
 
 
-@contextmanager
-def compiler_settings() -> Iterator[None]:
-    """Context with the compiler's settings, which each call of a compiled function would set else, for many calls."""
+def _patch() -> Any:
+    """The settings as a context of its own."""
     import torch._dynamo  # together with the package it would take seconds to import
 
     config: Any = torch._dynamo.config
-    with config.patch({name: value for name, value in _DYNAMO.items() if hasattr(config, name)}):
+    return config.patch({name: value for name, value in _DYNAMO.items() if hasattr(config, name)})
+
+
+@contextmanager
+def compiler_settings() -> Iterator[None]:
+    """Context with the compiler's settings, which each call of a compiled function would set else, for many calls."""
+    with _patch():
         token = _is_set.set(True)
         try:
             yield
@@ -63,11 +68,12 @@ class Compiled:
         code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_numbers)}")
         own = types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
         self._run = torch.compile(own, fullgraph=fullgraph, backend=backend, options=dict(_INDUCTOR))
+        self._settings = _patch()
 
     def __call__(self, *args: Any) -> Any:
         if _is_set.get():
             return self._run(*args)
-        with compiler_settings():
+        with self._settings:
             return self._run(*args)
 
 

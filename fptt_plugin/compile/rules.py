@@ -19,10 +19,11 @@ class Rule(NamedTuple):
     Attributes:
         apply: ``apply(weights, grads, moments, options, scalars)`` steps in place, as torch's optimizer does; ``grads``
             may be written to.
-        scalars: ``scalars(options, step)`` returns the numbers that depend on learning rate and step count. They come
-            in from outside, so that a scheduler recompiles nothing, and in double precision.
+        scalars: ``scalars(options, step)`` returns the numbers that depend on step count, learning rate and what
+            schedulers change with it, momentum and betas. They come in from outside, so that a scheduler recompiles
+            nothing, and in double precision.
         moments: ``moments(options)`` names the state of one weight, step count left out.
-        options: Entries of the parameter group that ``apply`` reads.
+        options: Entries of the parameter group that ``apply`` reads; of ``momentum`` it sees whether there is any.
     """
 
     apply: Callable[[list[Tensor], list[Tensor], Moments, Options, Tensor], None]
@@ -30,9 +31,18 @@ class Rule(NamedTuple):
     moments: Callable[[Options], list[str]]
     options: tuple[str, ...]
 
+    def options_of(self, group: Options) -> dict[str, Any]:
+        """Return what ``apply`` reads of a parameter group."""
+        found = {name: group.get(name, False) for name in self.options}
+        return found | {"momentum": bool(found["momentum"])} if "momentum" in found else found
+
 
 def _rate(options: Options, step: float) -> list[float]:
     return [float(options["lr"])]
+
+
+def _rate_and_momentum(options: Options, step: float) -> list[float]:
+    return [float(options["lr"]), float(options["momentum"])]
 
 
 def _decay(weights: list[Tensor], grads: list[Tensor], options: Options) -> None:
@@ -41,18 +51,29 @@ def _decay(weights: list[Tensor], grads: list[Tensor], options: Options) -> None
         torch._foreach_add_(grads, weights, alpha=options["weight_decay"])
 
 
+def _scale(tensors: list[Tensor], factor: Tensor) -> None:
+    for tensor in tensors:
+        tensor.mul_(factor.to(tensor.dtype))
+
+
+def _average(means: list[Tensor], values: list[Tensor], share: Tensor) -> None:
+    """Running means, of which the values become that share."""
+    for mean, value in zip(means, values, strict=True):
+        mean.lerp_(value, share.to(mean.dtype))
+
+
 # ---------------------------------------------------------------------- without second moments
 
 
 def _sgd(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    (rate,) = scalars.unbind()
+    rate, momentum = scalars.unbind()
     _decay(weights, grads, options)
     if options["momentum"]:
         buffers = moments["momentum_buffer"]
-        torch._foreach_mul_(buffers, options["momentum"])
+        _scale(buffers, momentum)
         torch._foreach_add_(buffers, grads, alpha=1 - options["dampening"])
         if options["nesterov"]:
-            torch._foreach_add_(grads, buffers, alpha=options["momentum"])
+            grads = [grad + momentum.to(grad.dtype) * buffer for grad, buffer in zip(grads, buffers, strict=True)]
         else:
             grads = buffers
     for weight, grad in zip(weights, grads, strict=True):
@@ -91,8 +112,8 @@ def _rprop(weights: list[Tensor], grads: list[Tensor], moments: Moments, options
 
 
 def _adam(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    rate, decay, root = scalars.unbind()
-    squares = _adam_moments_(weights, grads, moments, options, decay)
+    rate, root, *shared = scalars.unbind()
+    squares = _adam_moments_(weights, grads, moments, options, *shared)
     if options["amsgrad"]:
         torch._foreach_maximum_(moments["max_exp_avg_sq"], squares)
         squares = moments["max_exp_avg_sq"]
@@ -101,31 +122,41 @@ def _adam(weights: list[Tensor], grads: list[Tensor], moments: Moments, options:
 
 
 def _adam_moments_(
-    weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, decay: Tensor
+    weights: list[Tensor],
+    grads: list[Tensor],
+    moments: Moments,
+    options: Options,
+    decay: Tensor,
+    share: Tensor,
+    beta2: Tensor,
 ) -> list[Tensor]:
     """Weight decay and running moments of Adam and its kin; the second moments."""
     if options["decoupled_weight_decay"]:
-        for weight in weights:
-            weight.mul_(decay.to(weight.dtype))
+        _scale(weights, decay)
     else:
         _decay(weights, grads, options)
-    beta1, beta2 = options["betas"]
-    torch._foreach_lerp_(moments["exp_avg"], grads, 1 - beta1)
+    _average(moments["exp_avg"], grads, share)
     squares = moments["exp_avg_sq"]
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+    for square, grad in zip(squares, grads, strict=True):
+        square.mul_(beta2.to(square.dtype)).add_((1 - beta2).to(square.dtype) * grad * grad)
     return squares
+
+
+def _kin_scalars(options: Options) -> list[float]:
+    """The last three arguments of :func:`_adam_moments_`."""
+    beta1, beta2 = options["betas"]
+    return [1 - float(options["lr"]) * options["weight_decay"], 1 - beta1, beta2]
 
 
 def _adam_scalars(options: Options, step: float) -> list[float]:
     beta1, beta2 = options["betas"]
     rate = float(options["lr"])
-    return [rate / (1 - beta1**step), 1 - rate * options["weight_decay"], (1 - beta2**step) ** 0.5]
+    return [rate / (1 - beta1**step), (1 - beta2**step) ** 0.5, *_kin_scalars(options)]
 
 
 def _nadam(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    rate, decay, root, momentum, next_momentum = scalars.unbind()
-    squares = _adam_moments_(weights, grads, moments, options, decay)
+    rate, root, momentum, next_momentum, *shared = scalars.unbind()
+    squares = _adam_moments_(weights, grads, moments, options, *shared)
     for weight, grad, mean, square, product in zip(
         weights, grads, moments["exp_avg"], squares, moments["mu_product"], strict=True
     ):
@@ -140,12 +171,12 @@ def _nadam_scalars(options: Options, step: float) -> list[float]:
     beta1, beta2 = options["betas"]
     rate = float(options["lr"])
     now, after = (beta1 * (1 - 0.5 * 0.96 ** (t * options["momentum_decay"])) for t in (step, step + 1))
-    return [rate, 1 - rate * options["weight_decay"], (1 - beta2**step) ** 0.5, now, after]
+    return [rate, (1 - beta2**step) ** 0.5, now, after, *_kin_scalars(options)]
 
 
 def _radam(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    rate, decay, rectified, adapts = scalars.unbind()
-    squares = _adam_moments_(weights, grads, moments, options, decay)
+    rate, rectified, adapts, *shared = scalars.unbind()
+    squares = _adam_moments_(weights, grads, moments, options, *shared)
     for weight, mean, square in zip(weights, moments["exp_avg"], squares, strict=True):
         adapted = rectified.to(weight.dtype) / (square.sqrt() + options["eps"])
         weight.sub_(rate.to(weight.dtype) * mean * torch.where(adapts > 0, adapted, 1.0))
@@ -159,21 +190,21 @@ def _radam_scalars(options: Options, step: float) -> list[float]:
     adapts = length > 5.0  # before that the variance of the adaptive rate is infinite
     rectified = ((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)) ** 0.5 if adapts else 0.0
     root = (1 - beta2**step) ** 0.5
-    return [rate / (1 - beta1**step), 1 - rate * options["weight_decay"], rectified * root, float(adapts)]
+    return [rate / (1 - beta1**step), rectified * root, float(adapts), *_kin_scalars(options)]
 
 
 def _adamax(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    (rate,) = scalars.unbind()
+    rate, share, beta2 = scalars.unbind()
     _decay(weights, grads, options)
-    beta1, beta2 = options["betas"]
-    torch._foreach_lerp_(moments["exp_avg"], grads, 1 - beta1)
+    _average(moments["exp_avg"], grads, share)
     for weight, grad, mean, largest in zip(weights, grads, moments["exp_avg"], moments["exp_inf"], strict=True):
-        largest.copy_(torch.maximum(beta2 * largest, grad.abs() + options["eps"]))
+        largest.copy_(torch.maximum(beta2.to(largest.dtype) * largest, grad.abs() + options["eps"]))
         weight.sub_(rate.to(weight.dtype) * mean / largest)
 
 
 def _adamax_scalars(options: Options, step: float) -> list[float]:
-    return [float(options["lr"]) / (1 - options["betas"][0] ** step)]
+    beta1, beta2 = options["betas"]
+    return [float(options["lr"]) / (1 - beta1**step), 1 - beta1, beta2]
 
 
 def _adadelta(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
@@ -190,7 +221,7 @@ def _adadelta(weights: list[Tensor], grads: list[Tensor], moments: Moments, opti
 
 
 def _rmsprop(weights: list[Tensor], grads: list[Tensor], moments: Moments, options: Options, scalars: Tensor) -> None:
-    (rate,) = scalars.unbind()
+    rate, momentum = scalars.unbind()
     _decay(weights, grads, options)
     squares = moments["square_avg"]
     torch._foreach_mul_(squares, options["alpha"])
@@ -201,7 +232,7 @@ def _rmsprop(weights: list[Tensor], grads: list[Tensor], moments: Moments, optio
         squares = [square - mean * mean for square, mean in zip(squares, means, strict=True)]
     steps = [grad / (square.sqrt() + options["eps"]) for grad, square in zip(grads, squares, strict=True)]
     if options["momentum"]:
-        torch._foreach_mul_(moments["momentum_buffer"], options["momentum"])
+        _scale(moments["momentum_buffer"], momentum)
         torch._foreach_add_(moments["momentum_buffer"], steps)
         steps = moments["momentum_buffer"]
     for weight, step in zip(weights, steps, strict=True):
@@ -232,7 +263,7 @@ def _always(*names: str) -> Callable[[Options], list[str]]:
     return lambda options: list(names)
 
 
-_KIN = ("betas", "eps", "weight_decay", "decoupled_weight_decay")  # options of Adam and its kin
+_KIN = ("eps", "weight_decay", "decoupled_weight_decay")  # options of Adam and its kin
 _ADAM = Rule(
     _adam,
     _adam_scalars,
@@ -244,7 +275,7 @@ _ADAM = Rule(
 RULES: dict[type[Optimizer], Rule] = {
     torch.optim.SGD: Rule(
         _sgd,
-        _rate,
+        _rate_and_momentum,
         lambda options: ["momentum_buffer"] if options["momentum"] else [],
         ("weight_decay", "momentum", "dampening", "nesterov"),
     ),
@@ -252,10 +283,10 @@ RULES: dict[type[Optimizer], Rule] = {
     torch.optim.AdamW: _ADAM,
     torch.optim.NAdam: Rule(_nadam, _nadam_scalars, _always("exp_avg", "exp_avg_sq", "mu_product"), _KIN),
     torch.optim.RAdam: Rule(_radam, _radam_scalars, _always("exp_avg", "exp_avg_sq"), _KIN),
-    torch.optim.Adamax: Rule(_adamax, _adamax_scalars, _always("exp_avg", "exp_inf"), ("betas", "eps", "weight_decay")),
+    torch.optim.Adamax: Rule(_adamax, _adamax_scalars, _always("exp_avg", "exp_inf"), ("eps", "weight_decay")),
     torch.optim.Adadelta: Rule(_adadelta, _rate, _always("square_avg", "acc_delta"), ("rho", "eps", "weight_decay")),
     torch.optim.RMSprop: Rule(
-        _rmsprop, _rate, _rmsprop_moments, ("weight_decay", "alpha", "eps", "momentum", "centered")
+        _rmsprop, _rate_and_momentum, _rmsprop_moments, ("weight_decay", "alpha", "eps", "momentum", "centered")
     ),
     torch.optim.Adagrad: Rule(_adagrad, _adagrad_scalars, _always("sum"), ("weight_decay", "eps")),
     torch.optim.ASGD: Rule(_asgd, _asgd_scalars, _always("ax", "eta", "mu"), ("weight_decay", "lambd")),

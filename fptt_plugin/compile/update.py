@@ -167,7 +167,7 @@ class Books:
             [entry[AVERAGE] for entry in entries] if averaged else [],
             [entry[DUAL] for entry in entries] if averaged else [],
             {name: [entry[name] for entry in entries] for name in rule.moments(group)},
-            {name: group.get(name, False) for name in rule.options},
+            rule.options_of(group),
             -1 if group.get("maximize") else 1,
             on_device(rule.scalars(group, step + 1), weights[0].device),
         )
@@ -188,7 +188,7 @@ class Books:
             regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
 
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 class StepCounts:

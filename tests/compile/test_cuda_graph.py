@@ -211,6 +211,33 @@ def test_the_bad_window_is_found_by_training_again(recordings, verdicts, at, win
     assert max(verdicts) > 0
 
 
+class Exp(nn.Module):
+    """Overflows where its input is large."""
+
+    def forward(self, x):
+        return x.exp()
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_the_class_distribution_does_not_see_a_batch_twice(recordings, verdicts, on_nonfinite):
+    trainers = graph_pair(lambda: double_net(extra=[Exp()]), on_nonfinite=on_nonfinite)
+
+    def train_spoiled(trainer):
+        for k in range(3):
+            x, y = batch(8, dtype=torch.float64)
+            if k == 1:
+                x[5] = 1e300
+            try:
+                trainer.train_sequence(x, y)
+            except FloatingPointError:
+                assert k == 1
+                trainer.reset()
+
+    train_both(trainers, train_spoiled)
+    assert torch.allclose(*(trainer.objective.distribution.table for trainer in trainers))
+    assert max(verdicts) > 0
+
+
 def test_skipped_updates_are_those_of_eager_training(recordings, verdicts):
     def train_skipping(trainer):
         for hole in (None, 3, 4, None):

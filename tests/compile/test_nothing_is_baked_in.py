@@ -171,8 +171,20 @@ def backward_hook(trainer, i):
         trainer.net[-2].register_full_backward_hook(lambda module, grads, outputs: (0.1 * grads[0],))
 
 
+def optimizer_hook(trainer, i):
+    """Half of the weights' gradients, after clipping."""
+
+    def halve(optimizer, args, kwargs):
+        for weight in optimizer.param_groups[0]["params"]:
+            weight.grad.mul_(0.5)
+
+    if i == 0:
+        trainer.optimizer.register_step_pre_hook(halve)
+
+
 @modes
-@pytest.mark.parametrize("change", [masked, forward_hook, backward_hook])
+@pytest.mark.filterwarnings("ignore:.*step hooks besides:fptt_plugin.errors.FPTTWarning")
+@pytest.mark.parametrize("change", [masked, forward_hook, backward_hook, optimizer_hook])
 def test_hooks_that_come_and_go(change, window):
     train_both(pair(lambda: double_net(extra=[nn.Identity()]), window=window), between(change))
 

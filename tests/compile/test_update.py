@@ -51,6 +51,16 @@ def gradients(nets, scale=1.0, used=(0, 1)):
             net[i].zero_grad()
 
 
+def change_by_hand(optimizers, lr):
+    """The learning rate, as a scheduler does, or else the step counts."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups if lr else ():
+            group["lr"] /= 2
+        for entry in () if lr else optimizer.state.values():
+            if "step" in entry:
+                entry["step"].fill_(12)
+
+
 @pytest.mark.parametrize("settings", [{"max_grad_norm": 1.0}, {"alpha": 0.0}, {"alpha": 0.5, "rho": 0.3, "beta": 0.2}])
 @pytest.mark.parametrize(("kind", "options"), SETTINGS, ids=lambda value: getattr(value, "__name__", None))
 def test_it_does_what_the_optimizer_does(kind, options, settings):
@@ -58,9 +68,8 @@ def test_it_does_what_the_optimizer_does(kind, options, settings):
     update = CompiledUpdate(shadowed)
     compiled = 0
     for i in range(30):
-        if i == 4:
-            for group in [*optimizer.param_groups, *other.param_groups]:
-                group["lr"] /= 2
+        if i in (4, 5):
+            change_by_hand([optimizer, other], lr=i == 4)
         if i == 6:
             other.load_state_dict(copy.deepcopy(other.state_dict()))
             shadowed.load_state_dict(copy.deepcopy(shadowed.state_dict()))
@@ -131,6 +140,20 @@ def test_other_hooks_would_be_passed_over():
 
 class Own(torch.optim.Adam):
     """Anyone's."""
+
+
+def test_hooks_that_come_later_are_seen():
+    _, (own, other, shadowed) = twins(torch.optim.Adam, {})
+    update = CompiledUpdate(shadowed)
+    for _ in range(2):
+        gradients([own])
+        if not update.step():
+            other.step()
+    handle = other.register_step_pre_hook(lambda *args: None)
+    with pytest.raises(CannotCompile, match="step hooks besides"):
+        update.step()
+    handle.remove()
+    assert update.step()
 
 
 def test_other_optimizers_step_themselves():

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -184,6 +186,28 @@ def test_rows_take_turns():
     assert [len(values) for values in times.values()] == [3, 3, 3]
 
 
+def test_cpu_time_leaves_out_what_others_took():
+    def works():
+        torch.randn(200_000).sort()
+
+    def waits():
+        works()
+        time.sleep(0.05)
+
+    calls = {"works": works, "waits": waits}
+    by_clock, by_thread = (alternate(calls, 0, clock=clock) for clock in (time.perf_counter, time.thread_time))
+    assert min(by_clock["waits"]) > 0.05
+    assert median(by_thread["waits"]) < 2 * median(by_thread["works"])
+
+
+def test_cpu_time_is_that_of_one_thread():
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "run.py", "--cpu-time"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pass --threads 1" in done.stderr
+
+
 def test_warnings_of_a_row_are_notes():
     def train(x, y):
         warnings.warn("about half as fast", FPTTWarning, stacklevel=2)
@@ -256,7 +280,9 @@ def test_overhead_is_one_command(run_example, tmp_path):
 def test_one_command_writes_everything(run_example, tmp_path):
     run_example("benchmarks/run.py", "--smoke", "--out", "one")
     figures = json.loads((tmp_path / "one" / "benchmarks.json").read_text())
-    assert {"date", "command", "device", "threads", "torch", "snntorch", "spikingjelly"} <= set(figures["machines"][0])
+    assert {"date", "command", "device", "threads", "clock", "torch", "snntorch", "spikingjelly"} <= set(
+        figures["machines"][0]
+    )
     assert list(figures["networks"]) == list(NETS)
 
     found = {(record["part"], record["net"], record["row"]): record for record in figures["records"]}

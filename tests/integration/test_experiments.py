@@ -123,12 +123,17 @@ def test_every_recurrent_task_has_the_normalised_recipe(run, script):
 
 
 def test_recalibrated_statistics_change_the_tests_and_not_the_training(run):
-    options = ("--recipe", "normalized", "--hidden", 32, "--epochs", 4)
+    options = ("--recipe", "normalized", "--hidden", 32, "--epochs", 4, "--init-state", "zeros")
     lagging = run("sequential_mnist", "lagging", *options)
     anew = run("sequential_mnist", "anew", *options, "--recalibrate", 3)
     assert lagging["final"]["loss"] == anew["final"]["loss"]
     tests = [[(record["test"], record["test_w"]) for record in result["records"]] for result in (lagging, anew)]
     assert tests[0] != tests[1]
+    again = run("sequential_mnist", "lagging", *options, "--recalibrate", 3, "--resume", "--test-only")
+    assert again["final"]["loss"] == lagging["final"]["loss"]
+    assert again["final"]["test"] == anew["final"]["test"]
+    assert again["records"][:-1] == lagging["records"][:-1]
+    assert (again["status"], len(again["commands"])) == ("finished", 2)
     with pytest.raises(ValueError, match="leave recalibrate"):
         run("sequential_mnist", "none", "--recalibrate", 3)
 
