@@ -31,7 +31,8 @@ extensions = [
     "mathml",
 ]
 exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "versions/*", "reference.md"]
-nitpicky = True  # a type or name without a page is a warning
+nitpicky = True  # a type or name without a page is a warning, but for protocols of the inside
+nitpick_ignore = [("py:class", "fptt_plugin.fit.metrics.StatefulMetric"), ("py:class", "fptt_plugin.tree.Packing")]
 
 html_theme = "furo"
 html_title = f"fptt_plugin {release}"

@@ -312,6 +312,15 @@ THUMBNAILS: dict[str, Callable[[], plt.Figure]] = {
     "speech": _channels,
     "static_images": _pixels(1),
     "dvs_cifar10": _pixels(8),
+    "complete_run": _text(
+        "trainer.fit(", "  train, epochs, val_loader=test,", "  callbacks=[...], scheduler=...,", "  checkpoint=...)"
+    ),
+    "lightning_loop": _text(
+        "def training_step(self, batch, i):", "  ...", "  self.manual_backward(loss)", "  optimizer.step()"
+    ),
+    "torchrun_loop": _text(
+        "torchrun --nproc-per-node 2", "  torchrun_loop.py", "", "model = DDP(net)", "trainer.fit(loader)"
+    ),
     "fabric_loop": _text(*(line.format("fabric.") for line in LOOP)),
     "accelerate_loop": _text(
         "model, optimizer, loader =", "  accelerator.prepare(...)", "trainer = FPTTTrainer(...)", "trainer.fit(loader)"

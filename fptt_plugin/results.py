@@ -42,7 +42,9 @@ class SequenceResult(NamedTuple):
 
 
 class BatchRecord(NamedTuple):
-    """What a callback of :meth:`FPTTTrainer.fit` gets after each batch; tensors are detached and stay on their device.
+    """What a callback of :meth:`~fptt_plugin.FPTTTrainer.fit` gets after each batch.
+
+    Tensors are detached and stay on their device.
 
     Attributes:
         epoch: From 1.
@@ -57,7 +59,8 @@ class BatchRecord(NamedTuple):
 
     Example:
         >>> import torch
-        >>> record = BatchRecord(1, 3, 8, torch.tensor(0.5), torch.rand(8, 2), torch.tensor(0.9), lr=0.01, updates=60)
+        >>> loss, norm, output = torch.tensor(0.5), torch.tensor(0.9), torch.rand(8, 2)
+        >>> record = BatchRecord(1, 3, 8, loss, output, norm, lr=0.01, updates=60)
         >>> f"batch {record.batch}: loss {record.loss.item()}"
         'batch 3: loss 0.5'
     """
@@ -93,7 +96,8 @@ class EpochRecord(NamedTuple):
             batches. ``None`` with ``max_grad_norm=None``; ``float("inf")`` measures it and does not clip.
 
     Example:
-        >>> record = EpochRecord(1, 1.2, 0.5, None, {"1": 0.1}, 10, 3.0, decision_loss=0.7, train_scores={"f1": 0.5})
+        >>> rates, scores = {"1": 0.1}, {"f1": 0.5}
+        >>> record = EpochRecord(1, 1.2, 0.5, None, rates, 10, 3.0, decision_loss=0.7, train_scores=scores)
         >>> record.scalars()["train/decision_loss"], record.scalars()["train/f1"]
         (0.7, 0.5)
     """
@@ -113,7 +117,11 @@ class EpochRecord(NamedTuple):
     grad_norm: float | None = None
 
     def scalars(self) -> dict[str, float]:
-        """Every figure by a name such as ``"val/accuracy"``, for a logger; those that there are not are left out."""
+        """Every figure by a name such as ``"val/accuracy"``, for a logger; those that there are not are left out.
+
+        Returns:
+            Numbers by name.
+        """
         figures: dict[str, float | None] = {
             "train/loss": self.loss,
             "train/decision_loss": self.decision_loss,

@@ -13,10 +13,11 @@ HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_f
 
 
 class Callback:
-    """Hooks of :meth:`FPTTTrainer.fit`: derive from this class, or write one that has some of its methods.
+    """Hooks of :meth:`~fptt_plugin.FPTTTrainer.fit`: derive from this class, or write one that has some of its methods.
 
     Each hook gets the trainer, and may look at everything, change learning rates, save, evaluate, and call
-    :meth:`FPTTTrainer.stop`. Callbacks are called in the order in which they are passed. An exception ends ``fit``.
+    :meth:`~fptt_plugin.FPTTTrainer.stop`. Callbacks are called in the order in which they are passed. An exception ends
+    ``fit``.
 
     Example:
         >>> class Patience(Callback):
@@ -26,19 +27,42 @@ class Callback:
     """
 
     def on_fit_begin(self, trainer: Any) -> None:
-        """Before the first epoch; ``trainer.history`` has those of earlier calls and of a loaded checkpoint."""
+        """Before the first epoch; ``trainer.history`` has those of earlier calls and of a loaded checkpoint.
+
+        Args:
+            trainer: The trainer.
+        """
 
     def on_epoch_begin(self, trainer: Any, epoch: int) -> None:
-        """Before an epoch, numbered from 1 over all calls."""
+        """Before an epoch, numbered from 1 over all calls.
+
+        Args:
+            trainer: The trainer.
+            epoch: Its number.
+        """
 
     def on_batch_end(self, trainer: Any, record: BatchRecord) -> None:
-        """After a batch, its update and the step of a scheduler per batch; tensors are on the network's device."""
+        """After a batch, its update and the step of a scheduler per batch; tensors are on the network's device.
+
+        Args:
+            trainer: The trainer.
+            record: Figures of the batch.
+        """
 
     def on_epoch_end(self, trainer: Any, record: EpochRecord) -> None:
-        """After an epoch: it is the last of ``trainer.history``, the scheduler and the best checkpoint are done."""
+        """After an epoch: it is the last of ``trainer.history``, the scheduler and the best checkpoint are done.
+
+        Args:
+            trainer: The trainer.
+            record: Figures of the epoch.
+        """
 
     def on_fit_end(self, trainer: Any) -> None:
-        """After the last epoch, and after an error or interrupt."""
+        """After the last epoch, and after an error or interrupt.
+
+        Args:
+            trainer: The trainer.
+        """
 
 
 EpochFunction = Callable[[Any, EpochRecord], Any]

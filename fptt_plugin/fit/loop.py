@@ -85,13 +85,13 @@ def epochs(
 
     Args:
         trainer: An :class:`~fptt_plugin.FPTTTrainer`.
-        loader: Gives batches as :meth:`FPTTTrainer.fit` takes them; or ``loader(epoch)``, called at the start of each
-            epoch, returns what does: the place to seed a sampler or to set a learning rate.
+        loader: Gives batches as :meth:`~fptt_plugin.FPTTTrainer.fit` takes them; or ``loader(epoch)``, called at the
+            start of each epoch, returns what does: the place to seed a sampler or to set a learning rate.
         count: Number of the last epoch.
         first: Number of the first epoch, to resume.
         val_loader: Evaluated after each epoch.
-        metric: See :meth:`FPTTTrainer.fit`.
-        batch: See :meth:`FPTTTrainer.fit`.
+        metric: See :meth:`~fptt_plugin.FPTTTrainer.fit`.
+        batch: See :meth:`~fptt_plugin.FPTTTrainer.fit`.
         progress: Show a progress bar where ``tqdm`` is installed.
 
     Yields:
@@ -155,7 +155,7 @@ def fit(
     callbacks: Callbacks = (),
     show: bool = True,
 ) -> list[EpochRecord]:
-    """Implement :meth:`FPTTTrainer.fit`."""
+    """Implement :meth:`~fptt_plugin.FPTTTrainer.fit`."""
     watch = Watch(metric, monitor, higher_is_better, patience, validates=val_loader is not None)
     hooks = CallbackList(callbacks)
     interval = _check(loader, count, val_loader, batch, scheduler, scheduler_interval, checkpoint, watch)
@@ -206,7 +206,7 @@ def evaluate(
     batch: Batching = None,
     averaged: bool | None = None,
 ) -> float | dict[str, float]:
-    """Implement :meth:`FPTTTrainer.evaluate`."""
+    """Implement :meth:`~fptt_plugin.FPTTTrainer.evaluate`."""
     scores, loss = _evaluate(trainer, loader, metric, batch, averaged=averaged)
     if metric is None:
         return loss

@@ -11,7 +11,7 @@ from .batches import Batching, interruptible, parts_of
 
 
 def recalibrate(trainer: Any, loader: Iterable[Any], *, batch: Batching = None, averaged: bool | None = None) -> int:
-    """Implement :meth:`FPTTTrainer.recalibrate`."""
+    """Implement :meth:`~fptt_plugin.FPTTTrainer.recalibrate`."""
     net = trainer.net
     norms = [norm for norm in normalizations(net).values() if getattr(norm, "running_mean", None) is not None]
     if net.training:  # a layer that the user put into evaluation mode keeps its statistics

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import pytest
 import torch
@@ -33,6 +34,16 @@ def test_quickstart(library, run_example, tmp_path):
         for name in timed:
             del row[name]
     assert again == figures, "the same seed gives the same figures"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "updates"), [("snntorch", 2100), ("spikingjelly", 525)])
+def test_the_programs_of_the_front_page(library, updates, run_example):
+    """The page says: an accuracy of more than 90 %."""
+    printed = run_example(f"first_{library}.py")
+    accuracy, made = re.search(r"test accuracy ([\d.]+)% after (\d+) updates", printed).groups()
+    assert float(accuracy) > 90
+    assert int(made) == updates
 
 
 def test_beta_rule(run_example, tmp_path):
