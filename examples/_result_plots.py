@@ -60,10 +60,6 @@ PICTURES = {
         Panel("smnist", "epoch", "S-MNIST, T = 784"),
         Panel("psmnist-half", "epoch", "PS-MNIST at half resolution, T = 196"),
     ],
-    "normalized": [
-        Panel("normalized", "epoch", "S-MNIST, T = 196, normalised", best_rate=True),
-        Panel("normalized-parts", "epoch", "S-MNIST, T = 196: the parts of the recipe, FPTT"),
-    ],
     "ecg": [
         Panel("ecg", "epoch", "QT-database ECG"),
         Panel("ecg", "cpu_seconds", "QT-database ECG, against time"),
