@@ -29,6 +29,14 @@ class Membrane(nn.Module):
 register_state_handler(Membrane, AttributeHandler(mem=None))
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_arrive():
+    """Python leaves SIGINT alone where it was started with it ignored, as a background job of a script is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make(**options):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), Membrane(), nn.Linear(8, 2), Membrane())

@@ -59,7 +59,7 @@ def _scale(tensors: list[Tensor], factor: Tensor) -> None:
 def _average(means: list[Tensor], values: list[Tensor], share: Tensor) -> None:
     """Running means, of which the values become that share."""
     for mean, value in zip(means, values, strict=True):
-        mean.lerp_(value, share.to(mean.dtype))
+        mean.add_(share.to(mean.dtype) * (value - mean))
 
 
 # ---------------------------------------------------------------------- without second moments

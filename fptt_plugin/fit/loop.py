@@ -207,7 +207,7 @@ def evaluate(
     averaged: bool | None = None,
 ) -> float | dict[str, float]:
     """Implement :meth:`~fptt_plugin.FPTTTrainer.evaluate`."""
-    scores, loss = _evaluate(trainer, loader, metric, batch, averaged=averaged)
+    scores, loss = _evaluate(trainer, loader, metric, batch, averaged=averaged, with_loss=metric is None)
     if metric is None:
         return loss
     is_single = not isinstance(metric, Mapping) and scores.keys() == by_name(metric).keys()
@@ -218,10 +218,16 @@ def evaluate(
 
 
 def _evaluate(
-    trainer: Trainer, loader: Iterable[Any], metric: Metrics, batching: Batching, *, averaged: bool | None = None
+    trainer: Trainer,
+    loader: Iterable[Any],
+    metric: Metrics,
+    batching: Batching,
+    *,
+    averaged: bool | None = None,
+    with_loss: bool = True,
 ) -> tuple[dict[str, float], float]:
     """Scores and mean loss of the decisions."""
-    decisions = Decisions(trainer, metric)
+    decisions = Decisions(trainer, metric, with_loss=with_loss)
     with trainer.evaluation(averaged):
         for given in interruptible(loader):
             batch = trainer.prepare(*parts_of(given, batching))
@@ -298,11 +304,13 @@ class Decisions:
     Args:
         trainer: Whose loss function it is.
         metric: One metric, several by name, or ``None``.
+        with_loss: Whether the loss is asked for; a metric may take targets that the loss function does not.
     """
 
-    def __init__(self, trainer: Trainer, metric: Metrics) -> None:
+    def __init__(self, trainer: Trainer, metric: Metrics, *, with_loss: bool = True) -> None:
         self.scores = Scores(metric, _device(trainer))
         self._objective = trainer.objective
+        self._with_loss = with_loss
         self._loss = _Mean(trainer)
 
     @property
@@ -319,7 +327,7 @@ class Decisions:
         before = self.samples
         with torch.no_grad():
             self.scores.update(output, target)
-            if self.samples > before:
+            if self._with_loss and self.samples > before:
                 self._loss.add(self._objective.loss_of(output, target), self.samples - before)
 
     def visitor(self, batch: Batch) -> Callable[[int, Any], None]:

@@ -61,4 +61,5 @@ def test_a_few_combinations(ran):
 @pytest.mark.parametrize("first", range(3000, 3100, 20))
 def test_a_hundred_combinations(first, ran):
     compare(range(first, first + 20), ran)
-    assert all(ran[kind.__name__] for kind in (CompiledWindow, CompiledStep, CompiledUpdate)), ran
+    # Whole windows are rare among them: short ones without masks. tests/compile/test_windows.py has these.
+    assert all(ran[kind.__name__] for kind in (CompiledStep, CompiledUpdate)), ran

@@ -40,7 +40,8 @@ def loop(net, x, y, *, alpha, window, advance, mean=False):
     total, count = None, 0
     for x_window in x.split(window):
         for output in advance(net, x_window):
-            total, count = output if total is None else total + output, count + 1
+            # A clone, as the trainer's: it keeps what a neuron may go on changing, and the order of sums of gradients.
+            total, count = output.clone() if total is None else total + output, count + 1
         optimizer.zero_grad()
         CE(total / count if mean else output, y).backward()
         optimizer.step()
