@@ -55,16 +55,18 @@ class PerStepNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def _init_norm(
+    def __init__(
         self,
         num_features: int,
         steps: int,
-        eps: float,
-        momentum: float,
-        gamma: float,
-        affine: bool,
-        accumulate: bool,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        gamma: float = 1.0,
+        affine: bool = True,
+        accumulate: bool = False,
     ) -> None:
+        super().__init__()
         self.num_features = _check_count("num_features", num_features)
         self.steps = _check_count("steps", steps)
         self.eps = check_number("eps", eps)
@@ -78,6 +80,11 @@ class PerStepNorm(nn.Module):
         self.register_buffer("running_mean", torch.empty(steps, num_features))
         self.register_buffer("running_var", torch.empty(steps, num_features))
         self.reset_parameters()
+        self._init_state()
+
+    def _init_state(self) -> None:
+        """Make the places in which the module of a library keeps its :class:`NormState`."""
+        raise NotImplementedError
 
     def reset_running_stats(self) -> None:
         """Set the running statistics of every step to mean 0 and variance 1."""

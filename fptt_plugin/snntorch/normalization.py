@@ -18,19 +18,7 @@ class BufferedNorm(PerStepNorm):
     mean: Tensor
     m2: Tensor
 
-    def __init__(
-        self,
-        num_features: int,
-        steps: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        gamma: float = 1.0,
-        affine: bool = True,
-        accumulate: bool = False,
-    ) -> None:
-        super().__init__()
-        self._init_norm(num_features, steps, eps, momentum, gamma, affine, accumulate)
+    def _init_state(self) -> None:
         for name in NormState._fields:
             dtype = torch.long if name == "step" else None
             self.register_buffer(name, torch.zeros(0, dtype=dtype), persistent=False)

@@ -31,9 +31,12 @@ class MemoryNorm(PerStepNorm, FunctionalMemory):
         step_mode: str = "s",
     ) -> None:
         check_choice("step_mode", step_mode, ("s", "m"))
-        super().__init__()
-        self._init_norm(num_features, steps, eps, momentum, gamma, affine, accumulate)
+        super().__init__(
+            num_features, steps, eps=eps, momentum=momentum, gamma=gamma, affine=affine, accumulate=accumulate
+        )
         self.step_mode = step_mode
+
+    def _init_state(self) -> None:
         for name in NormState._fields:
             self.register_memory(name, 0)
 
