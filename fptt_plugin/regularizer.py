@@ -782,7 +782,11 @@ def check_regularizer_options(
     """Record options of the regulariser that are not numbers or out of range."""
 
     def check(name: str, value: object, fits: Callable[[Any], bool], rule: str) -> None:
-        problems.check(isinstance(value, SupportsFloat) and fits(value), f"{name}={value!r} must {rule}")
+        if isinstance(value, SupportsFloat):
+            problems.check(fits(value), f"{name}={value!r} must {rule}")
+        else:  # YAML reads 1e-1 as text
+            number = "pass a number" + (f", float({value!r})" if isinstance(value, str) else "")
+            problems.check(False, f"{name}={value!r} is of type {type(value).__name__}", number)
 
     check("alpha", alpha, lambda value: 0 <= value < float("inf"), "be >= 0 and finite (0 is plain truncated BPTT)")
     check("beta", beta, lambda value: 0 < value <= 1, "lie in (0, 1]; the paper uses 0.5")

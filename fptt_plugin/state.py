@@ -204,7 +204,8 @@ def _load_adapters() -> None:
             importlib.import_module(adapter)
 
 
-def _handler_for(module: nn.Module) -> StateHandler | None:
+def handler_for(module: nn.Module) -> StateHandler | None:
+    """Return the state handler of a module; ``None`` if it has no state that this package knows."""
     return next((_handlers[base] for base in type(module).__mro__ if base in _handlers), None)
 
 
@@ -264,7 +265,7 @@ class ModelState:
 
     def __init__(self, net: nn.Module) -> None:
         _load_adapters()
-        found = ((name, module, _handler_for(module)) for name, module in net.named_modules())
+        found = ((name, module, handler_for(module)) for name, module in net.named_modules())
         self._entries = [(name, module, handler) for name, module, handler in found if handler is not None]
 
     def add(self, name: str, module: nn.Module, handler: StateHandler) -> None:

@@ -39,7 +39,13 @@ def spiking_net(inputs=3, hidden=8, classes=2, extra=(), dtype=torch.float32):
     """A hidden spiking layer and an integrator; ``extra`` modules come before the spiking layer."""
     # The gradient of a bias ahead of a batch normalization is rounding alone, and Adam makes whole steps of it.
     normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in extra)
-    layers = [nn.Linear(inputs, hidden, bias=not normalized), *extra, LIF(), nn.Linear(hidden, classes), LIF(spikes=False)]
+    layers = [
+        nn.Linear(inputs, hidden, bias=not normalized),
+        *extra,
+        LIF(),
+        nn.Linear(hidden, classes),
+        LIF(spikes=False),
+    ]
     return nn.Sequential(*layers).to(dtype)
 
 

@@ -120,10 +120,10 @@ def test_sparse_gradients_are_refused():
         ({"rho": 2}, "rho=2"),
         ({"variant": "newton"}, "variant='newton' is unknown; choose one of 'dual', 'gradient'"),
         ({"max_grad_norm": 0}, "max_grad_norm=0 must be > 0, or None"),
-        ({"alpha": "1e-1"}, "alpha='1e-1' must be"),
-        ({"beta": None}, "beta=None must"),
-        ({"rho": [0.1]}, r"rho=\[0.1\] must"),
-        ({"max_grad_norm": "1"}, "max_grad_norm='1' must"),
+        ({"alpha": "1e-1"}, r"alpha='1e-1' is of type str: pass a number, float\('1e-1'\)"),
+        ({"beta": None}, "beta=None is of type NoneType: pass a number"),
+        ({"rho": [0.1]}, r"rho=\[0.1\] is of type list: pass a number"),
+        ({"max_grad_norm": "1.0"}, r"max_grad_norm='1.0' is of type str: pass a number, float\('1.0'\)"),
     ],
 )
 def test_impossible_options(options, words):

@@ -151,7 +151,7 @@ def test_the_first_call_shows_the_time_axis_without_a_preflight(make):
 def test_an_output_without_samples_is_refused_without_a_preflight():
     net = nn.Sequential(jelly("m"), nn.Flatten(0, 1))
     trainer = FPTTTrainer(net, sgd(net), CE, window=4, preflight=False)
-    with pytest.raises(ValueError, match=r"shape \(15, 2\) for 5 steps of 3 samples: expected \[5, 3, ...\]"):
+    with pytest.raises(ValueError, match=r"shape \(30, 2\) for 5 steps of 6 samples: expected \[5, 6, ...\]"):
         trainer.train_sequence(*batch(8))
 
 

@@ -34,7 +34,8 @@ class Driver:
         combines_steps: Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
         pushes: ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
             over time, and the trainer calls :meth:`run` once per batch.
-        mixing_remedy: What to do where they do, for the error message.
+        mixing_remedy: What to do where samples mix, for the error message.
+        sequence_remedy: What to do where the network does not take a time step, for the error message.
 
     Example:
         >>> class Repeats(Driver):
@@ -54,6 +55,7 @@ class Driver:
     factor = 1.0
     combines_steps = False
     mixing_remedy = ""
+    sequence_remedy = "leave driver='auto', which finds out how forward() takes its time steps"
 
     @property
     def checks_samples(self) -> bool:

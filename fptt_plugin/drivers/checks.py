@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from itertools import zip_longest
+from collections import Counter
+from itertools import count, zip_longest
 from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
+from ..errors import CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
-from .base import Driver, cannot_step, step_modes
+from .base import Driver, cannot_step, step_modes, unwrapped
+from .failures import does_not_run, handler_code
 from .returned import Returned, identify, lively_inputs
 from .slice import SliceDriver
-from .trial import ABSENT, TrialCopy
+from .trial import ABSENT, Call, TrialCopy
 
-STEPS, SAMPLES = 5, 3  # of the trial; different, so that a time axis is told from a batch axis
+STEPS = 5  # of the trial
 _TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
 _ROUNDING = 1e-4  # of the norm: of one and the same computation, done twice
 
@@ -58,12 +61,36 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
         copy = TrialCopy(driver.net, driver)
     except CannotStepError:  # it cannot be copied
         return False
+    if not isinstance(driver, SliceDriver):
+        _check_first_step(driver, copy, x)
     x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
-    x = copy.lively(x, 1)[0]
-    before = copy.attributes()
-    first = copy.trial(x)
-    if not first or _alike(first, copy.trial(x), _ROUNDING):
-        return copy.drew
+    for candidate in copy.lively(x):
+        before = copy.attributes()
+        first = copy.trial(candidate)
+        if not first or _alike(first, copy.trial(candidate), _ROUNDING):
+            continue
+        kept = _kept(copy, candidate, before, first)
+        if kept:
+            raise _not_reset(driver.net, kept)
+        return True  # it draws random numbers that are not torch's
+    return copy.drew
+
+
+def _check_first_step(driver: Driver, copy: TrialCopy, x: Tensor) -> None:
+    """Check that the first step of the sequence runs, as training will run it."""
+    copy.state.reset()
+    try:
+        copy.advance(x[:1])
+    except FPTTError:
+        raise
+    except Exception as error:
+        if "grad" not in str(error):  # hooks on tensors of the graph, say, which a dry run does not have
+            remedy = driver.sequence_remedy
+            raise does_not_run(driver.net, copy, x[:1], error, given=x, what="one step", otherwise=remedy) from error
+
+
+def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor]) -> list[str]:
+    """Attributes with which the next sequence begins otherwise than the first did."""
     copy.state.reset()
     after = copy.attributes()
     clean = {name: before.get(name, ABSENT) for name in after if not _equal(after[name], before.get(name, ABSENT))}
@@ -72,39 +99,33 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
         copy.put_back(attributes)
         return _alike(first, copy.trial(x), _ROUNDING)
 
-    if clean and repeats(clean):  # else it draws random numbers that are not torch's
-        kept = [name for name in clean if not repeats({**clean, name: after[name]})]
-        raise _not_reset(copy.net, kept or list(clean), clean)
-    return True
+    if not clean or not repeats(clean):
+        return []
+    return [name for name in clean if not repeats({**clean, name: after[name]})] or list(clean)
 
 
-def _not_reset(net: nn.Module, kept: list[str], initial: dict[str, Any]) -> CannotStepError:
+def _not_reset(net: nn.Module, kept: list[str]) -> CannotStepError:
     owner = kept[0].rpartition(".")[0]
-    own = [name for name in kept if name.rpartition(".")[0] == owner]
-    values = ", ".join(f"{name.rpartition('.')[2]}={_as_code(initial[name])}" for name in own)
-    handler = f"register_state_handler({type(net.get_submodule(owner)).__name__}, AttributeHandler({values}))"
-    return CannotStepError(
-        f"{type(net).__name__} begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which "
-        "reset() does not reach",
+    module = unwrapped(net).get_submodule(owner)
+    own = [name.rpartition(".")[2] for name in kept if name.rpartition(".")[0] == owner]
+    handler = handler_code(type(module), {name: getattr(module, name, None) for name in own})
+    missing = [name for name in own if not hasattr(module, name)]
+    absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
+    return cannot_step(
+        net,
+        f"begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which reset() does not "
+        "reach",
         "let the neurons keep their state themselves (init_hidden=True in snnTorch), or name such attributes, each "
-        f"with its value before the first input, before you build the trainer: fptt_plugin.state.{handler}",
+        f"with its value before the first input{absent}, before you build the trainer: fptt_plugin.state.{handler}",
     )
-
-
-def _as_code(value: Any) -> str:
-    """The value before the first input, as Python code; ``None`` where a tensor or an object stands."""
-    if isinstance(value, (bool, int, float, str)) or value in ([], {}, ()):
-        return repr(value)
-    return "None"
 
 
 def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random: bool, thorough: bool) -> None:
     steps = STEPS if window else len(x)
-    samples = SAMPLES if steps != SAMPLES else SAMPLES + 1
-    x = _excerpt(x, steps, samples)
-    copy = TrialCopy(driver.net, driver)
+    copy, given = TrialCopy(driver.net, driver), x
+    x = _excerpt(x, steps, _samples(copy.net, steps))
     for candidate in copy.lively(x):
-        _check_slice(driver, copy, candidate)
+        _check_slice(driver, copy, candidate, given)
         if window is None or is_random:
             return
         _compare_slices(driver, copy, candidate, thorough)
@@ -113,7 +134,7 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
         driver.readout, driver.factor = combined.readout, combined.factor
 
 
-def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> None:
+def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor) -> None:
     """Check that the network runs on several time steps at once, and find out what its output is."""
     steps, samples = x.shape[:2]
     copy.state.reset()
@@ -122,13 +143,15 @@ def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> None:
     except FPTTError:
         raise
     except Exception as error:
-        reason = f"does not run on {steps} steps of {samples} samples, an input of shape {tuple(x.shape)} ({error!r})"
-        raise cannot_step(
-            copy.net,
-            reason,
-            "forward() must take a leading time axis, [T, B, ...]; where it repeats a still image over time, take that "
-            "out of forward() and pass x.unsqueeze(0).expand(T, *x.shape)",
-            CannotRunError,
+        raise does_not_run(
+            driver.net,
+            copy,
+            x,
+            error,
+            given=given,
+            what=f"{steps} steps of {samples} samples, an input",
+            otherwise="forward() must take a leading time axis, [T, B, ...]; where it repeats a still image over time, "
+            "take that out of forward() and pass x.unsqueeze(0).expand(T, *x.shape)",
         ) from error
     try:
         driver.note_time_axis(output, steps, samples)
@@ -242,24 +265,63 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
 def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
     """Check that the outputs and states of a sample are those of this sample alone."""
     copy = TrialCopy(driver.net, driver)
-    remedy = "in 's' mode there is no time axis" if "m" not in step_modes(driver.net).values() else "it is in 'm' mode"
-    remedy += driver.mixing_remedy
-    for candidate in copy.lively(_excerpt(x, STEPS, SAMPLES)):
-        copy.state.reset()
+    samples = _samples(copy.net, STEPS)
+    for candidate in copy.lively(_excerpt(x, STEPS, samples)):
         try:
-            output = torch.stack(copy.advance(candidate))
+            outputs, calls = copy.followed(candidate)
         except Exception:  # says in training what is wrong
             return
-        after = copy.state.get()
-        if output.shape[1:2] != (SAMPLES,):
-            raise cannot_step(driver.net, f"returned shape {tuple(output.shape[1:])} for {SAMPLES} samples", remedy)
+        after = tensors_in(copy.state.get())
+        output = torch.stack(outputs)
+        if output.shape[1:2] != (samples,):
+            reason = f"returned shape {tuple(output.shape[1:])} for {samples} samples"
+            raise cannot_step(driver.net, reason, _mixing_remedy(driver))
         if is_random:
             return
-        copy.state.reset()
-        alone = torch.stack(copy.advance(candidate[:, -1:]))
-        ones, others = _last_sample(tensors_in(after), tensors_in(copy.state.get()))
-        if not _alike([output[:, -1:], *ones], [alone, *others]):
-            raise cannot_step(driver.net, "takes the samples of a batch for time steps, so that they mix", remedy)
+        fresh = TrialCopy(driver.net, driver)  # without what a reset of the other does not reach
+        alone, calls_alone = fresh.followed(candidate[:, -1:])
+        ones, others = _last_sample(after, tensors_in(fresh.state.get()))
+        mix = not _alike([output[:, -1:], *ones], [torch.stack(alone), *others])
+        if mix or _loops_over_samples(calls, calls_alone, samples):
+            raise _samples_mix(driver, calls, calls_alone)
+
+
+def _loops_over_samples(calls: list[Call], alone: list[Call], samples: int) -> bool:
+    """Whether a module is called once per sample, as a recurrent layer of whole sequences does with its cell."""
+    counts, single = (Counter(call.module for call in found) for found in (calls, alone))
+    return any(counts[name] == samples * single[name] for name in single)
+
+
+def _samples_mix(driver: Driver, calls: list[Call], alone: list[Call]) -> CannotStepError:
+    """The error that names the first module whose output for a sample depends on the other samples."""
+    comparable = [call.module for call in calls] == [call.module for call in alone]  # else it loops over samples
+    for together, single in zip(calls, alone, strict=True) if comparable else ():
+        if _agree(together.outputs, single.outputs):
+            continue
+        name = together.module
+        module = unwrapped(driver.net).get_submodule(name)
+        # Not where the network's own code or the driver mixes them, or where it is a matter of the step mode.
+        if not name or hasattr(module, "step_mode") or not _agree(together.inputs, single.inputs):
+            break
+        return CannotStepError(
+            "returns for one sample what depends on the others in the batch, so that they mix",
+            "replace it by a layer that treats every sample by itself",
+            layer=name,
+            layer_type=type(module).__name__,
+        )
+    reason = "takes the samples of a batch for time steps, so that they mix"
+    return cannot_step(driver.net, reason, _mixing_remedy(driver))
+
+
+def _agree(together: list[Tensor], alone: list[Tensor]) -> bool:
+    """Whether the last of several samples has what it has alone."""
+    ones, others = _last_sample(together, alone)
+    return len(ones) == len(together) and _alike(ones, others)
+
+
+def _mixing_remedy(driver: Driver) -> str:
+    multi_step = "m" in step_modes(driver.net).values()
+    return ("it is in 'm' mode" if multi_step else "in 's' mode there is no time axis") + driver.mixing_remedy
 
 
 def _warn_of_records(net: nn.Module) -> None:
@@ -271,6 +333,12 @@ def _warn_of_records(net: nn.Module) -> None:
                 FPTTWarning,
                 stacklevel=2,
             )
+
+
+def _samples(net: nn.Module, steps: int) -> int:
+    """Samples of the trial: as many as there are neither steps nor features, so that no axis is taken for another."""
+    sizes = {steps, *(size for p in net.parameters() if not is_lazy(p) for size in p.shape)}
+    return next(samples for samples in count(3) if samples not in sizes)
 
 
 def _excerpt(x: Tensor, steps: int, samples: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from itertools import pairwise
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import BatchError, CannotRunError, CannotStepError, ErrorList, FPTTError, FPTTWarning
+from ..errors import BatchError, CannotRunError, CannotStepError, ErrorList, FPTTWarning
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
+from .failures import does_not_run
 from .in_flight import InFlightDriver, TimeAxis, check_eager
-from .inputs import input_hook, takes_state
+from .inputs import takes_state
 from .returned import Returned, StepOutput, identify, lively_inputs
 from .step import StepDriver
 from .trial import Calls, TrialCopy
@@ -76,7 +76,7 @@ def find_driver(
     try:
         calls = copy.calls(x)
     except Exception as error:
-        raise _does_not_run(copy.net, x, error, failure) from error
+        raise does_not_run(net, copy, x, error, on_step=failure) from error
     steps, time, calls = _time_axis(copy, calls, x, output_module, batch_first)
     module = output_module or _end_of_step(calls, steps)
     late = [m for m in _after(calls, module) if m and calls.modules.count(m) < steps and copy.trainable(m)]
@@ -141,14 +141,7 @@ def check_network(
         problems.add(error)
     carries_state = driver == "explicit" or isinstance(driver, Driver) or takes_state(net)
     if not state.modules() and not carries_state:
-        problems.add(
-            cannot_step(
-                net,
-                "has no stateful neuron that this package knows, so there is nothing to train through time",
-                "use snnTorch or SpikingJelly neurons, or name the state of your own neuron with "
-                "fptt_plugin.state.register_state_handler",
-            )
-        )
+        problems.add(_without_state(net))
     if isinstance(optimizer, Optimizer):
         own = set(net.parameters())
         foreign = sum(p not in own for group in optimizer.param_groups for p in group["params"])
@@ -157,6 +150,25 @@ def check_network(
             f"the optimizer has {foreign} parameter(s) that are not the network's",
             "build it from net.parameters(), after the last change to the network",
         )
+
+
+def _without_state(net: nn.Module) -> CannotStepError:
+    loops = [(name, type(module).__name__) for name, module in net.named_modules() if name and takes_state(module)]
+    if loops:
+        name, kind = loops[0]
+        return cannot_step(
+            net,
+            f"has no stateful neuron, and {name!r} ({kind}) forgets its state unless it is passed on from step to step",
+            "let forward take a step and the state: def forward(self, x_t, state), in it "
+            f"y, state = self.{name}(x_t.unsqueeze(0), state), then the layers behind it on y[0], and return both, "
+            "output and state",
+        )
+    return cannot_step(
+        net,
+        "has no stateful neuron that this package knows, so there is nothing to train through time",
+        "use snnTorch or SpikingJelly neurons, or name the state of your own neuron with "
+        "fptt_plugin.state.register_state_handler",
+    )
 
 
 # ---------------------------------------------------------------------- where the time axis is
@@ -389,28 +401,6 @@ def _warn_of_resets(copy: TrialCopy, rows: Tensor) -> None:
             FPTTWarning,
             stacklevel=2,
         )
-
-
-def _does_not_run(net: nn.Module, x: Tensor, error: Exception, failure: Exception | None) -> CannotStepError:
-    if isinstance(error, FPTTError) and (failure is None or isinstance(failure, FPTTError)):  # says itself what to do
-        return cannot_step(net, f"does not run on an input of shape {tuple(x.shape)}: {error.reason}", error.remedy)
-    step = f" nor on one step of it ({failure!r})" if failure and repr(failure) != repr(error) else ""
-    required = [p.name for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
-    remedy = "call it on your data by hand to see why"
-    if len(required) > 1 and "args" not in required:
-        remedy = (
-            f"its forward() takes {', '.join(required)}; if these are inputs, pass a tuple or a dictionary of them; if "
-            "they are states, wrap it in a module whose forward(x_t, state) returns (output, state), where state is a "
-            "tuple of the states, and None at the start of a sequence"
-        )
-    tuples = [name for name, module in net.named_modules() if getattr(module, "init_hidden", True) is False]
-    if tuples and "not tuple" in str(error):
-        names = ", ".join(map(repr, tuples))
-        remedy = f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
-    hook, what = input_hook(net), f"an input of shape {tuple(x.shape)}"
-    if hook is not None:
-        what, remedy = hook.explain()
-    return cannot_step(net, f"does not run on {what} ({error!r}){step}", remedy, CannotRunError)
 
 
 def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:

@@ -21,10 +21,11 @@ class ExplicitDriver(Driver):
     change these containers in place. Neurons that keep a state of their own may be among the layers.
     """
 
-    mixing_remedy = (
-        "; driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, "
-        "SpikingLSTM), wrap it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state"
+    sequence_remedy = (
+        "driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, SpikingLSTM), wrap "
+        "it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state"
     )
+    mixing_remedy = f"; {sequence_remedy}"
 
     def bind(self, net: nn.Module, state: ModelState, select: Select) -> Self:
         self._holder = StateHolder()

@@ -72,6 +72,14 @@ class Calls(NamedTuple):
         return all(piece == pieces[0] for piece in pieces)
 
 
+class Call(NamedTuple):
+    """One call of a module: its name, and the tensors that it got and returned."""
+
+    module: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
 class TrialCopy:
     """A copy of a network to try things on; the network, its state, its monitors and other networks stay as they are.
 
@@ -203,37 +211,51 @@ class TrialCopy:
             return list(self._driver.advance(x))
 
     def lively(self, x: Tensor, count: int = 3) -> list[Tensor]:
-        """The input, or larger and other ones of its shape, on which most layers with state do something.
+        """The input, or larger and other ones of its shape, on which most modules do something.
 
         A network that is silent on an input, as untrained ones with high thresholds are, shows nothing of what it is.
-        The liveliest comes first.
+        All modules count: neurons that the package does not know are among them. The liveliest input comes first.
         """
         if not x.is_floating_point():
             return [x]
-        active: set[str] = set()
+        called, active = set[str](), set[str]()
 
         def watch(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
+                called.add(name)
                 if any(bool((tensor != tensor.flatten()[0]).any()) for tensor in tensors_in(output) if tensor.numel()):
                     active.add(name)
 
             return hook
 
-        layers = list(self.state.modules())
         found: list[tuple[int, Tensor]] = []
         with (
-            _attached(module.register_forward_hook(watch(name)) for name, module in layers),
+            _attached(module.register_forward_hook(watch(name)) for name, module in self.net.named_modules()),
             torch.random.fork_rng(),
         ):
             for candidate in lively_inputs(x):
                 active.clear()
                 if self.trial(candidate):
                     found.append((len(active), candidate))
-                if sum(number == len(layers) for number, _ in found) == count:
+                if sum(number == len(called) for number, _ in found) == count:
                     break
         self.state.reset()
         most = max((number for number, _ in found), default=0)
         return [candidate for number, candidate in found if number == most][:count] or [x]
+
+    def followed(self, x: Tensor) -> tuple[list[Tensor], list[Call]]:
+        """Outputs of some steps from reset, and the calls of modules on the way, in the order of their return."""
+        calls: list[Call] = []
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                calls.append(Call(name, *([tensor.clone() for tensor in tensors_in(side)] for side in (args, output))))
+
+            return hook
+
+        self.state.reset()
+        with _attached(module.register_forward_hook(keep(name)) for name, module in self.net.named_modules()):
+            return self.advance(x), calls
 
     def trial(self, x: Tensor) -> list[Tensor]:
         """Outputs and states after some steps from reset; empty if the network does not run."""

@@ -76,6 +76,11 @@ _refuse(
     *(("SlidingPSN",) if IS_FUNCTIONAL else ("Delay",)),
     when=lambda node: node.step_mode == "m",
 )
+_refuse(
+    "takes the samples of a batch for the time steps of its pattern: leave it out and pass the pattern as the input, "
+    "[T, B, ...], repeated as often as it is to be seen",
+    "PeriodicEncoder",
+)
 _refuse(f"has parameters for a fixed number of time steps and no single-step mode: {_LIF}", "GatedLIFNode")
 _refuse(
     "starts again at every call and returns a list or one value for all time steps: use "

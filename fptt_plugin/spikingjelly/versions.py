@@ -6,18 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, layer, neuron
+from spikingjelly.activation_based import base, encoding, layer, neuron
 from torch import Tensor
 
 IS_FUNCTIONAL = hasattr(base.MemoryModule, "materialize_states")
 
 
 def known_types(*names: str) -> Iterator[type]:
-    """Return the neurons and layers of these names that the installed version has."""
+    """Return the neurons, layers and encoders of these names that the installed version has."""
     for name in names:
-        found = getattr(neuron, name, getattr(layer, name, None))
-        if found is not None:
-            yield found
+        yield from (getattr(place, name) for place in (neuron, layer, encoding) if hasattr(place, name))
 
 
 class FunctionalMemory(base.MemoryModule):

@@ -1,0 +1,165 @@
+"""Why a network does not run on an input: the layer that raised the exception, and what to do about it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+
+from torch import Tensor, nn
+
+from ..errors import CannotRunError, CannotStepError, FPTTError
+from ..state import AttributeHandler, handler_for
+from .base import cannot_step, step_modes, unwrapped
+from .inputs import input_hook
+from .trial import TrialCopy
+
+_SIZES = ("in_features", "in_channels", "num_features", "num_channels", "input_size", "num_embeddings")
+
+
+def does_not_run(
+    net: nn.Module,
+    copy: TrialCopy,
+    x: Tensor,
+    error: Exception,
+    *,
+    given: Tensor | None = None,
+    what: str = "an input",
+    on_step: Exception | None = None,
+    otherwise: str = "call it on your data by hand to see why",
+) -> CannotStepError:
+    """The error for a dry run that failed.
+
+    Args:
+        net: The network.
+        copy: The copy of it that failed.
+        x: What the copy was called on, ``[T, B, ...]``.
+        error: What it raised.
+        given: The input as it is trained on, where ``x`` is but a part of it.
+        what: The input, in words.
+        on_step: What it raised on a single time step, where that was tried, too.
+        otherwise: The remedy where the failure itself shows none.
+
+    Returns:
+        An error with the innermost layer that raised, its exception, and a remedy that fits both.
+    """
+    what = f"{what} of shape {tuple(x.shape)}"
+    if isinstance(error, FPTTError) and isinstance(on_step, FPTTError | None):  # says itself what to do
+        return cannot_step(net, f"does not run on {what}: {error.reason}", error.remedy)
+    name, layer = _innermost(copy.net, error)
+    inside = f" in {name!r} ({type(layer).__name__})" if name else ""
+    also = f" nor on one step of it ({on_step!r})" if on_step and repr(on_step) != repr(error) else ""
+    hook = input_hook(copy.net)
+    if hook is not None:
+        what, remedy = hook.explain()
+    else:
+        remedy = (
+            _initial_state(net, x, name, layer)
+            or _pair_of_outputs(net, error)
+            or _without_time_axis(net, name, layer)
+            or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
+            or _size(name, layer, error)
+            or _further_arguments(net)
+            or otherwise
+        )
+    return cannot_step(net, f"does not run on {what} ({error!r}{inside}){also}", remedy, CannotRunError)
+
+
+def _innermost(net: nn.Module, error: Exception) -> tuple[str, nn.Module]:
+    """Name and module of the innermost layer whose call raised the error; the network itself has no name."""
+    names = {id(module): name for name, module in net.named_modules()}
+    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    found = [names[id(caller)] for caller in callers if id(caller) in names]
+    name = found[-1] if found else ""
+    return name, net.get_submodule(name)
+
+
+def _initial_state(net: nn.Module, x: Tensor, name: str, layer: nn.Module) -> str:
+    """Where a neuron runs on the values that it is built with, and not on those that its handler gives it."""
+    handler = handler_for(layer)
+    if not isinstance(handler, AttributeHandler) or not (_runs(net, x) or _runs(net, x[0])):
+        return ""
+    built = unwrapped(net).get_submodule(name)
+    values = {key: getattr(built, key, None) for key in handler.initial}
+    return (
+        f"it runs on the state that {type(layer).__name__} is built with, and not on that of its state handler: "
+        f"register the values that it is built with, fptt_plugin.state.{handler_code(type(layer), values)}"
+    )
+
+
+def _runs(net: nn.Module, x: Tensor) -> bool:
+    """Whether the network runs as it is, without a reset before."""
+    try:
+        TrialCopy(net).run(x)
+    except Exception:
+        return False
+    return True
+
+
+def handler_code(kind: type[nn.Module], initial: dict[str, object]) -> str:
+    """The line that registers a handler for a type of neuron, given the values before the first input."""
+    values = ", ".join(f"{name}={_as_code(value)}" for name, value in initial.items())
+    return f"register_state_handler({kind.__name__}, AttributeHandler({values}))"
+
+
+def _as_code(value: object) -> str:
+    """A value as Python code; ``None`` where an object stands, or a tensor that is more than a constant."""
+    if isinstance(value, Tensor) and value.numel() and bool((value == value.flatten()[0]).all()):
+        fill = value.flatten()[0].item()
+        return f"torch.full({tuple(value.shape)}, {fill!r})" if fill else f"torch.zeros({tuple(value.shape)})"
+    if isinstance(value, (bool, int, float, str)) or (isinstance(value, (list, dict, tuple)) and not value):
+        return repr(value)
+    return "None"
+
+
+def _pair_of_outputs(net: nn.Module, error: Exception) -> str:
+    """Where a layer gets the pair that a snnTorch neuron with explicit state returns."""
+    neurons = [name for name, module in net.named_modules() if getattr(module, "init_hidden", True) is False]
+    if not neurons or "not tuple" not in str(error):
+        return ""
+    names = ", ".join(map(repr, neurons))
+    return f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
+
+
+def _without_time_axis(net: nn.Module, name: str, layer: nn.Module) -> str:
+    """Where a layer of torch gets the time axis of a network in 'm' mode, and SpikingJelly has a layer for it."""
+    modes = step_modes(net)
+    if "m" not in modes.values():
+        return ""
+    # What an nn.Flatten makes of [T, B, ...] fails in the layer behind it.
+    suspects = [(name, layer), *((n, m) for n, m in net.named_modules() if type(m) is nn.Flatten)]
+    for suspect, module in suspects:
+        kind = type(module).__name__
+        within = any(not owner or suspect == owner or suspect.startswith(f"{owner}.") for owner in modes)
+        if within or isinstance(module, nn.Linear) or not type(module).__module__.startswith("torch.nn."):
+            continue
+        if hasattr(sys.modules.get("spikingjelly.activation_based.layer"), kind):
+            return (
+                f"{suspect!r} is a torch.nn.{kind}, which knows no time axis, and the network is in 'm' mode: replace "
+                f"it by SpikingJelly's layer.{kind} with step_mode='m', or wrap it in layer.SeqToANNContainer"
+            )
+    return ""
+
+
+def _size(name: str, layer: nn.Module, error: Exception) -> str:
+    """Where a layer is built for another number of features."""
+    size = next((attribute for attribute in _SIZES if isinstance(getattr(layer, attribute, None), int)), None)
+    if not name or size is None or not isinstance(error, (RuntimeError, ValueError, IndexError)):
+        return ""
+    return (
+        f"{name!r} is built with {size}={getattr(layer, size)}: build it for what it gets, or check the order of the "
+        "input's axes"
+    )
+
+
+def _further_arguments(net: nn.Module) -> str:
+    """Where ``forward`` needs more than the input."""
+    signature = inspect.signature(unwrapped(net).forward)
+    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    if len(required) < 2 or "args" in required:
+        return ""
+    return (
+        f"its forward() takes {', '.join(required)}; if these are inputs, pass a tuple or a dictionary of them; if "
+        "they are states, wrap it in a module whose forward(x_t, state) returns (output, state), where state is a "
+        "tuple of the states, and None at the start of a sequence"
+    )
