@@ -11,6 +11,10 @@ from fptt_plugin.compile.window import CompiledWindow
 torch.set_num_threads(1)
 
 
+def pytest_collectstart(collector):
+    torch.manual_seed(0)  # for the data that a file draws when it is imported
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -90,6 +90,15 @@ def find_driver(
     returned = None
     if output_module is None:
         returned = _what_it_returns(copy, x, time, select, chosen=output_chosen)
+        if returned is None and output_chosen:
+            warnings.warn(
+                "output does not pick a stack, last value, mean, sum or maximum over time from what "
+                f"{type(copy.net).__name__} returns, so it picks from what its module {module!r} returns at each step: "
+                "predict(x) is not what forward(x) returns. If this is meant to be so, pass "
+                f"output_module={module!r}, too",
+                FPTTWarning,
+                stacklevel=4,
+            )
     every = calls.modules.count(module) // steps
     if window is not None:
         early = calls.modules[: calls.modules.index(calls.neurons[0])]

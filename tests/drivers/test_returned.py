@@ -206,7 +206,7 @@ def test_a_chosen_output_is_the_one_that_is_trained(spiking):
     assert [name for name in still if "lif" not in name] == ["aux.weight", "aux.bias"]
     assert trainer.predict(data()[0]).shape == (6, 3)
     both = Heads(spiking, nn.Identity())
-    assert trained(both, output=lambda heads: torch.cat(heads, 1))[1] == []  # picks from what the module returns
+    assert trained(both, output=lambda heads: torch.cat(heads, 1))[1] == []
     trainer, _ = trained(Ordinary(lambda h, s, m: {"hidden": h, "out": {"mem": m}}), output=lambda r: r["out"]["mem"])
     assert trainer._loop.driver.step.chosen[:2] == ("lif2", 1)
 
@@ -215,7 +215,33 @@ def test_a_module_that_the_user_names_may_return_something_else():
     assert trained(Net(head=lambda net, out: out.softmax(1)), output_module="out")[1] == []
     unflattened = {"output": lambda r: r[1].unflatten(1, (3, 5)).sum(2)}
     assert trained(Population(), output_module="lif", **unflattened)[1] == []
-    assert trained(Population(), **unflattened)[1] == []
+
+
+@pytest.mark.parametrize("output", [0, "mem"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda h, s, m: m,  # an index or a name of what is one tensor
+        lambda h, s, m: (m.softmax(-1), s),
+        lambda h, s, m: {"mem": m.median(0).values},
+    ],
+    ids=["one tensor", "a tuple", "a dictionary"],
+)
+def test_an_output_that_forward_does_not_have_is_said(end, output):
+    net = Ordinary(end)
+    trainer = FPTTTrainer(net, adam(net), CE, output=output)
+    x, _ = data()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FPTTWarning)
+        try:
+            predicted = trainer.predict(x)
+        except OutputError:  # the module has no such output either
+            return
+    with torch.no_grad(), trainer.evaluation():
+        own = net(x)
+    picked = own if isinstance(own, torch.Tensor) else own.get("mem") if isinstance(own, dict) else own[0]
+    said = [warning for warning in caught if "predict(x) is not what forward(x) returns" in str(warning.message)]
+    assert said or torch.allclose(predicted, picked[-1])
 
 
 # ---------------------------------------------------------------------- what ordinary networks return
