@@ -157,6 +157,15 @@ def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor)
         driver.note_time_axis(output, steps, samples)
     except FPTTError as error:
         raise _permutes(copy.net) if _puts_time_first(copy, x) else error from None
+    if output.shape[:2] == (samples, steps) and steps > 1:
+        copy.state.reset()
+        fewer = driver.select(copy.run(x[1:]))
+        if fewer.shape[:2] == (samples, steps - 1) and not _puts_time_first(copy, x):
+            raise cannot_step(
+                copy.net,
+                "returns [B, T, ...], where the trainer expects the time axis of its output first, [T, B, ...]",
+                "take the transpose or permute out of the end of forward()",
+            )
 
 
 def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: bool) -> None:

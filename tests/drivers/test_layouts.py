@@ -236,3 +236,22 @@ def test_regression_targets_without_their_last_axis(loss):
     net = spiking_net(classes=1)
     with pytest.warns(FPTTWarning, match="every output is compared with every target"):
         FPTTTrainer(net, adam(net), lambda out, y: (out - y).square().mean()).train_sequence(X, torch.rand(B))
+
+
+@pytest.mark.parametrize("window", [1, 3, None])
+@pytest.mark.parametrize("samples", [B, T])
+def test_a_network_that_puts_time_second_in_its_output(window, samples):
+    class PutsTimeSecond(nn.Module):
+        def __init__(self, second):
+            super().__init__()
+            self.body, self.second = jelly(), second
+
+        def forward(self, x):
+            return self.body(x).transpose(0, 1) if self.second else self.body(x)
+
+    x, y = torch.rand(T, samples, F), torch.arange(samples) % 2
+    net = PutsTimeSecond(second=True)
+    with pytest.raises(CannotStepError, match=r"returns \[B, T, ...\].*take the transpose or permute out"):
+        FPTTTrainer(net, adam(net), CE, window=window, targets="sequence").train_sequence(x, y)
+    net = PutsTimeSecond(second=False)
+    assert FPTTTrainer(net, adam(net), CE, window=window, targets="sequence").train_sequence(x, y).updates
