@@ -106,6 +106,7 @@ class ClassDistribution:
 
     def loss_of_row(self, row: Tensor, logits: Tensor, label: Tensor, *, update: bool = True) -> Tensor:
         """Like :meth:`loss`, given the estimate ``[C, C]`` of the step itself; an update writes into it."""
+        label = label.long()  # 8-bit integers, which cross_entropy() takes as well, would index as a mask
         # The estimate is read before it is written, as in the authors' code.
         value = divergence(logits, row[label], mean_over_classes=self.mean_over_classes)
         if update:

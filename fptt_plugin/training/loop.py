@@ -22,7 +22,7 @@ from .replay import Replay
 from .restart import check_rows
 from .run_state import RunState
 from .schedule import Schedule
-from .statistics import FrozenNormalization
+from .statistics import FrozenNormalization, normalizations
 from .update import Updater
 
 Visitor = Callable[[int, Tensor], None]
@@ -111,7 +111,7 @@ class TrainingLoop:
         self._loss_sum: Tensor | None = None  # of the windows of this sequence
         self._loss_count: int | Tensor = 0
         self._had_loss = self._loss_reaches_weights = False
-        self._warned = self._rows_checked = False
+        self._warned = self._padding_warned = self._rows_checked = False
         self._streams = True  # False within a batch of sequences
         self._visitor: Visitor | None = None
 
@@ -131,6 +131,8 @@ class TrainingLoop:
         """
         run_state, schedule = self.run_state, self.schedule
         before = run_state.updates
+        if batch.ends is not None:
+            self._warn_of_padding()
         with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch(visitor):
             self.objective.target_packing = batch.packing
             if self.executor is None:
@@ -349,6 +351,18 @@ class TrainingLoop:
                 "no loss of this sequence depends on a parameter, so nothing was learned. Possible causes: the output "
                 "is detached, all parameters are frozen, gradients are off (torch.no_grad), or a delay in the network "
                 "is longer than the window",
+                FPTTWarning,
+                stacklevel=4,
+            )
+
+    def _warn_of_padding(self) -> None:
+        names = [name for name, norm in normalizations(self.net).items() if norm.training]
+        if names and not self._padding_warned:
+            self._padding_warned = True
+            warnings.warn(
+                f"batch normalization averages over the padding of shorter sequences, too, in {', '.join(names)}: use "
+                "a normalization of each sample by itself (nn.LayerNorm, nn.GroupNorm), batches of one length, or "
+                ".eval() on these modules once their running statistics are good",
                 FPTTWarning,
                 stacklevel=4,
             )

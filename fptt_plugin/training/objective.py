@@ -364,10 +364,17 @@ def _broadcasts(one: Tensor, other: Tensor) -> bool:
 
 def _target_remedy(output: Tensor, target: Tensor) -> str:
     """What is wrong with class labels; empty if nothing is."""
-    if target.is_floating_point() or output.dim() < 2:
+    if output.dim() < 2:
         return ""
+    if target.is_floating_point():
+        labels = target.shape == output.shape[:1]
+        return "pass class labels as 64-bit integers: y.long()" if labels else ""
     if target.dim() == 2 and target.shape[1] == 1:
         return "pass one label per sample, [B]: y.squeeze(1)"
+    if target.shape == output.shape:
+        return "pass labels, y.argmax(1), or class probabilities as floating-point numbers, y.float()"
+    if target.dim() == 2 and output.dim() == 2:
+        return "pass one label per sample, [B], or one per step, [T, B]: y.transpose(0, 1) if it is [B, T]"
     if target.dtype != torch.int64:
         return "pass class labels as 64-bit integers: y.long()"
     classes = output.shape[1]

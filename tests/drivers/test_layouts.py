@@ -211,6 +211,10 @@ def test_a_network_that_repeats_its_image():
     [
         (Y.unsqueeze(1), r"y.squeeze\(1\)"),
         (Y.int(), r"y.long\(\)"),
+        (Y.float(), r"y.long\(\)"),
+        (Y.bool(), r"y.long\(\)"),
+        (nn.functional.one_hot(Y), r"y.argmax\(1\).*y.float\(\)"),
+        (Y.repeat(T, 1).T, r"y.transpose\(0, 1\) if it is \[B, T\]"),
         (Y + 2, "labels must be 0 to 1"),
         (Y - 1, "labels must be 0 to 1"),
     ],

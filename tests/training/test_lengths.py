@@ -1,17 +1,18 @@
 """Sequences of different lengths: every sample is trained, decided and scored at its own last step."""
 
 import copy
+import warnings
 
 import pytest
 import snntorch as snn
 import torch
-from nets import CE, Mean, adam, batch, identical, sgd, spikes, spiking_net
+from nets import CE, Mean, adam, batch, copies, identical, sgd, spikes, spiking_net
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer
 from fptt_plugin import spikingjelly as fptt_sj
-from fptt_plugin.errors import BatchError, BatchTypeError, ConfigurationError
+from fptt_plugin.errors import BatchError, BatchTypeError, ConfigurationError, FPTTWarning
 from fptt_plugin.functional import ClassDistribution, divergence
 from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
 from fptt_plugin.state import ModelState
@@ -216,3 +217,41 @@ def test_a_network_that_averages_a_window_cannot_see_its_samples_end():
         [net(x[:n, i : i + 1]) for i, n in enumerate(lengths.tolist()) if functional.reset_net(net) is None]
     )
     assert torch.allclose(trainer.predict(x, lengths), single, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_labels_of_eight_bits_are_labels(count):
+    """As many samples as classes, above all: 8-bit integers index as a mask."""
+    weights = []
+    for kind in (torch.int64, torch.uint8):
+        torch.manual_seed(0)
+        net = spiking_net(classes=3)
+        x, y = torch.rand(6, count, 3), torch.arange(count) % 3
+        trainer = FPTTTrainer(net, sgd(net), CE)
+        trainer.train_sequence(x, y.to(kind))
+        weights.append([*copies(net.parameters()), trainer.objective.distribution.table])
+    assert identical(*weights)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(8), lambda: nn.BatchNorm1d(8, affine=False)])
+def test_batch_statistics_of_padding_are_said(norm):
+    x, y, lengths = padded()
+    net = spiking_net(extra=[norm()])
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train_sequence(x, y)  # of one length
+    net[1].eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train_sequence(x, y, lengths)
+    net[1].train()
+    with pytest.warns(FPTTWarning, match=r"averages over the padding of shorter sequences, too, in 1:"):
+        trainer.train_sequence(x, y, lengths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train_sequence(x, y, lengths)  # once
+    net = spiking_net(extra=[nn.LayerNorm(8)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FPTTTrainer(net, sgd(net), CE).train_sequence(x, y, lengths)
