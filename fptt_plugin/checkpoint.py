@@ -130,8 +130,13 @@ def load(path: str | PathLike[str], net: nn.Module, *, weights_only: bool) -> di
             if damaged is not None:
                 raise ValueError(f"{damaged} was damaged after it had been written")
             content = torch.load(file, map_location=device, weights_only=weights_only)
+        if isinstance(content, dict) and not content.keys() & set(_PARTS):
+            raise CheckpointError(
+                f"{path} holds no checkpoint of FPTTTrainer.save, but something else",
+                "read the weights of a network with net.load_state_dict(torch.load(path)), before the trainer is built",
+            )
         return {part: content[part] for part in _PARTS}
-    except FileNotFoundError:
+    except (FileNotFoundError, CheckpointError):
         raise
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):

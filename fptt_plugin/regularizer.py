@@ -67,7 +67,8 @@ class DynamicRegularizer:
     (as after ``net.to()``); not an in-place operation on ``weight.data``. After ``optimizer.load_state_dict()``, before
     or after that of the network, they compare the norms of the weights with those at the time of saving. Call
     :meth:`restart_averages` after loading other weights, or :meth:`accept_weights` after a change that belongs to
-    training, as weight clipping does.
+    training, as weight clipping does. :meth:`remember_values` and :meth:`check_values` read values and so notice the
+    rest; the trainer calls them around every batch of sequences.
 
     **Closures.** ``optimizer.step(closure)`` evaluates the closure once, adds the gradient of the regulariser, then
     steps. A ``step()`` of a subclass that calls ``super().step()`` is one step.
@@ -144,6 +145,7 @@ class DynamicRegularizer:
         self._begun: dict[Tensor, Entry] = {}  # entries that this step puts into the optimizer
         self._waiting: dict[Tensor, Entry] = {}  # entries of a 0.1 checkpoint, until their parameter's next step
         self._left: dict[Tensor, tuple[int, int]] = {}  # fingerprint of each weight after its last update
+        self._values: tuple[list[Tensor], Tensor] | None = None  # weights and their norms, see remember_values()
         self._saved_norms: dict[Tensor, float] = {}  # norms of the weights that loaded averages belong to
         self._check_record(optimizer.param_groups)
         self._register()
@@ -368,6 +370,7 @@ class DynamicRegularizer:
             WeightsChangedError: If the weights were changed from outside. Nothing is changed then.
         """
         self.check_ready()
+        self.check_values()
         averaged = self._averaged()
         with Uninterrupted():
             for weight, average in averaged:
@@ -391,6 +394,7 @@ class DynamicRegularizer:
             yield
             return
         self._check_fingerprints()
+        self.check_values()
         averaged = self._averaged()
         kept = [(weight, weight.detach().clone(), weight._version) for weight, _ in averaged]
         try:
@@ -406,7 +410,9 @@ class DynamicRegularizer:
                 changed = any(weight._version != version for weight, _, version in kept)
                 for weight, value, _ in kept:
                     weight.data.copy_(value)
+                values = self._values
                 self._note([weight for weight, _, _ in kept if weight in self._left])
+                self._values = values
                 torch.clear_autocast_cache()
                 self._swapped = False
             if changed:
@@ -422,18 +428,34 @@ class DynamicRegularizer:
     def _note(self, weights: list[Tensor]) -> None:
         """Remember these weights as their update left them."""
         self._left.update(zip(weights, [(weight._version, weight.data_ptr()) for weight in weights], strict=True))
+        self._values = None
 
     def _check_fingerprints(self) -> None:
         changed = [(weight._version, weight.data_ptr()) for weight in self._left] != [*self._left.values()]
         if changed:  # frozen weights do not count
             changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
         if changed or (self._saved_norms and not self._are_as_saved()):
-            raise WeightsChangedError(
-                "weights were changed since their last update (by load_state_dict(), in place or by moving them), or "
-                "are not those saved with the optimizer; their running averages do not follow",
-                "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the "
-                "change belongs to training, as weight clipping does, and the averages should stay",
-            )
+            raise _weights_changed()
+
+    def remember_values(self) -> None:
+        """Remember the norms of the weights, for :meth:`check_values`."""
+        weights = [weight for weight in self._left if weight.requires_grad]
+        self._values = (weights, _norms(weights)) if weights and self._alpha > 0 else None
+
+    def check_values(self) -> None:
+        """Check that the weights have the norms that :meth:`remember_values` saw; the host waits for a device.
+
+        Compares nothing once the weights have moved by an update or one of the regulariser's methods.
+
+        Raises:
+            WeightsChangedError: If one of them was changed from outside, be it in place in ``weight.data``.
+        """
+        if self._values is None:
+            return
+        weights, norms = self._values
+        # Threads and devices add in other orders.
+        if not torch.allclose(_norms(weights), norms, rtol=1e-6, atol=0.0, equal_nan=True):
+            raise _weights_changed()
 
     def _are_as_saved(self) -> bool:
         """Whether the network holds the weights that were saved with a loaded optimizer. Reads values, once."""
@@ -497,7 +519,7 @@ class DynamicRegularizer:
             ...         _ = weight.clamp_(min=0.0)
             ...     regularizer.accept_weights()
         """
-        self._left, self._saved_norms, self._awaits_gradient = {}, {}, False
+        self._left, self._values, self._saved_norms, self._awaits_gradient = {}, None, {}, False
 
     def restart_averages(self) -> None:
         """Start again from the present weights, ``W_bar = W`` and ``lam = 0``: after other weights were loaded."""
@@ -697,7 +719,7 @@ class DynamicRegularizer:
     def __getstate__(self) -> dict[str, Any]:
         # The tensors of a copy have fingerprints of their own, and no context gives its weights back.
         state = {name: value for name, value in vars(self).items() if name != "_hooks"}
-        return {**state, "_left": {}, "_swapped": False}
+        return {**state, "_left": {}, "_values": None, "_swapped": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -724,6 +746,22 @@ def _norm(weight: Tensor) -> float:
     weight = weight.detach()
     real = torch.view_as_real(weight) if weight.is_complex() else weight
     return float(torch.linalg.vector_norm(real, dtype=torch.float32 if weight.device.type == "mps" else torch.float64))
+
+
+@torch.no_grad()
+def _norms(weights: list[Tensor]) -> Tensor:
+    """The norms of some weights as one tensor."""
+    norms = torch._foreach_norm([torch.view_as_real(w) if w.is_complex() else w for w in weights])
+    return torch.stack([norm.to(weights[0].device, torch.float32) for norm in norms])
+
+
+def _weights_changed() -> WeightsChangedError:
+    return WeightsChangedError(
+        "weights were changed since their last update (by load_state_dict(), in place or by moving them), or are not "
+        "those saved with the optimizer; their running averages do not follow",
+        "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the change "
+        "belongs to training, as weight clipping does, and the averages should stay",
+    )
 
 
 def _norms_agree(norm: float, saved: float, dtype: torch.dtype) -> bool:

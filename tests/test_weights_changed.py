@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from nets import adam, copies, identical, sgd
+from nets import adam, batch, copies, identical, sgd, spiking_net
 from test_regularizer_checkpoints import OPTIONS, build, everything, train
 from torch import nn
 
-from fptt_plugin import DynamicRegularizer
+from fptt_plugin import DynamicRegularizer, FPTTTrainer
 from fptt_plugin.errors import CallOrderError, FPTTWarning, WeightsChangedError
 
 
@@ -297,3 +297,90 @@ def test_a_loop_within_autocast_is_one_with_a_context_per_step(variant):
 
     assert identical(loop(True), loop(False))
     assert not identical(loop(True)[:4], copies(build().parameters()))
+
+
+# ---------------------------------------------------------------------- values, which the trainer looks at
+
+
+def to_data(change):
+    def changed(net):
+        with torch.no_grad():
+            change(net[0].weight.data)
+
+    return changed
+
+
+IN_DATA = {
+    "mul_": to_data(lambda data: data.mul_(0.5)),
+    "copy_": to_data(lambda data: data.copy_(torch.rand_like(data))),
+    "clamp_": to_data(lambda data: data.clamp_(-0.1, 0.1)),
+    "one entry": to_data(lambda data: data[0].zero_()),
+    "nan": to_data(lambda data: data[0, 0].fill_(torch.nan)),
+}
+
+
+def of_trainer(**options):
+    torch.manual_seed(0)
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), nn.CrossEntropyLoss(), **options)
+    for _ in range(2):
+        trainer.train_sequence(*batch())
+    return trainer
+
+
+ATTEMPTS = {
+    "train_sequence": lambda trainer: trainer.train_sequence(*batch()),
+    "evaluate": lambda trainer: trainer.evaluate([batch()], averaged=True),
+    "averaged_weights": lambda trainer: trainer.averaged_weights().__enter__(),
+    "load_averages": lambda trainer: trainer.regularizer.load_averages(),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"variant": "gradient"}])
+@pytest.mark.parametrize("change", IN_DATA)
+def test_the_trainer_notices_changes_of_data(change, options):
+    for attempt in ATTEMPTS.values():
+        trainer = of_trainer(**options)
+        trainer.evaluate([batch()])  # swaps weights and averages, and leaves what is remembered
+        IN_DATA[change](trainer.net)
+        before = everything(trainer.net, trainer.regularizer)
+        with pytest.raises(WeightsChangedError):
+            attempt(trainer)
+        assert str(everything(trainer.net, trainer.regularizer)) == str(before)
+        trainer.regularizer.accept_weights()
+        if change != "nan":
+            attempt(trainer)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4}, {"variant": "gradient"}, {"average_weights": "sequence"}])
+def test_what_belongs_to_training_is_no_change_of_values(options, tmp_path):
+    trainer = of_trainer(**options)
+    x, y = batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train_sequence(x, y)
+        trainer.reset()
+        for x_t in x:
+            trainer.step(x_t, y)
+        trainer.train_sequence(x, y)
+        trainer.evaluate([(x, y)])
+        trainer.regularizer.load_averages()
+        trainer.train_sequence(x, y)
+        trainer.save(tmp_path / "a.pt")
+        trainer.train_sequence(x, y)
+        trainer.load(tmp_path / "a.pt")
+        trainer.train_sequence(x, y)
+        trainer.net.load_state_dict(spiking_net().state_dict())
+        trainer.regularizer.restart_averages()
+        trainer.train_sequence(x, y)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads + 1)
+        trainer.train_sequence(x, y)
+        torch.set_num_threads(threads)
+        copy.deepcopy(trainer).train_sequence(x, y)
+
+
+def test_without_averages_weights_may_change():
+    trainer = of_trainer(alpha=0)
+    trainer.net[0].weight.data.mul_(0.5)
+    trainer.train_sequence(*batch())

@@ -56,6 +56,7 @@ def does_not_run(
         remedy = (
             _initial_state(net, x, name, layer)
             or _pair_of_outputs(net, error)
+            or _type(net, name, error)
             or _without_time_axis(net, name, layer)
             or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
             or _size(name, layer, error)
@@ -121,6 +122,18 @@ def _pair_of_outputs(net: nn.Module, error: Exception) -> str:
     return f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
 
 
+def _type(net: nn.Module, name: str, error: Exception) -> str:
+    """Where a layer within the network gets another floating-point type than its weights have."""
+    types = {parameter.dtype for parameter in net.parameters() if parameter.is_floating_point()}
+    if "dtype" not in str(error) or len(types) != 1 or not name:
+        return ""
+    return (
+        f"the weights are {types.pop()}, and a layer before {name!r} returns another type, as snnTorch's surrogate "
+        "gradients do, which give spikes as torch.float32: train in torch.float32, or pass the neurons "
+        "spike_grad=fptt_plugin.functional.MultiGaussian()"
+    )
+
+
 def _without_time_axis(net: nn.Module, name: str, layer: nn.Module) -> str:
     """Where a layer of torch gets the time axis of a network in 'm' mode, and SpikingJelly has a layer for it."""
     modes = step_modes(net)
@@ -143,6 +156,8 @@ def _without_time_axis(net: nn.Module, name: str, layer: nn.Module) -> str:
 
 def _size(name: str, layer: nn.Module, error: Exception) -> str:
     """Where a layer is built for another number of features."""
+    if "dtype" in str(error):
+        return ""
     size = next((attribute for attribute in _SIZES if isinstance(getattr(layer, attribute, None), int)), None)
     if not name or size is None or not isinstance(error, (RuntimeError, ValueError, IndexError)):
         return ""

@@ -129,8 +129,9 @@ class TrainingLoop:
             batch: The batch.
             visitor: Called with every time step and what the loss sees there, ``[B, ...]``, detached.
         """
-        run_state, schedule = self.run_state, self.schedule
+        run_state, schedule, regularizer = self.run_state, self.schedule, self.updater.regularizer
         before = run_state.updates
+        regularizer.check_values()
         if batch.ends is not None:
             self._warn_of_padding()
         with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch(visitor):
@@ -143,6 +144,7 @@ class TrainingLoop:
             decision = self._decision.detach().clone()
         run_state.position = run_state.position._replace(t=schedule.next_stream(run_state.position.t))
         run_state.set_restore_point()
+        regularizer.remember_values()
         self._warn_if_nothing_is_learned()
         loss = torch.full((), torch.nan) if self._loss_sum is None else self._loss_sum / self._loss_count
         return SequenceResult(decision, loss, run_state.updates - before)
