@@ -56,7 +56,7 @@ def does_not_run(
         remedy = (
             _initial_state(net, x, name, layer)
             or _pair_of_outputs(net, error)
-            or _type(net, name, error)
+            or _type(net, x, name, error)
             or _without_time_axis(net, name, layer)
             or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
             or _size(name, layer, error)
@@ -122,13 +122,16 @@ def _pair_of_outputs(net: nn.Module, error: Exception) -> str:
     return f"{names} return (spk, mem), which the next layer cannot take: build them with init_hidden=True"
 
 
-def _type(net: nn.Module, name: str, error: Exception) -> str:
-    """Where a layer within the network gets another floating-point type than its weights have."""
+def _type(net: nn.Module, x: Tensor, name: str, error: Exception) -> str:
+    """Where a layer gets another floating-point type than its weights have."""
     types = {parameter.dtype for parameter in net.parameters() if parameter.is_floating_point()}
     if "dtype" not in str(error) or len(types) != 1 or not name:
         return ""
+    dtype = types.pop()
+    if x.is_floating_point() and x.dtype != dtype:
+        return f"convert the input with x.to({dtype})"
     return (
-        f"the weights are {types.pop()}, and a layer before {name!r} returns another type, as snnTorch's surrogate "
+        f"the weights are {dtype}, and a layer before {name!r} returns another type, as snnTorch's surrogate "
         "gradients do, which give spikes as torch.float32: train in torch.float32, or pass the neurons "
         "spike_grad=fptt_plugin.functional.MultiGaussian()"
     )

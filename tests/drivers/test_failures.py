@@ -102,6 +102,20 @@ def test_a_layer_of_torch_in_multi_step_mode(name):
         trains(build(layer.SeqToANNContainer(plain)), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_spikes_of_another_type_than_the_weights(dtype):
+    def build(**options):
+        hidden = snn.Leaky(0.8, threshold=0.4, init_hidden=True, **options)
+        out = snn.Leaky(0.8, threshold=0.4, init_hidden=True, output=True, **options)
+        return nn.Sequential(nn.Linear(F, 8), hidden, nn.Linear(8, 3), out).to(dtype)
+
+    assert f"x.to({dtype})" in refusal(build(), X, CannotRunError).remedy
+    error = refusal(build(), X.to(dtype), CannotRunError)
+    assert "in '2' (Linear)" in error.reason
+    assert "spike_grad=fptt_plugin.functional.MultiGaussian()" in error.remedy
+    trains(build(spike_grad=fptt_plugin.functional.MultiGaussian()), X.to(dtype))
+
+
 # ---------------------------------------------------------------------- state that nobody resets
 
 
