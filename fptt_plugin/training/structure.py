@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from operator import is_
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,11 +40,16 @@ class Structure:
             WeightsChangedError: If a parameter has come that the optimizer does not have.
             CallOrderError: If a neuron has come or gone.
         """
-        if all(_same(part, values) for part, values in self._seen) and not any(self._empty):
-            return
-        self._check_neurons()
-        self._check_parameters()
-        self._look()
+        if self._has_changed():
+            self._check_neurons()
+            self._check_parameters()
+            self._look()
+
+    def _has_changed(self) -> bool:
+        for part, values in self._seen:
+            if len(part) != len(values) or not all(map(is_, part.values(), values)):
+                return True
+        return any(self._empty)
 
     def _check_parameters(self) -> None:
         known = {id(parameter) for parameter in self._left_out}
@@ -73,10 +77,6 @@ class Structure:
                 "call trainer.regularizer.remove() and build another trainer on the same optimizer, to which the "
                 "parameters of new layers are added with add_param_group(); or build both again",
             )
-
-
-def _same(part: dict[str, Any], values: list[Any]) -> bool:
-    return len(part) == len(values) and all(map(is_, part.values(), values))
 
 
 def _is_in(parameter: Tensor, optimizer: Optimizer) -> bool:
