@@ -86,8 +86,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name, built):
 def test_a_resumed_run_in_a_new_process(tmp_path):
     script = textwrap.dedent(
         """
-        import sys, torch
-        sys.path.insert(0, sys.argv[1])
+        import os, sys, torch
+        sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
         from test_resume import SCHEDULES, loader, make
         trainer, first, count = make(), sys.argv[2], int(sys.argv[3])
         if first != "none":
