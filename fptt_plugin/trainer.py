@@ -664,6 +664,10 @@ class FPTTTrainer:
         """
         return self.regularizer.averaged_weights()
 
+    def __repr__(self) -> str:
+        parts = (type(self.net).__name__, type(self.optimizer).__name__, self.objective.name)
+        return f"{type(self).__name__}({', '.join(parts)}: {self.updates} updates)"
+
     def explain(self) -> str:
         """Describe what the trainer does with this network; complete after the first batch.
 

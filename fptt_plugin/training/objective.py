@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ Output = int | str | Callable[[Any], Any] | None
 # snntorch.functional losses of a whole record [T, B, C] that equal the mean over time of the loss of each step.
 _DECOMPOSABLE = ("ce_rate_loss", "mse_membrane_loss")
 _REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_LABEL_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)  # a log_softmax of log-probabilities changes nothing
+_LABEL_FUNCTIONS = (F.cross_entropy, F.nll_loss)
 _REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _RAMPS: dict[str, Ramp] = {"linear": linear_ramp, "constant": constant_ramp}
 
@@ -41,7 +44,8 @@ class Objective:
             linear for one class label per sequence, constant otherwise.
         auxiliary: Use the divergence term: ``True``, ``False``, your own
             :class:`~fptt_plugin.functional.ClassDistribution`, or ``None``: for one class label per sequence under a
-            cross-entropy loss. It has no weight where the ramp is 1.
+            cross-entropy loss: ``nn.CrossEntropyLoss``, ``nn.NLLLoss`` and their functions, also in a
+            ``functools.partial``. It has no weight where the ramp is 1.
 
     Raises:
         ConfigurationError: If an option is unknown, or ``loss_fn`` needs the whole sequence.
@@ -68,10 +72,10 @@ class Objective:
         self._warned_of_shapes = False
         self._labels: bool | None = None  # whether the last target was one class label per sequence
         default = "what the network returns, of several the " + ("first" if self.default_index == 0 else "last")
-        self._output = default if output is None else f"output={output!r}"
+        self._output = default if output is None else f"output={_callable_name(output) or repr(output)}"
         self._uses_distribution = auxiliary is not False
         if auxiliary is None:
-            self._uses_distribution = isinstance(loss_fn, nn.CrossEntropyLoss) or loss_fn is F.cross_entropy
+            self._uses_distribution = isinstance(loss_fn, _LABEL_LOSSES) or _function(loss_fn) in _LABEL_FUNCTIONS
 
     # ------------------------------------------------------------------ which output
 
@@ -135,7 +139,9 @@ class Objective:
     @property
     def ignore_index(self) -> int | None:
         """The class index that stands for no label, if ``loss_fn`` has one."""
-        found = -100 if self.loss_fn is F.cross_entropy else getattr(self.loss_fn, "ignore_index", None)
+        found = getattr(self.loss_fn, "ignore_index", None)
+        if _function(self.loss_fn) in _LABEL_FUNCTIONS:
+            found = getattr(self.loss_fn, "keywords", {}).get("ignore_index", -100)
         return found if isinstance(found, int) else None
 
     @property
@@ -269,7 +275,7 @@ class Objective:
             remedy = _target_remedy(output, target) if single else ""
             if not remedy:
                 raise
-            raise BatchError(f"{self._name} does not take this target ({error})", remedy) from error
+            raise BatchError(f"{self.name} does not take this target ({error})", remedy) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise OutputError(
@@ -285,19 +291,20 @@ class Objective:
             BatchError: For torch's regression losses.
         """
         axis = f".unsqueeze({target.dim()})" if output.dim() == target.dim() + 1 else ""
-        known = isinstance(self.loss_fn, _REGRESSION) or self.loss_fn in _REGRESSION_FUNCTIONS
+        known = isinstance(self.loss_fn, _REGRESSION) or _function(self.loss_fn) in _REGRESSION_FUNCTIONS
         reason = f"the output has shape {tuple(output.shape)} and the target {tuple(target.shape)}"
         remedy = f"pass targets of the output's shape, y{axis}" if axis else "pass targets of the output's shape"
         if known:
-            raise BatchError(f"{reason}, which {self._name} would broadcast against each other", remedy)
+            raise BatchError(f"{reason}, which {self.name} would broadcast against each other", remedy)
         if not self._warned_of_shapes and _broadcasts(output, target):
             self._warned_of_shapes = True
             text = f"{reason}; if loss_fn subtracts them, every output is compared with every target: {remedy}"
             warnings.warn(text, FPTTWarning, stacklevel=2)
 
     @property
-    def _name(self) -> str:
-        return getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
+    def name(self) -> str:
+        """Name of ``loss_fn``."""
+        return _callable_name(self.loss_fn) or type(self.loss_fn).__name__
 
     def _ramp_for(self, labels: bool) -> Ramp:
         if callable(self.ramp):
@@ -306,7 +313,7 @@ class Objective:
 
     def explain(self) -> str:
         """One line on output, ramp and auxiliary term: as they are, once a target has been seen."""
-        ramp = getattr(self.ramp, "__name__", self.ramp)
+        ramp = _callable_name(self.ramp) or self.ramp
         if self._labels is None:
             ramp = ramp or "linear for one label per sequence, else constant"
             auxiliary = "class distribution for one label per sequence" if self._uses_distribution else "none"
@@ -314,7 +321,7 @@ class Objective:
             ramp = ramp or ("linear" if self._labels else "constant")
             mixed = self._labels and self._uses_distribution and ramp != "constant"
             auxiliary = "class distribution" if mixed else "none"
-        return f"loss: {self._name} on {self._output}; ramp: {ramp}; auxiliary term: {auxiliary}"
+        return f"loss: {self.name} on {self._output}; ramp: {ramp}; auxiliary term: {auxiliary}"
 
 
 def check_objective(
@@ -384,6 +391,16 @@ def _target_remedy(output: Tensor, target: Tensor) -> str:
     return ""
 
 
+def _function(loss_fn: Any) -> Any:
+    """The function of a ``functools.partial``; anything else as it is."""
+    return loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+
+
+def _callable_name(value: Any) -> str | None:
+    """Name of a function, also of one in a ``functools.partial``."""
+    return getattr(_function(value), "__name__", None)
+
+
 def _are_labels(target: Tensor, per_sequence: bool) -> bool:
     """One class index for a whole sequence."""
     return per_sequence and not target.is_floating_point() and target.dim() == 1
@@ -411,7 +428,7 @@ def warn_of_spikes(output: Tensor, loss_fn: LossFunction, readout: str) -> bool:
     Returns:
         Whether the output could tell: one without a single spike cannot.
     """
-    logits = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)) or loss_fn in (
+    logits = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)) or _function(loss_fn) in (
         F.cross_entropy,
         F.binary_cross_entropy_with_logits,
     )

@@ -1,16 +1,18 @@
 """What the loss sees: ramp, auxiliary term, readout, the choice of the output, snnTorch's own losses."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import snntorch.functional as SF
 import torch
 import torch.nn.functional as F
-from nets import adam, batch, identical, sgd, spikes, spiking_net
+from nets import adam, batch, distance, identical, sgd, spikes, spiking_net
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import BatchError
 from fptt_plugin.functional.losses import ClassDistribution, divergence
 from fptt_plugin.training import Objective, Readout
 
@@ -176,3 +178,58 @@ def test_snntorch_losses_are_means_over_time(loss_fn):
 def test_losses_of_the_whole_record_are_refused(loss_fn):
     with pytest.raises(ValueError, match=rf"{loss_fn.__name__} .*whole sequence"):
         Objective(loss_fn)
+
+
+def log_probabilities(logits):
+    return logits.log_softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "output"),
+    [
+        (F.cross_entropy, None),
+        (partial(F.cross_entropy, reduction="mean"), None),
+        (nn.NLLLoss(), log_probabilities),
+        (F.nll_loss, log_probabilities),
+        (partial(F.nll_loss), log_probabilities),
+    ],
+)
+def test_the_forms_of_a_cross_entropy_train_alike(loss, output):
+    weights = []
+    for form, pick in ((CE, None), (loss, output)):
+        torch.manual_seed(0)
+        net = spiking_net()
+        trainer = FPTTTrainer(net, sgd(net), form, output=pick)
+        x, y = batch()
+        with spikes(net):
+            trainer.train_sequence(x, torch.where(torch.arange(len(y)) == 1, -100, y))
+        assert "auxiliary term: class distribution" in trainer.explain()
+        weights.append(list(net.parameters()))
+    assert distance(*weights) < 1e-6
+
+
+@pytest.mark.parametrize("form", [F.cross_entropy, F.nll_loss])
+def test_the_ignored_index_of_a_partial(form):
+    x, y = batch()
+    y[1] = 7
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), partial(form, ignore_index=7))
+    trainer.train_sequence(x, y)
+    assert trainer.objective.ignore_index == 7
+    counted = trainer.evaluate([(x, y)], metric=lambda output, target: float(len(target)))
+    assert counted == len(y) - 1
+
+
+def test_the_broadcast_of_a_partial():
+    net = spiking_net(classes=1)
+    with pytest.raises(BatchError, match="which mse_loss would broadcast"):
+        FPTTTrainer(net, sgd(net), partial(F.mse_loss)).train_sequence(batch()[0], torch.rand(4))
+
+
+def test_no_address_is_shown():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), partial(CE.forward), output=lambda out: out, loss_ramp=lambda t, steps: 1.0)
+    trainer.train_sequence(*batch())
+    assert "0x" not in trainer.explain()
+    assert "on output=<lambda>; ramp: <lambda>" in trainer.explain()
+    assert repr(trainer) == "FPTTTrainer(Sequential, SGD, forward: 6 updates)"
