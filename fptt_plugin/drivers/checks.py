@@ -56,29 +56,31 @@ def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool =
 
 
 def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
-    """Run a few steps of all samples from reset, twice; returns whether the network is random: nothing to compare."""
+    """Run a few steps from reset, twice; returns whether the network is random: nothing to compare."""
     try:
         copy = TrialCopy(driver.net, driver)
     except CannotStepError:  # it cannot be copied
         return False
     if not isinstance(driver, SliceDriver):
-        _check_first_step(driver, copy, x)
-    x = _excerpt(x, len(x) if isinstance(driver, SliceDriver) and window is None else STEPS, x.shape[1])
-    for candidate in copy.lively(x):
+        _check_first_step(driver, x)
+    steps = len(x) if isinstance(driver, SliceDriver) and window is None else STEPS
+    few = _excerpt(x, steps, min(_samples(copy.net, steps), x.shape[1]))
+    runs = TrialCopy(driver.net, driver).trial(few)
+    for candidate in copy.lively(few if runs else _excerpt(x, steps, x.shape[1])):  # it may need all samples
         before = copy.attributes()
         first = copy.trial(candidate)
         if not first or _alike(first, copy.trial(candidate), _ROUNDING):
             continue
-        kept = _kept(copy, candidate, before, first)
+        kept, changed = _kept(copy, candidate, before, first)
         if kept:
-            raise _not_reset(driver.net, kept)
+            raise _not_reset(driver.net, kept, changed)
         return True  # it draws random numbers that are not torch's
     return copy.drew
 
 
-def _check_first_step(driver: Driver, copy: TrialCopy, x: Tensor) -> None:
+def _check_first_step(driver: Driver, x: Tensor) -> None:
     """Check that the first step of the sequence runs, as training will run it."""
-    copy.state.reset()
+    copy = TrialCopy(driver.net, driver)
     try:
         copy.advance(x[:1])
     except FPTTError:
@@ -89,8 +91,8 @@ def _check_first_step(driver: Driver, copy: TrialCopy, x: Tensor) -> None:
             raise does_not_run(driver.net, copy, x[:1], error, given=x, what="one step", otherwise=remedy) from error
 
 
-def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor]) -> list[str]:
-    """Attributes with which the next sequence begins otherwise than the first did."""
+def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor]) -> tuple[list[str], list[str]]:
+    """Attributes by which the next sequence differs from the first, and all that a reset does not bring back."""
     copy.state.reset()
     after = copy.attributes()
     clean = {name: before.get(name, ABSENT) for name in after if not _equal(after[name], before.get(name, ABSENT))}
@@ -100,14 +102,14 @@ def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor
         return _alike(first, copy.trial(x), _ROUNDING)
 
     if not clean or not repeats(clean):
-        return []
-    return [name for name in clean if not repeats({**clean, name: after[name]})] or list(clean)
+        return [], []
+    return [name for name in clean if not repeats({**clean, name: after[name]})] or list(clean), list(clean)
 
 
-def _not_reset(net: nn.Module, kept: list[str]) -> CannotStepError:
+def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotStepError:
     owner = kept[0].rpartition(".")[0]
     module = unwrapped(net).get_submodule(owner)
-    own = [name.rpartition(".")[2] for name in kept if name.rpartition(".")[0] == owner]
+    own = [name.rpartition(".")[2] for name in changed if name.rpartition(".")[0] == owner]
     handler = handler_code(type(module), {name: getattr(module, name, None) for name in own})
     missing = [name for name in own if not hasattr(module, name)]
     absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
