@@ -78,10 +78,12 @@ def _merge(name: str, now: Any, initial: Any, rows: Tensor) -> Any:
 
 
 def _cannot_restart(name: str, why: str) -> CannotStepError:
+    layer = "" if name.startswith("the ") else name
+    reason = f"cannot begin a new sequence in single samples (new_sequence): its state {why}"
     return CannotStepError(
-        f"new_sequence cannot restart single samples of this network: the state {name!r} {why}",
+        reason if layer else f"{name} {reason}",
         "call reset() when all samples of a batch end together, or use one trainer step with B=1 per stream",
-        layer="" if name.startswith("the ") else name,
+        layer=layer,
     )
 
 

@@ -187,10 +187,10 @@ register_state_handler(Begins, AttributeHandler(level=1.0))
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (Average(), r"state '1.mem' has shape \(\), not \[B"),
-        (Biased(), r"state '1' \(or one before it\) does not start from zero"),
-        (TimeMajor(), "state '[12]' .*first dimension is not the batch"),
-        (layer.Dropout(0.5), "state '1' .*does not start from zero"),
+        (Average(), r"'1.mem' cannot begin .* its state has shape \(\), not \[B"),
+        (Biased(), r"'1' cannot begin .* its state \(or one before it\) does not start from zero"),
+        (TimeMajor(), "'[12]' cannot begin .*first dimension is not the batch"),
+        (layer.Dropout(0.5), "'1' cannot begin .*does not start from zero"),
     ],
     ids=["average", "biased", "transposed", "dropout"],
 )
