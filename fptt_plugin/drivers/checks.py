@@ -110,7 +110,6 @@ def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotSte
     owner = kept[0].rpartition(".")[0]
     module = unwrapped(net).get_submodule(owner)
     own = [name.rpartition(".")[2] for name in changed if name.rpartition(".")[0] == owner]
-    handler = handler_code(type(module), {name: getattr(module, name, None) for name in own})
     missing = [name for name in own if not hasattr(module, name)]
     absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
     return cannot_step(
@@ -118,7 +117,7 @@ def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotSte
         f"begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which reset() does not "
         "reach",
         "let the neurons keep their state themselves (init_hidden=True in snnTorch), or name such attributes, each "
-        f"with its value before the first input{absent}, before you build the trainer: fptt_plugin.state.{handler}",
+        f"with its value before the first input{absent}, before you build the trainer: {handler_code(module, own)}",
     )
 
 

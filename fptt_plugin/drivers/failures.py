@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -80,11 +81,10 @@ def _initial_state(net: nn.Module, x: Tensor, name: str, layer: nn.Module) -> st
     handler = handler_for(layer)
     if not isinstance(handler, AttributeHandler) or not (_runs(net, x) or _runs(net, x[0])):
         return ""
-    built = unwrapped(net).get_submodule(name)
-    values = {key: getattr(built, key, None) for key in handler.initial}
+    line = handler_code(unwrapped(net).get_submodule(name), handler.initial)
     return (
         f"it runs on the state that {type(layer).__name__} is built with, and not on that of its state handler: "
-        f"register the values that it is built with, fptt_plugin.state.{handler_code(type(layer), values)}"
+        f"register the values that it is built with, {line}"
     )
 
 
@@ -97,16 +97,25 @@ def _runs(net: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def handler_code(kind: type[nn.Module], initial: dict[str, object]) -> str:
-    """The line that registers a handler for a type of neuron, given the values before the first input."""
-    values = ", ".join(f"{name}={_as_code(value)}" for name, value in initial.items())
-    return f"register_state_handler({kind.__name__}, AttributeHandler({values}))"
+def handler_code(module: nn.Module, names: Iterable[str]) -> str:
+    """The line that registers a handler for a neuron's type, with what its state is before the first input.
+
+    Args:
+        module: The neuron, as it was built.
+        names: Its state attributes; those of a handler that is registered already are added.
+    """
+    handler = handler_for(module)
+    known = handler.initial if isinstance(handler, AttributeHandler) else {}
+    values = ", ".join(f"{name}={_as_code(getattr(module, name, None))}" for name in dict.fromkeys([*known, *names]))
+    return f"fptt_plugin.state.register_state_handler({type(module).__name__}, AttributeHandler({values}))"
 
 
 def _as_code(value: object) -> str:
-    """A value as Python code; ``None`` where an object stands, or a tensor that is more than a constant."""
-    if isinstance(value, Tensor) and value.numel() and bool((value == value.flatten()[0]).all()):
+    """A value as Python code; dots for a tensor that some input has left, ``None`` where an object stands."""
+    if isinstance(value, Tensor) and value.numel():
         fill = value.flatten()[0].item()
+        if not bool((value == fill).all()):
+            return "..."
         return f"torch.full({tuple(value.shape)}, {fill!r})" if fill else f"torch.zeros({tuple(value.shape)})"
     if isinstance(value, (bool, int, float, str)) or (isinstance(value, (list, dict, tuple)) and not value):
         return repr(value)

@@ -180,6 +180,20 @@ def test_the_handler_in_the_message_works_as_printed(kind, lazy):
     trains(around(own))
 
 
+def test_a_handler_that_lacks_an_attribute_is_completed():
+    own = type("Tensors", (Tensors,), {})
+    register_state_handler(own, AttributeHandler(u=torch.zeros(8)))
+    remedy = refusal(around(own), readout="mean").remedy
+    assert "AttributeHandler(u=torch.zeros((8,)), w=torch.full((8,), 0.25))" in remedy
+
+
+def test_state_that_an_input_has_left_is_not_taken_for_the_initial_one():
+    net = around(HardReset)
+    net(X[0])
+    functional.reset_net(net[3])
+    assert "AttributeHandler(v=...)" in refusal(net, readout="mean").remedy
+
+
 @pytest.mark.parametrize("driver", ["auto", "step"])
 @pytest.mark.parametrize("kind", [HardReset, Tensors])
 def test_a_handler_with_other_values_than_the_neuron_takes(kind, driver):
