@@ -35,7 +35,7 @@ class Recorder:
         from torch._dynamo import lookup_backend
 
         compiler: Any = lookup_backend("inductor")
-        return _Recorded(compiler(graph, inputs, options=options), self)
+        return _Recorded(compiler(graph, inputs, config_patches=options), self)
 
     def record(self, function: Function, inputs: list[Any]) -> _Recording | None:
         """Record a function; ``None``, with everything as before, where that cannot be."""

@@ -33,14 +33,18 @@ class Kept:
 
     def __init__(self, net: nn.Module, run_state: RunState) -> None:
         self._run_state = run_state
-        self._snapshot = run_state.snapshot()
+        self._found = modules_of(net)
+        self.renew()
+
+    def renew(self) -> None:
+        """Keep what is there now, in the same modules."""
+        self._snapshot = self._run_state.snapshot()
         self._random = random_state()
         replaced = {id(tensor) for tensor in tensors_in(self._snapshot.recurrent)}
-        self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._modules = [(module, dict(vars(module))) for module in self._found]
         self._buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
         self._sums: list[tuple[Any, dict[str, Any]]] = []
-        for module in modules_of(net):
-            self._modules.append((module, dict(vars(module))))
+        for module in self._found:
             for name, buffer in module._buffers.items():
                 value = None if buffer is None or id(buffer) in replaced else buffer.clone()
                 self._buffers.append((module, name, buffer, value))

@@ -65,15 +65,19 @@ class Part(NamedTuple):
 
 
 class UpdateTensors(NamedTuple):
-    """What one update needs.
+    """What updates need, one after another, as long as the same weights move.
 
     Attributes:
         parts: What is updated.
+        groups: The parameter group of each part.
+        counts: How often each part has been updated, as the optimizer counts.
         steps: Step counts of their weights, part by part; empty for optimizers that do not count.
         newcomers: Weights whose state ``optimizer.step()`` has to make first.
     """
 
     parts: list[Part]
+    groups: list[dict[str, Any]]
+    counts: list[float]
     steps: list[Tensor]
     newcomers: list[Tensor]
 
@@ -147,16 +151,19 @@ class Books:
         steps = [entry["step"] for _, _, entries in parts for entry in entries if "step" in entry]
         counts = self._counts.of(steps) if steps else [0.0]
         if min(counts) == max(counts):
+            groups = [group for group, _, _ in parts]
             gathered = [self._part(*part, counts[0]) for part in parts]
-            return UpdateTensors(gathered, steps, newcomers)
+            return UpdateTensors(gathered, groups, counts[:1] * len(parts), steps, newcomers)
         # Weights that were without gradient at times have other bias corrections than the rest.
-        found, of_each = UpdateTensors([], [], newcomers), iter(counts)
+        found, of_each = UpdateTensors([], [], [], [], newcomers), iter(counts)
         for group, same, entries in parts:
             own_counts = [next(of_each) for _ in same]
             for count in dict.fromkeys(own_counts):
                 mine = [other == count for other in own_counts]
                 same_count = list(compress(entries, mine))
                 found.parts.append(self._part(group, list(compress(same, mine)), same_count, count))
+                found.groups.append(group)
+                found.counts.append(count)
                 found.steps.extend(entry["step"] for entry in same_count)
         return found
 
@@ -169,20 +176,32 @@ class Books:
             {name: [entry[name] for entry in entries] for name in rule.moments(group)},
             rule.options_of(group),
             -1 if group.get("maximize") else 1,
-            on_device(rule.scalars(group, step + 1), weights[0].device),
+            self._scalars(group, step, weights[0].device),
         )
 
+    def _scalars(self, group: dict[str, Any], step: float, device: torch.device) -> Tensor:
+        return on_device(self.rule.scalars(group, step + 1), device)
+
+    def parts_after(self, updates: int, tensors: UpdateTensors) -> list[Part]:
+        """The parts as they are after so many updates that :meth:`note` has not heard of."""
+        if not updates:
+            return tensors.parts
+        return [
+            part._replace(scalars=self._scalars(group, count + updates, part.weights[0].device))
+            for part, group, count in zip(tensors.parts, tensors.groups, tensors.counts, strict=True)
+        ]
+
     def note(self, steps: list[Tensor], norm: Tensor | None, updates: int = 1) -> None:
-        """Keep the books of optimizer and regulariser after an update.
+        """Keep the books of optimizer and regulariser after updates of the same weights.
 
         Args:
             steps: Step counts of the weights that moved.
-            norm: Norm of the gradient before clipping.
-            updates: 1; 0 after an update that found something not finite and wrote the old values.
+            norm: Norm of the gradient before clipping, in the last of them.
+            updates: Their number; 0 after an update that found something not finite and wrote the old values.
         """
         regularizer = self.regularizer
         if updates and steps:
-            self._counts.add_one(steps)
+            self._counts.add(updates, steps)
         regularizer.note_updates(updates, norm)
         if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
             regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
@@ -206,20 +225,22 @@ class StepCounts:
             self._steps, self._marks, self._counts = steps, marks, [float(step) for step in steps]
         return self._counts
 
-    def add_one(self, steps: list[Tensor]) -> None:
-        """Count a step in all of them."""
+    def add(self, updates: int, steps: list[Tensor]) -> None:
+        """Count so many steps in all of them."""
         if steps[0].is_cpu:  # a number would be made a tensor for each of them
-            torch._foreach_add_(steps, _ONE, alpha=1.0)
+            torch._foreach_add_(steps, _ONE, alpha=float(updates))
         else:
-            torch._foreach_add_(steps, 1)
+            torch._foreach_add_(steps, updates)
         if len(steps) == len(self._steps):
             self._marks = [(id(step), step._version) for step in self._steps]
-            self._counts = [count + 1 for count in self._counts]
+            self._counts = [count + updates for count in self._counts]
 
 
 def on_device(numbers: list[float], device: torch.device) -> Tensor:
     """The numbers as a tensor in double precision; the host does not wait for a GPU."""
     tensor = torch.tensor(numbers, dtype=torch.float64)
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from ..tree import tensors_in
 from .cuda_graph import Recorder
 from .dynamo import CannotCompile, Compiled, first_line
 from .kept import Kept
-from .update import Books, Part, Strength, Verdicts, update_
+from .update import Books, Part, Strength, UpdateTensors, Verdicts, update_
 
 
 class WindowSpec(NamedTuple):
@@ -78,7 +79,12 @@ class CompiledWindow:
         loop: Whose network, state and objective these are.
         verdicts: Where to ask whether all was finite.
         replay: Record the graph's kernels as a CUDA graph.
+
+    Attributes:
+        most: Windows that are trained before the loop goes on: their outputs are held for it.
     """
+
+    most = 64
 
     def __init__(self, loop: TrainingLoop, verdicts: Verdicts, *, replay: bool = False) -> None:
         self._loop, self._verdicts = loop, verdicts
@@ -88,7 +94,10 @@ class CompiledWindow:
         self._succeeded = self._failed = 0
 
     def run(self, window: Window) -> WindowResult | None:
-        """Train the window. The caller counts steps and updates.
+        """Train the window and those after it that have its form, up to :attr:`most`.
+
+        No Python code of the user runs between two of them, so what is looked up in network and optimizer is looked up
+        once. The caller counts steps and updates.
 
         Returns:
             The result; ``None`` if the window must be trained eagerly, with everything as before.
@@ -96,53 +105,91 @@ class CompiledWindow:
         Raises:
             CannotCompile: If windows cannot be compiled, or too many different ones come; everything is as before.
         """
-        loop, books, regularizer = self._loop, self._books, self._loop.updater.regularizer
+        loop, books, first = self._loop, self._books, window.t
         spec = self._spec(window)
         if spec is None:
             return None
-        regularizer.check_ready()
-        groups = regularizer.optimizer.param_groups
-        weights = [[weight for weight in group["params"] if weight.requires_grad] for group in groups]
-        tensors = books.tensors(weights)
+        loop.updater.regularizer.check_ready()
+        groups = loop.updater.optimizer.param_groups
+        tensors = books.tensors([[weight for weight in group["params"] if weight.requires_grad] for group in groups])
         if not tensors.parts:
             return None
+        done: list[WindowOutputs] = []
+        count = self._tensor_count()
+        kept = Kept(loop.net, loop.run_state)
+        try:
+            for following in self._stretch(window, spec):
+                if done:
+                    kept.renew()
+                inputs, parts = self._inputs(following, spec), books.parts_after(len(done), tensors)
+                outputs = self._train(spec, inputs, parts, tensors.newcomers)
+                # A new weight; or something is not finite, and the eager window says what.
+                if outputs is None or not self._verdicts.allow(outputs.finite):
+                    kept.restore()
+                    break
+                for row, new in zip(inputs.rows, outputs.rows, strict=True):
+                    row.copy_(new)
+                done.append(outputs)
+                if not all(flag for own in outputs.live for flag in own):
+                    break  # the next update has other parts: these weights have not been counted
+        except CannotCompile:
+            kept.restore()
+            if not done and self._is_final():
+                raise
+        finally:
+            self._close(tensors, done)
+            if count is not None:
+                loop.run_state.readout.set((loop.run_state.readout.total, count + len(done) * spec.steps))
+        return self._result(first, spec, done) if done else None
+
+    def _stretch(self, window: Window, spec: WindowSpec) -> Iterator[Window]:
+        """The window and those after it in its batch, as long as they have the same form."""
+        for _ in range(self.most):
+            yield window
+            if window.last or window.batch.steps is None:
+                return
+            window = window.batch.window(window.t + window.length, self._loop.schedule)
+            if self._spec(window) != spec:
+                return
+
+    def _train(
+        self, spec: WindowSpec, inputs: WindowInputs, parts: list[Part], newcomers: list[Tensor]
+    ) -> WindowOutputs | None:
         if spec not in self._compiled:
             self._compiled[spec] = Compiled(self._function(spec), backend=self.recorder or "inductor")
-        kept, inputs, count = Kept(loop.net, loop.run_state), self._inputs(window, spec), self._tensor_count()
+        updater = self._loop.updater
+        strength, statistics = Strength.of(updater.regularizer), updater.statistics.tensors()
         try:
-            outputs = self._compiled[spec](
-                inputs,
-                tensors.parts,
-                tensors.newcomers,
-                Strength.of(regularizer),
-                loop.updater.statistics.tensors(),
-            )
+            outputs: WindowOutputs | None = self._compiled[spec](inputs, parts, newcomers, strength, statistics)
         except Exception as error:
-            kept.restore()
-            books.note([], None, 0)  # a recording that fails puts the weights back
-            self._failed += 1
-            if self._succeeded and self._failed < 3:
-                return None
             raise CannotCompile(first_line(error)) from error
-        if outputs is None or not self._verdicts.allow(
-            outputs.finite
-        ):  # a new weight; or the eager window says what is not finite
-            kept.restore()
-            books.note([], None, 0)
-            return None
-        self._succeeded, self._failed = self._succeeded + 1, 0
-        steps = tensors.steps
-        if steps:
-            flags = [flag for own in outputs.live for flag in own]
-            steps = [step for step, live in zip(steps, flags, strict=True) if live]
-        books.note(steps, outputs.norm)
-        if count is not None:
-            total, _ = loop.run_state.readout.get()
-            loop.run_state.readout.set((total, count + spec.steps))
-        for row, new in zip(inputs.rows, outputs.rows, strict=True):
-            row.copy_(new)
-        first = window.t + spec.steps - len(outputs.outputs)
-        return WindowResult(spec.steps, outputs.outputs[-1], [outputs.loss], [*enumerate(outputs.outputs, start=first)])
+        return outputs
+
+    def _is_final(self) -> bool:
+        """Count a failure at the first window of a stretch; whether no more windows are to be compiled."""
+        self._failed += 1
+        return not self._succeeded or self._failed >= 3
+
+    def _close(self, tensors: UpdateTensors, done: list[WindowOutputs]) -> None:
+        """Keep the books of the updates that were made; a recording that fails puts the weights back, too."""
+        if not done:
+            self._books.note([], None, 0)
+            return
+        self._succeeded, self._failed = self._succeeded + len(done), 0
+        live = [flag for own in done[-1].live for flag in own]
+        if all(live):
+            self._books.note(tensors.steps, done[-1].norm, len(done))
+            return
+        if len(done) > 1:
+            self._books.note(tensors.steps, done[-2].norm, len(done) - 1)
+        self._books.note([*compress(tensors.steps, live)], done[-1].norm)
+
+    def _result(self, first: int, spec: WindowSpec, done: list[WindowOutputs]) -> WindowResult:
+        seen: list[tuple[int, Tensor]] = []
+        for k, window in enumerate(done):
+            end = first + (k + 1) * spec.steps
+            seen += enumerate(window.outputs, start=end - len(window.outputs))
+        return WindowResult(len(done) * spec.steps, seen[-1][1], [window.loss for window in done], seen)
 
     def _fixed(self) -> list[Tensor]:
         """Weights, buffers that are no recurrent state, and the state of the optimizer."""

@@ -41,7 +41,7 @@ def recordings(monkeypatch, traced):
 
     compiler = torch._dynamo.lookup_backend("eager")
     monkeypatch.setattr(
-        torch._dynamo, "lookup_backend", lambda name: lambda graph, inputs, options: compiler(graph, inputs)
+        torch._dynamo, "lookup_backend", lambda name: lambda graph, inputs, config_patches: compiler(graph, inputs)
     )
     monkeypatch.setattr(cuda_graph, "record", record)
     monkeypatch.setattr(cuda_graph, "on_gpu", lambda tensor: True)
@@ -288,3 +288,14 @@ def test_the_class_distribution_learns_in_a_recording(recordings):
     tables = [trainer.objective.distribution.table for trainer in trainers]
     assert tables[0].abs().sum() > 0
     assert torch.allclose(*tables)
+
+
+@pytest.mark.slow
+def test_what_inductor_makes_of_a_graph_is_recorded(monkeypatch):
+    recorder = cuda_graph.Recorder(lambda: [])
+    monkeypatch.setattr(cuda_graph, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(cuda_graph, "record", lambda function, inputs: (list(function(*inputs)), lambda: None))
+    double = torch.compile(lambda x: 2 * x, backend=recorder, options={"size_asserts": False})
+    for _ in range(2):
+        assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
+    assert recorder.reason is None

@@ -11,6 +11,8 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FiringRates, SavedForBackward, spikingjelly
+from fptt_plugin.compile.update import Books
+from fptt_plugin.compile.window import CompiledWindow
 from fptt_plugin.errors import FPTTWarning
 from fptt_plugin.functional import MultiGaussian
 from fptt_plugin.snntorch import LTCLeaky
@@ -274,3 +276,38 @@ def test_skipped_updates(graph_steps):
     train_both(trainers, train_skipping)
     assert [trainer.skipped for trainer in trainers] == [2, 2]
     assert graph_steps
+
+
+@pytest.mark.parametrize(("most", "stretches"), [(64, 1), (4, 2), (1, 6)])
+def test_the_windows_of_a_batch_are_prepared_together(monkeypatch, most, stretches):
+    prepared, tensors = [], Books.tensors
+    monkeypatch.setattr(Books, "tensors", lambda self, weights: prepared.append(1) or tensors(self, weights))
+    monkeypatch.setattr(CompiledWindow, "most", most)
+
+    def train_counted(trainer):
+        train(trainer, count=2)
+        prepared.clear()
+        return train(trainer, count=1, steps=7)
+
+    train_both(pair(liquid, readout="mean"), train_counted)
+    assert len(prepared) == stretches
+
+
+class Turns(nn.Module):
+    """Uses one layer at the steps of an odd number and another at the rest, so each lacks a gradient at times."""
+
+    def __init__(self):
+        super().__init__()
+        self.fires, self.odd, self.even, self.steps = LIF(), nn.Linear(3, 2), nn.Linear(3, 2), 0
+
+    def forward(self, x):
+        self.steps += 1
+        return (self.odd if self.steps % 2 else self.even)(self.fires(x))
+
+
+def test_weights_that_take_turns_count_their_own_updates():
+    trainers = pair(lambda: Turns().double(), preflight=False)
+    train_both(trainers, train)
+    counts = [[int(t.optimizer.state[w]["step"]) for w in t.net.parameters()] for t in trainers]
+    assert counts[0] == counts[1]
+    assert len(set(counts[0])) == 2
