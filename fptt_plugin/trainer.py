@@ -841,8 +841,7 @@ class FPTTTrainer:
         Args:
             path: The file.
             weights_only: As for ``torch.load``: ``False`` also reads objects of any class, which runs code of the file,
-                so only from those you trust. Needed where the state of the neurons is in named tuples or dataclasses,
-                and for a network that had seen no batch and has lazy layers.
+                so only from those you trust. Needed where the state of the neurons is in named tuples or dataclasses.
 
         Raises:
             CheckpointError: If the file is damaged or belongs to another network. Nothing is changed then.
