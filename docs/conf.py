@@ -49,6 +49,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
+suppress_warnings = ["myst-nb.lexer"]  # the lexer of a notebook's cells is known once it has run
 nb_output_stderr = "remove"  # notices of other packages; what a page wants to show, it prints
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
