@@ -53,8 +53,8 @@ def draw(figures: Figures, out: Path) -> list[Path]:
 
 
 def _grid(nets: dict[str, list[Record]], panel: Any, path: Path) -> Path:
-    """One panel per network, two or three in a line; lines of all panels in one legend below them."""
-    columns = min(len(nets), 3)
+    """One panel per network, two in a line, so that the page shows the labels; lines of all panels in one legend below them."""
+    columns = min(len(nets), 2)
     rows = -(-len(nets) // columns)
     size = (5.2 * columns, 3.6 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
