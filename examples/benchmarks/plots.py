@@ -53,7 +53,7 @@ def draw(figures: Figures, out: Path) -> list[Path]:
 
 
 def _grid(nets: dict[str, list[Record]], panel: Any, path: Path) -> Path:
-    """One panel per network, two in a line, so that the page shows the labels; lines of all panels in one legend below them."""
+    """Two panels in a line, so that a page shows their labels; lines of all panels in one legend below them."""
     columns = min(len(nets), 2)
     rows = -(-len(nets) // columns)
     size = (5.2 * columns, 3.6 * rows)
