@@ -46,9 +46,10 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"  # for work on the layout: sphinx-build -D nb_execution_mode=off
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # seconds for a cell: a machine may be busy
 nb_execution_show_tb = True
 nb_merge_streams = True
+suppress_warnings = ["myst-nb.lexer"]  # the lexer of a notebook's cells is known once it has run
 nb_output_stderr = "remove"  # notices of other packages; what a page wants to show, it prints
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

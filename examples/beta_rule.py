@@ -2,8 +2,10 @@
 
     python examples/beta_rule.py                      # about ten minutes on one core
     python examples/beta_rule.py --presentations constant --steps 10 20 --layers 2 --betas 0.5 0.7 0.8 0.9 0.95
+    python examples/beta_rule.py --presentations rates --steps 10 20 --betas 0.5
 
-A digit is shown as a constant current for T steps, row by row (T = 8) or pixel by pixel (T = 64). ``beta`` is set in
+A digit is shown as a constant current for T steps, as spikes with a probability of the brightness (``rates``, on
+demand), row by row (T = 8) or pixel by pixel (T = 64). ``beta`` is set in
 the hidden ``LTCLeaky`` layers and in the readout, as if one number were written everywhere. Beside them stands
 ``snn.Leaky(beta=0.9)``, with a readout of 0.9. Each cell has the test accuracy after the last epoch, and the spikes per
 neuron and step of the last hidden layer in the first epoch, as means over the seeds.
@@ -31,13 +33,16 @@ from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
 STOCK = 0.9  # what snnTorch's tutorials use
 BETAS = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
 STEPS = [5, 10, 20, 50]
-FEATURES = {"constant": 64, "rows": 8, "pixels": 1}
+FEATURES = {"constant": 64, "rows": 8, "pixels": 1, "rates": 64}
+PRESENTATIONS = ["constant", "rows", "pixels"]
 
 
 def present(x: Tensor, presentation: str, steps: int) -> Tensor:
     """Return digits ``[B, 8, 8]`` as a sequence ``[T, B, features]``."""
     if presentation == "constant":
         return x.flatten(1).expand(steps, -1, -1)
+    if presentation == "rates":
+        return torch.bernoulli(x.flatten(1).expand(steps, -1, -1))
     return x.view(len(x), -1, FEATURES[presentation]).transpose(0, 1)
 
 
@@ -79,7 +84,7 @@ def grid(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the cells of the table, row by row."""
     data = images("digits", Path())
     cells = [("LTCLeaky", beta) for beta in options.betas] + [("snn.Leaky", STOCK)]
-    lengths = {"constant": options.steps, "rows": [8], "pixels": [64]}
+    lengths = {"constant": options.steps, "rates": options.steps, "rows": [8], "pixels": [64]}
     for presentation in options.presentations:
         for steps in lengths[presentation]:
             for neuron, beta in cells:
@@ -110,8 +115,8 @@ def table(cells: list[dict[str, Any]], figure: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--presentations", nargs="+", choices=tuple(FEATURES), default=list(FEATURES))
-    add("--steps", type=int, nargs="+", default=STEPS, help="of a constant current")
+    add("--presentations", nargs="+", choices=tuple(FEATURES), default=PRESENTATIONS)
+    add("--steps", type=int, nargs="+", default=STEPS, help="of a constant current and of rates")
     add("--betas", type=float, nargs="+", default=BETAS)
     add("--readout", type=float, help="beta of the readout; default: that of the hidden layers")
     add("--layers", type=int, default=1, help="hidden layers")

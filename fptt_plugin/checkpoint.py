@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 from torch.optim import Optimizer
-from torch.serialization import get_crc32_options, set_crc32_options
+from torch.serialization import get_crc32_options, safe_globals, set_crc32_options
 
 from .errors import CheckpointError, FPTTError
 
@@ -129,7 +129,8 @@ def load(path: str | PathLike[str], net: nn.Module, *, weights_only: bool) -> di
             damaged = _damaged(file)
             if damaged is not None:
                 raise ValueError(f"{damaged} was damaged after it had been written")
-            content = torch.load(file, map_location=device, weights_only=weights_only)
+            with safe_globals(_unsized(net)):
+                content = torch.load(file, map_location=device, weights_only=weights_only)
         if isinstance(content, dict) and not content.keys() & set(_PARTS):
             raise CheckpointError(
                 f"{path} holds no checkpoint of FPTTTrainer.save, but something else",
@@ -141,11 +142,17 @@ def load(path: str | PathLike[str], net: nn.Module, *, weights_only: bool) -> di
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise CheckpointError(
-                f"{path} holds more than tensors and numbers: a state in classes of its own, or a network saved before "
-                f"its first batch with sizes still to be inferred ({str(error).split('.')[0]})",
+                f"{path} holds more than tensors and numbers, such as a state in classes of its own "
+                f"({str(error).split('.')[0]})",
                 "if you trust the file, read it with load(path, weights_only=False)",
             ) from error
         raise CheckpointError(f"{path} is not a valid checkpoint of FPTTTrainer.save ({error})") from error
+
+
+def _unsized(net: nn.Module) -> list[Any]:
+    """Classes of weights whose sizes the first batch sets: a file of a network that has seen none names them."""
+    weights = [*net.parameters(), *net.buffers()]
+    return [UninitializedParameter, UninitializedBuffer, *{type(weight) for weight in weights if is_lazy(weight)}]
 
 
 def _damaged(file: BinaryIO) -> str | None:

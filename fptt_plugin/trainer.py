@@ -571,13 +571,13 @@ class FPTTTrainer:
             return _fit.evaluate(self, loader, metric=metric, batch=batch, averaged=averaged)
 
     def recalibrate(self, loader: Iterable[Any], *, batch: Batching = None, averaged: bool | None = None) -> int:
-        """Take the running statistics of batch normalisation anew, as means over a loader, at the present weights.
+        """Compute the running statistics of batch normalisation again, as means over a loader, at the present weights.
 
-        Running statistics are those of weights that are gone: online training moves the weights many times within the
-        span over which they average. The faster the weights move, the further they lag behind; and ``W_bar`` has
-        others than ``W``. Ten or twenty batches of training data will do. It is what
-        ``torch.optim.swa_utils.update_bn`` does for averaged weights. Weights, gradients and a stream in progress stay
-        as they are; layers in evaluation mode within a network in training mode keep their statistics.
+        Online training changes the weights many times while running statistics average, so the statistics lag behind,
+        the more the faster the weights change; and ``W_bar`` needs others than ``W``. Ten or twenty batches of training
+        data are enough. ``torch.optim.swa_utils.update_bn`` does the same for averaged weights. Weights, gradients and
+        a stream in progress stay as they are; layers in evaluation mode within a network in training mode keep their
+        statistics.
 
         Args:
             loader: Gives batches as :meth:`fit` takes them.
@@ -841,8 +841,7 @@ class FPTTTrainer:
         Args:
             path: The file.
             weights_only: As for ``torch.load``: ``False`` also reads objects of any class, which runs code of the file,
-                so only from those you trust. Needed where the state of the neurons is in named tuples or dataclasses,
-                and for a network that had seen no batch and has lazy layers.
+                so only from those you trust. Needed where the state of the neurons is in named tuples or dataclasses.
 
         Raises:
             CheckpointError: If the file is damaged or belongs to another network. Nothing is changed then.

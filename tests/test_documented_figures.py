@@ -77,9 +77,9 @@ def test_electrocardiograms_of_the_front_page(rows):
 
 def test_which_neuron(rows):
     text = page("docs/tutorials/choosing.md")
-    cells = json.loads((DOCS / "performance" / "beta_rule.json").read_text())["cells"]
 
-    def accuracy(presentation, steps, neuron, beta):
+    def accuracy(presentation, steps, neuron, beta, file="beta_rule"):
+        cells = json.loads((DOCS / "performance" / f"{file}.json").read_text())["cells"]
         wanted = (presentation, steps, neuron, beta)
         found = [c for c in cells if (c["presentation"], c["steps"], c["neuron"], c["beta"]) == wanted]
         return 100 * mean(found[0]["test_accuracy"])
@@ -91,6 +91,16 @@ def test_which_neuron(rows):
     ):
         stock, liquid = (accuracy(presentation, steps, *neuron) for neuron in (("snn.Leaky", 0.9), ("LTCLeaky", 0.5)))
         assert f"| {name} | `snn.Leaky(0.9)`: {stock:.1f} % | {liquid:.1f} % |" in text
+    for steps in (10, 20):
+        stock, liquid = (
+            " / ".join(
+                f"{accuracy('rates', steps, *neuron, file):.1f}"
+                for file in ("beta_rule_rates", "beta_rule_rates_10_epochs")
+            )
+            for neuron in (("snn.Leaky", 0.9), ("LTCLeaky", 0.5))
+        )
+        name = f"digits as spikes, T = {steps}, 3 / 10 epochs"
+        assert f"| {name} | `snn.Leaky(0.9)`: {stock} % | {liquid} % |" in text
     adding = {row.values[0]: mean(row.scores(4)) for row in rows("adding-neurons") if row.values[1] == "length 100"}
     stated = f"LIF: {adding['lif']:.3f}, adaptive LIF: {adding['alif']:.3f} (chance 0.167) | {adding['ltc']:.3f} |"
     assert stated in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,12 +11,30 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from contenders import CONTENDERS
+from contenders import COMPILE, CONTENDERS
 from floors import FLOORS
 from report import MIB, ROWS, Figures, Record, select
 
-PALETTE = matplotlib.colormaps["tab20"]
-COLOURS: dict[str, Any] = {name: PALETTE(index) for index, name in enumerate(CONTENDERS)} | dict.fromkeys(FLOORS, "0.6")
+from fptt_plugin.plot import method_color
+
+LINES = ("-", "--", ":", "-.", (0, (5, 1)))
+
+
+def _styles() -> dict[str, dict[str, Any]]:
+    """Colour and line of each row: a colour per method, shades and lines for ways to train by it."""
+    styles: dict[str, dict[str, Any]] = {}
+    seen: Counter[str | None] = Counter()
+    for name in sorted(CONTENDERS, key=lambda name: name != COMPILE):  # the method's own colour is for the compiled row
+        label = name.replace("ours", "FPTT")
+        method = method_color(label)
+        shade = seen[method]
+        seen[method] += 1
+        other = ("0.25", "0.5")[shade % 2]
+        styles[name] = {"color": method_color(label, shade) or other, "ls": LINES[shade % len(LINES)]}
+    return styles | {name: {"color": "0.75", "ls": ":"} for name in FLOORS}
+
+
+STYLES = _styles()
 
 
 def draw(figures: Figures, out: Path) -> list[Path]:
@@ -34,17 +53,20 @@ def draw(figures: Figures, out: Path) -> list[Path]:
 
 
 def _grid(nets: dict[str, list[Record]], panel: Any, path: Path) -> Path:
-    """One panel per network, two or three in a line."""
-    columns = min(len(nets), 3)
-    lines = -(-len(nets) // columns)
-    size = (5.2 * columns, 3.6 * lines)
-    figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    """Two panels in a line, so that a page shows their labels; lines of all panels in one legend below them."""
+    columns = min(len(nets), 2)
+    rows = -(-len(nets) // columns)
+    size = (5.2 * columns, 3.6 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axes in list(grid.flat)[len(nets) :]:
         axes.set_visible(False)
     for axes, (net, records) in zip(grid.flat, nets.items(), strict=False):
         panel(axes, records)
         axes.set_title(net)
         axes.grid(alpha=0.3)
+    lines = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if lines:
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -54,7 +76,7 @@ def _bars(axes: Any, records: list[Record]) -> None:
     run = [record for record in records if "ms" in record]
     names = [record["row"] for record in run]
     values = [median(record["ms"]) for record in run]
-    bars = axes.barh(names, values, color=[COLOURS[name] for name in names])
+    bars = axes.barh(names, values, color=[STYLES[name]["color"] for name in names])
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=2, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
@@ -64,12 +86,16 @@ def _bars(axes: Any, records: list[Record]) -> None:
 
 def _lines(axes: Any, records: list[Record], key: str, value: Any, label: str) -> None:
     """A line per row over T, both axes logarithmic; thinner and thinner, since flat ones may coincide."""
-    for width, name in zip(range(2 * len(ROWS), 0, -2), ROWS, strict=True):
+    for width, name in zip(range(len(ROWS), 0, -1), ROWS, strict=True):
         points = sorted((record["T"], value(record)) for record in records if record["row"] == name and key in record)
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width / 5, color=COLOURS[name], label=name)
+            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=1 + width / 7, **STYLES[name], label=name)
     axes.set(xscale="log", yscale="log", xlabel="time steps T", ylabel=label)
-    axes.legend(fontsize=7)
+    lengths = sorted({record["T"] for record in records if key in record})
+    # The label of 784 would touch that of 1000.
+    axes.set_xticks([T for T in lengths if T != 784 or 1000 not in lengths], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:.0f}")
 
 
 def _time(axes: Any, records: list[Record]) -> None:

@@ -289,6 +289,7 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
         if is_random:
             return
         fresh = TrialCopy(driver.net, driver)  # without what a reset of the other does not reach
+        fresh.take_drawn_weights(copy)
         alone, calls_alone = fresh.followed(candidate[:, -1:])
         ones, others = _last_sample(after, tensors_in(fresh.state.get()))
         mix = not _alike([output[:, -1:], *ones], [torch.stack(alone), *others])

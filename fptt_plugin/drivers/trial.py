@@ -111,6 +111,13 @@ class TrialCopy:
             self._driver = driver.on_copy(self.net, self.state)
             self.state.reset()
 
+    def take_drawn_weights(self, other: TrialCopy) -> None:
+        """Take the weights that another copy drew when its first input showed their sizes: each copy draws its own."""
+        tensors = [*self.net.named_parameters(), *self.net.named_buffers()]
+        unsized = {name for name, tensor in tensors if is_lazy(tensor)}
+        drawn = {name: tensor for name, tensor in other.net.state_dict().items() if name in unsized}
+        self.net.load_state_dict(drawn, strict=False)
+
     @contextmanager
     def _apart(self) -> Iterator[None]:
         """The random numbers that the network would get, for every run, and no other network is touched."""

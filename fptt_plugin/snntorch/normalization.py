@@ -55,10 +55,11 @@ class PerStepBatchNorm1d(BufferedNorm):
     Batch Normalization" (ICLR 2024): they settle, so a stream without end needs no more ``steps`` than that takes, and
     a stream of one sample can be trained.
 
-    The count of steps is recurrent state. The trainer resets it with the neurons, as ``utils.reset(net)`` does; in a
-    ``forward`` that loops over time and starts its neurons by ``reset_mem()``, call :meth:`reset` beside it.
-    Samples that begin a new sequence while others go on count from 0; a batch of samples at different steps is
-    normalised by the statistics of all of them.
+    The count of steps is recurrent state. The trainer resets it before each sequence, and ``utils.reset(net)`` resets
+    it with the neurons. In a ``forward`` that loops over time and starts its neurons by ``reset_mem()``, call
+    :meth:`reset` at the start, too. Without it, every call of ``net(x)`` outside of the trainer continues to count, and
+    its steps get the statistics of later ones. Samples that begin a new sequence while others go on count from 0; a
+    batch of samples at different steps is normalised by the statistics of all of them.
 
     Args:
         num_features: Neurons ``N``.

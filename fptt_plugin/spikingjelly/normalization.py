@@ -66,9 +66,11 @@ class PerStepBatchNorm1d(MemoryNorm):
     have it; see :class:`fptt_plugin.snntorch.PerStepBatchNorm1d` for the sources and for ``accumulate``.
     ``layer.BatchNormThroughTime1d`` differs: it scales each step by parameters of its own.
 
-    The count of steps is a memory, which ``functional.reset_net`` resets. Slices of a sequence in ``'m'`` mode go on
-    where the last one ended. Within ``layer.LinearRecurrentContainer`` or ``layer.ElementWiseRecurrentContainer`` it
-    normalises the recurrent drive, in ``'s'`` mode.
+    The count of steps is a memory. The trainer resets it before each sequence. If you call ``net(x)`` yourself, call
+    ``functional.reset_net(net)`` before each sequence: without it the count continues, and steps get the statistics of
+    later ones. Slices of a sequence in ``'m'`` mode go on where the last one ended. Within
+    ``layer.LinearRecurrentContainer`` or ``layer.ElementWiseRecurrentContainer`` it normalises the recurrent drive, in
+    ``'s'`` mode.
 
     Args:
         num_features: Neurons ``N``.

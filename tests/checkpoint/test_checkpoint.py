@@ -10,6 +10,7 @@ from nets import LIF, Before, adam, batch, copies, flat, identical, sgd, spikes,
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import CheckpointError
 from fptt_plugin.state import ModelState
 
 CE = nn.CrossEntropyLoss()
@@ -239,11 +240,28 @@ def test_a_state_in_named_tuples_loads_when_the_file_is_trusted(tmp_path):
     assert identical(other.net.parameters(), trainer.net.parameters())
 
 
-def test_a_lazy_network_before_its_first_batch(tmp_path):
-    make(lazy_net()).save(tmp_path / "a.pt")
-    trainer = make(lazy_net())
-    trainer.load(tmp_path / "a.pt", weights_only=False)
-    trainer.train_sequence(*batch())
+def lazy_gates():
+    liquid = pytest.importorskip("fptt_plugin.snntorch")
+    return nn.Sequential(nn.Linear(3, 8), liquid.LTCLeaky(init_hidden=True), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("build", [lazy_net, lazy_gates])
+def test_a_lazy_network_before_its_first_batch(tmp_path, build):
+    """The file names the classes of weights without a size; it loads like any other, and what was drawn is kept."""
+    first, other = make(build()), make(build())
+    first.save(tmp_path / "a.pt")
+    other.load(tmp_path / "a.pt")
+    for trainer in (first, other):
+        torch.manual_seed(7)
+        trainer.train_sequence(*batch())
+    assert first.updates > 0
+    assert identical(everything(other), everything(first))
+
+
+def test_other_classes_are_not_read_with_those_of_a_lazy_network(tmp_path):
+    torch.save({"net": {"0.weight": FPTTTrainer}, "optimizer": {}, "trainer": {}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="more than tensors and numbers"):
+        make(lazy_net()).load(tmp_path / "a.pt")
 
 
 def test_the_file_has_the_rights_of_any_other_and_a_link_stays_one(tmp_path):

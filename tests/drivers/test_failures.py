@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 import fptt_plugin
 from fptt_plugin import FPTTTrainer
+from fptt_plugin import spikingjelly as liquid
 from fptt_plugin.errors import CannotRunError, CannotStepError
 from fptt_plugin.state import AttributeHandler, register_state_handler
 
@@ -283,3 +284,32 @@ def test_the_layer_that_mixes_samples_is_named(kind, place):
     assert (error.layer, error.layer_type) == (str(place), kind.__name__)
     trains(build(kind), preflight=False)
     trains(build(nn.Identity))
+
+
+class CenteredSequence(nn.Module):
+    def forward(self, x):
+        return x - x.mean(1, keepdim=True)
+
+
+def lazy_gates(mode):
+    return liquid.LTCLeaky(step_mode=mode), layer.Linear(8, 3, step_mode=mode)
+
+
+def lazy_linear(mode):
+    return lif(), nn.LazyLinear(3)
+
+
+def lazy_convolution(mode):
+    return nn.Unflatten(1, (2, 4)), nn.LazyConv1d(2, 1), nn.Flatten(), lif(), nn.LazyLinear(3)
+
+
+@pytest.mark.parametrize(
+    ("build", "mode"), [(lazy_gates, "s"), (lazy_gates, "m"), (lazy_linear, "s"), (lazy_convolution, "s")]
+)
+def test_weights_that_are_drawn_at_the_first_input_do_not_look_like_mixed_samples(build, mode):
+    """The preflight compares two copies, each of which would draw its own."""
+    net = nn.Sequential(layer.Linear(F, 8, step_mode=mode), *build(mode))
+    assert FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(X, Y).updates > 0
+    mixing = nn.Sequential(layer.Linear(F, 8, step_mode=mode), *build(mode))
+    mixing.insert(1, Centered() if mode == "s" else CenteredSequence())
+    assert refusal(mixing).layer_type.startswith("Centered")

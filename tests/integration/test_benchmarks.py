@@ -25,10 +25,12 @@ from memory import backward_bytes, expected_bytes, peak_in_fresh_process  # noqa
 from networks import networks  # noqa: E402
 from overhead import BPTT, OWN, RATIOS, StepProfile, check_same_weights, own_loop, spread  # noqa: E402
 from overhead import networks as overhead_networks  # noqa: E402
+from plots import STYLES  # noqa: E402
 from timing import alternate, milliseconds_per_step  # noqa: E402
 
 from fptt_plugin import FiringRates, FPTTTrainer  # noqa: E402
 from fptt_plugin.errors import FPTTWarning  # noqa: E402
+from fptt_plugin.plot import METHOD_COLORS, method_color  # noqa: E402
 from fptt_plugin.state import ModelState  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -390,3 +392,18 @@ def test_the_check_ends_in_time(tmp_path, monkeypatch, capsys):
     assert records
     assert all(record["not_run"] == "no time left" for record in records)
     assert "not run: no time left" in capsys.readouterr().out
+
+
+def test_a_method_has_the_colour_that_it_has_on_every_page():
+    """Ways to train by one method are shades of its colour; what is no method of the pages is grey."""
+    shades = {method: {method_color(method, shade) for shade in range(5)} for method in ("FPTT", "BPTT")}
+    assert STYLES[COMPILE]["color"] == METHOD_COLORS["FPTT"]
+    assert STYLES["snnTorch BPTT"]["color"] == METHOD_COLORS["BPTT"]
+    for name in CONTENDERS:
+        color = STYLES[name]["color"]
+        if "OTTT" in name or "SLTT" in name:
+            assert 0 < float(color) < 0.75
+        else:
+            assert color in shades["BPTT" if "BPTT" in name else "FPTT"], name
+    together = ["ours, eager", COMPILE, STRAIGHTFORWARD, "SpikingJelly FPTT"]
+    assert len({STYLES[name]["color"] for name in together}) == len(together)

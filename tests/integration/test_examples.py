@@ -69,4 +69,8 @@ def test_digits_are_presented_in_the_order_of_their_pixels():
     x = torch.arange(128.0).view(2, 8, 8)
     assert torch.equal(present(x, "constant", 5), x.view(1, 2, 64).expand(5, 2, 64))
     assert torch.equal(present(x, "rows", 8), x.transpose(0, 1))
+    brightness = torch.rand(3, 8, 8)
+    spikes = present(brightness, "rates", 2000)
+    assert spikes.unique().tolist() == [0, 1]
+    assert torch.allclose(spikes.mean(0), brightness.flatten(1), atol=0.06)  # over five standard errors
     assert torch.equal(present(x, "pixels", 64)[:, 1, 0], torch.arange(64.0, 128.0))
