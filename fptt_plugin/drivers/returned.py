@@ -99,8 +99,9 @@ def lively_inputs(x: Tensor) -> Iterator[Tensor]:
     if not x.is_floating_point():  # tokens: others might be out of range
         yield from (x, x.flip(0), x.roll(1, 0))
         return
-    for base in (x, torch.rand_like(x), torch.randn_like(x)):
-        yield from (scale * base for scale in _SCALES)
+    for base in (torch.clone, torch.rand_like, torch.randn_like):  # drawn when asked for: lazy layers draw before
+        given = base(x)
+        yield from (scale * given for scale in _SCALES)
 
 
 def _forms(result: Tensor, series: Tensor) -> Iterator[tuple[str, float]]:
