@@ -5,66 +5,20 @@ run. Watch it with ``tensorboard --logdir runs``.
 """
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset, random_split
+from torch.utils.data import DataLoader, StackDataset, random_split
 from torch.utils.tensorboard import SummaryWriter
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.fit import accuracy
+from fptt_plugin.fit import EpochMetric, accuracy
 from fptt_plugin.results import EpochRecord
-
-
-class Digits(Dataset[dict[str, Tensor]]):
-    """Handwritten digits; at each of 20 steps a pixel fires with a probability equal to its brightness."""
-
-    def __init__(self) -> None:
-        images, labels = load_digits(return_X_y=True)
-        self.images, self.labels = torch.tensor(images / 16.0).float(), torch.tensor(labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {"frames": torch.bernoulli(self.images[i].expand(20, -1)), "label": self.labels[i]}
-
-
-class MacroF1:
-    """Mean F1 score of the classes; any metric of torchmetrics fits in its place."""
-
-    def __init__(self, classes: int) -> None:
-        self.counts = torch.zeros(classes, classes)
-
-    def reset(self) -> None:
-        self.counts.zero_()
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        ones = torch.ones(len(target))
-        self.counts.index_put_((target.cpu(), output.argmax(1).cpu()), ones, accumulate=True)
-
-    def compute(self) -> Tensor:
-        hits = self.counts.diag()
-        return (2 * hits / (self.counts.sum(0) + self.counts.sum(1)).clamp(min=1)).mean()
-
-
-def network(library: str) -> nn.Module:
-    """A hidden layer and a readout without spikes."""
-    hidden: nn.Module
-    readout: nn.Module
-    if library == "snntorch":
-        from fptt_plugin import snntorch as fptt_snn
-
-        hidden, readout = fptt_snn.LTCLeaky(init_hidden=True), fptt_snn.LTCIntegrator(beta=0.8, init_hidden=True)
-    else:
-        from fptt_plugin import spikingjelly as fptt_sj
-
-        hidden, readout = fptt_sj.LTCLeaky(), fptt_sj.LTCIntegrator(beta=0.8)
-    return nn.Sequential(nn.Linear(64, 64), hidden, nn.Dropout(0.1), nn.Linear(64, 10), readout)
-
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--library", choices=["snntorch", "spikingjelly"], default="snntorch")
@@ -74,17 +28,28 @@ options = parser.parse_args()
 options.folder.mkdir(parents=True, exist_ok=True)
 last = options.folder / "last.pt"
 
+# Data: at each of 20 time steps, a pixel fires with a probability equal to its brightness. Samples are dictionaries.
 torch.manual_seed(0)
-train, test = random_split(Digits(), [0.75, 0.25])
-train_loader = DataLoader(train, batch_size=64, shuffle=True)
-test_loader = DataLoader(test, batch_size=256)
+images, labels = load_digits(return_X_y=True)
+frames = torch.tensor(images / 16).float().unsqueeze(1).expand(-1, 20, -1).bernoulli()
+train, test = random_split(StackDataset(frames=frames, label=labels), [0.75, 0.25])  # type: ignore[arg-type]
+train_loader, test_loader = DataLoader(train, batch_size=64, shuffle=True), DataLoader(test, batch_size=256)
 
-net = network(options.library)
+# Network: snnTorch's neurons keep their state with init_hidden=True, SpikingJelly's always.
+neurons = import_module(f"fptt_plugin.{options.library}")
+state = {"init_hidden": True} if options.library == "snntorch" else {}
+hidden, readout = neurons.LTCLeaky(**state), neurons.LTCIntegrator(beta=0.8, **state)
+net = nn.Sequential(nn.Linear(64, 64), hidden, nn.Dropout(0.1), nn.Linear(64, 10), readout)
+
 optimizer = torch.optim.Adam(net.parameters())
 trainer = FPTTTrainer(net, optimizer, nn.CrossEntropyLoss(), window=5, batch_first=True)
 if last.exists():
     trainer.load(last)
 writer = SummaryWriter(options.folder, purge_step=len(trainer.history) + 1)
+
+
+def macro_f1(output: Tensor, target: Tensor) -> float:
+    return float(f1_score(target, output.argmax(dim=1), average="macro"))
 
 
 def log(trainer: FPTTTrainer, record: EpochRecord) -> None:
@@ -98,7 +63,7 @@ trainer.fit(
     options.epochs - len(trainer.history),
     val_loader=test_loader,
     batch=("frames", "label"),
-    metric={"f1": MacroF1(10), "accuracy": accuracy},
+    metric={"f1": EpochMetric(macro_f1), "accuracy": accuracy},  # or metrics of torchmetrics
     scheduler=OneCycleLR(optimizer, max_lr=0.01, total_steps=options.epochs * len(train_loader)),
     patience=3,
     checkpoint=options.folder / "best.pt",

@@ -32,6 +32,7 @@ from .drivers import (
 )
 from .errors import (
     BatchShapeError,
+    BatchTypeError,
     CannotRunError,
     CheckpointError,
     ConfigurationError,
@@ -313,7 +314,7 @@ class FPTTTrainer:
             self._tensors(new_sequence, "new_sequence"),
             ignore_index=self.objective.ignore_index,
             finite=self._loop.on_nonfinite != "skip",
-            integers=self._takes_integers(x_t.unsqueeze(0), batch_first=False),
+            integers=not x_t.is_floating_point() and self._takes_integers(x_t.unsqueeze(0), batch_first=False),
         )
         if self.schedule.window is None:
             raise ConfigurationError(
@@ -410,6 +411,12 @@ class FPTTTrainer:
         hook = input_hook(self.net)
         try:
             yield
+        except BatchTypeError as error:
+            if isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_floating_point() and x.dim() < y.dim():
+                error.remedy = (
+                    "input and target look swapped: pass (x, y); fit() and evaluate() read (y, x) with batch=(1, 0)"
+                )
+            raise
         except (BatchShapeError, CannotRunError) as error:
             if isinstance(x, Tensor) and 0 not in x.shape:
                 target = tuple(y.shape) if isinstance(y, Tensor) else ()
@@ -452,6 +459,7 @@ class FPTTTrainer:
                 readout = self._run_state.readout
                 self._output_is_checked = warn_of_spikes(result.output, self.objective.loss_fn, readout.mode)
                 warn_of_liquid_counts(readout, self.state)
+                self.schedule.warn_of_short_sequences(batch.steps)
             if self.average_weights == "sequence":
                 self.regularizer.load_averages()
         return result._replace(output=self.objective.unpacked(result.output))
@@ -495,8 +503,9 @@ class FPTTTrainer:
             scheduler_interval: Whether it steps after each ``"epoch"`` or each ``"batch"``, as a warm-up does.
                 ``None``, the default, is ``"batch"`` for ``OneCycleLR`` and ``CyclicLR``, else ``"epoch"``.
             metric: ``metric(output, target) -> number``, averaged over samples; an object with ``update``, ``compute``
-                and ``reset``, such as those of torchmetrics, which sees a whole pass; several of these by name in a
-                dictionary; or ``None``. Default: accuracy.
+                and ``reset``, such as those of torchmetrics, which sees a whole pass, or a function of a whole pass,
+                :class:`~fptt_plugin.fit.EpochMetric`; several of these by name in a dictionary; or ``None``. Default:
+                accuracy.
             monitor: What decides which epoch is best: the name of a metric, or ``"loss"``, that of the decision.
                 ``None``, the default, is the first metric, and the loss without any. Of validation, if there is a
                 ``val_loader``, else of training.

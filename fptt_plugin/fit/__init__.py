@@ -3,7 +3,7 @@
 from .batches import Batching
 from .callbacks import Callback, Callbacks
 from .loop import epochs, evaluate, fit
-from .metrics import Metric, Metrics, accuracy
+from .metrics import EpochMetric, Metric, Metrics, accuracy
 from .progress import Progress
 from .recalibration import recalibrate
 
@@ -11,6 +11,7 @@ __all__ = [
     "Batching",
     "Callback",
     "Callbacks",
+    "EpochMetric",
     "Metric",
     "Metrics",
     "Progress",

@@ -6,10 +6,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ..errors import BatchTypeError
+from ..errors import BatchTypeError, ConfigurationTypeError
 from ..interrupts import Interruptible
 
 Batching = Callable[[Any], Any] | Iterable[Any] | None
+
+
+def checked(batching: Batching) -> Batching:
+    """``batch=...`` as it was passed, names as a tuple.
+
+    Raises:
+        ConfigurationTypeError: If it is neither a function nor several names.
+    """
+    if batching is None or callable(batching):
+        return batching
+    if isinstance(batching, (str, Mapping)) or not isinstance(batching, Iterable):
+        form = {str: "one name", dict: "a dictionary"}.get(type(batching), "neither")
+        raise ConfigurationTypeError(
+            f"batch={batching!r} is {form}", "pass the names of input and target, batch=('x', 'y'), or a function"
+        )
+    return tuple(batching)
 
 
 def parts_of(given: Any, batching: Batching) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +10,13 @@ from ..errors import ConfigurationError
 from ..interrupts import Interruptible
 from ..results import BatchRecord, EpochRecord
 
-HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_fit_end")
+HOOKS = {  # and what each is called with
+    "on_fit_begin": ("trainer",),
+    "on_epoch_begin": ("trainer", "epoch"),
+    "on_batch_end": ("trainer", "record"),
+    "on_epoch_end": ("trainer", "record"),
+    "on_fit_end": ("trainer",),
+}
 
 
 class Callback:
@@ -66,7 +73,7 @@ class Callback:
 
 
 EpochFunction = Callable[[Any, EpochRecord], Any]
-Callbacks = Iterable[Callback | EpochFunction | Any]
+Callbacks = Iterable[Callback | EpochFunction | Any] | None
 
 
 class CallbackList:
@@ -75,21 +82,18 @@ class CallbackList:
     Signals such as Ctrl-C are handled within: a logger may wait for a network.
 
     Raises:
-        ConfigurationError: If one has no hook and cannot be called.
+        ConfigurationError: If one has no hook and cannot be called, or does not take what its hook is called with.
     """
 
     def __init__(self, callbacks: Callbacks) -> None:
-        if callable(callbacks) or any(hasattr(callbacks, hook) for hook in HOOKS):
+        callbacks = () if callbacks is None else callbacks
+        is_one = callable(callbacks) or any(hasattr(callbacks, hook) for hook in HOOKS)
+        if is_one or not isinstance(callbacks, Iterable):
             raise ConfigurationError(f"callbacks is {callbacks!r}", "pass a list, callbacks=[...]")
         self._hooks: dict[str, list[Callable[..., Any]]] = {hook: [] for hook in HOOKS}
         for callback in callbacks:
-            found = {hook: getattr(callback, hook) for hook in HOOKS if callable(getattr(callback, hook, None))}
-            if isinstance(callback, type) or not (found or callable(callback)):
-                raise ConfigurationError(
-                    f"the callback {callback!r} has none of the hooks {', '.join(HOOKS)}",
-                    "pass an object with one of them, or a function(trainer, record) for the end of each epoch",
-                )
-            for hook, function in (found or {"on_epoch_end": callback}).items():
+            for hook, function in _hooks_of(callback).items():
+                _check_arguments(callback, hook, function)
                 self._hooks[hook].append(function)
 
     @property
@@ -102,3 +106,36 @@ class CallbackList:
         for function in self._hooks[hook]:
             with Interruptible():
                 function(*arguments)
+
+
+def _hooks_of(callback: Any) -> dict[str, Callable[..., Any]]:
+    """What is called of a callback, by hook."""
+    found = {hook: getattr(callback, hook) for hook in HOOKS if callable(getattr(callback, hook, None))}
+    names = ", ".join(HOOKS)
+    if isinstance(callback, type) or not (found or callable(callback)):
+        raise ConfigurationError(
+            f"the callback {callback!r} has none of the hooks {names}",
+            "pass an object with one of them, or a function(trainer, record) for the end of each epoch",
+        )
+    if isinstance(callback, Callback):  # whose own hooks hide a misspelled one
+        others = [name for name in dir(callback) if name.startswith("on_") and name not in HOOKS]
+        if others:
+            raise ConfigurationError(
+                f"the callback {callback!r} has {', '.join(others)}, which fit() never calls", f"the hooks are {names}"
+            )
+    return found or {"on_epoch_end": callback}
+
+
+def _check_arguments(callback: Any, hook: str, function: Callable[..., Any]) -> None:
+    """Check now what would only show when the hook is called, maybe after hours."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of something built in
+        return
+    try:
+        signature.bind(*HOOKS[hook])
+    except TypeError as error:
+        name = f"{hook} of the callback {callback!r}" if function is not callback else f"the callback {callback!r}"
+        raise ConfigurationError(
+            f"{name} takes {signature}, and is called with ({', '.join(HOOKS[hook])})", "give it these arguments"
+        ) from error

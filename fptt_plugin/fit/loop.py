@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 import warnings
@@ -21,7 +22,7 @@ from ..monitor import FiringRates, unobserved
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective
-from .batches import Batching, interruptible, parts_of
+from .batches import Batching, checked, interruptible, parts_of
 from .callbacks import CallbackList, Callbacks
 from .metrics import Metrics, Scores, accuracy, by_name, is_stateful
 from .progress import Best, Progress
@@ -55,6 +56,7 @@ class Run(NamedTuple):
         metric: One metric, several by name, or ``None``.
         batching: How the loader's batches are read.
         callbacks: Whose hooks are called.
+        check: Called with the scores of the first batch.
         stopping: Whether the epoch is to end with the present batch.
         step: Called after each batch: the step of a scheduler.
         bar: Whether to show a progress bar.
@@ -63,6 +65,7 @@ class Run(NamedTuple):
     metric: Metrics = accuracy
     batching: Batching = None
     callbacks: CallbackList = CallbackList(())
+    check: Callable[[Scores], None] | None = None
     stopping: Callable[[], bool] = bool  # False
     step: Callable[[], None] | None = None
     bar: bool = False
@@ -107,7 +110,7 @@ def epochs(
         [1, 2]
     """
     by_name(metric)
-    return _epochs(trainer, loader, count, first, val_loader, Run(metric, batch, bar=progress))
+    return _epochs(trainer, loader, count, first, val_loader, Run(metric, checked(batch), bar=progress))
 
 
 def _epochs(
@@ -158,16 +161,21 @@ def fit(
     """Implement :meth:`~fptt_plugin.FPTTTrainer.fit`."""
     watch = Watch(metric, monitor, higher_is_better, patience, validates=val_loader is not None)
     hooks = CallbackList(callbacks)
-    interval = _check(loader, count, val_loader, batch, scheduler, scheduler_interval, checkpoint, watch)
+    batching = checked(batch)
+    _check(loader, count, val_loader, checkpoint)
+    interval = _check_scheduler(scheduler, scheduler_interval, trainer.optimizer, watch)
+    if scheduler is not None:
+        loaded = progress.loaded_schedule(scheduler)
+        _check_schedule(loaded or scheduler.state_dict(), interval, loader, count, loaded=bool(loaded))
     progress.use_scheduler(scheduler, trainer.optimizer)
-    _check_schedule(scheduler, interval, loader, count)
     progress.use_generators((loader, val_loader))
     progress.stopping = False
     done = len(progress.history)
     run = Run(
         metric,
-        batch,
+        batching,
         hooks,
+        check=watch.check,
         stopping=lambda: progress.stopping,
         step=scheduler.step if interval == "batch" else None,
         bar=show,
@@ -178,7 +186,8 @@ def fit(
         for _ in range(count):
             if progress.stopping or watch.is_over(progress.history, show):
                 break
-            record = next(every)
+            with progress.epoch(trainer.optimizer, steps_per_batch=run.step is not None):
+                record = next(every)
             progress.history.append(record)
             current = watch.value(record)
             if isinstance(scheduler, ReduceLROnPlateau):
@@ -207,7 +216,7 @@ def evaluate(
     averaged: bool | None = None,
 ) -> float | dict[str, float]:
     """Implement :meth:`~fptt_plugin.FPTTTrainer.evaluate`."""
-    scores, loss = _evaluate(trainer, loader, metric, batch, averaged=averaged, with_loss=metric is None)
+    scores, loss = _evaluate(trainer, loader, metric, checked(batch), averaged=averaged, with_loss=metric is None)
     if metric is None:
         return loss
     is_single = not isinstance(metric, Mapping) and scores.keys() == by_name(metric).keys()
@@ -258,6 +267,8 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
                 decisions.note(*batch.scored(result.output))
             else:
                 result = trainer.train_batch(batch, decisions.visitor(batch))
+            if run.check is not None and number == 1:
+                run.check(decisions.scores)
             loss.add(result.loss, batch.size)
             gradient = trainer.regularizer.grad_norm if trainer.updates > before else None
             if gradient is not None:
@@ -424,8 +435,9 @@ class Watch:
     ) -> None:
         self._names = list(by_name(metric))
         self._monitor = monitor or (None if self._names else LOSS)
-        known = isinstance(metric, Mapping) and not any(is_stateful(one) for one in metric.values())
-        if known and self._monitor not in (None, LOSS, *self._names) and "/" not in str(self._monitor):
+        starts = tuple(f"{name}/" for name in self._names)  # a metric that gives several numbers
+        named = self._monitor in (None, LOSS, *self._names) or str(self._monitor).startswith(starts)
+        if isinstance(metric, Mapping) and not named:
             raise self._unknown(self._names)
         self.is_loss = self._monitor == LOSS and LOSS not in self._names
         if self.is_loss and higher_is_better:
@@ -459,6 +471,18 @@ class Watch:
             raise self._unknown(scores)
         return scores[self._monitor]
 
+    def check(self, scores: Scores) -> None:
+        """Check the scores of a first batch: names that a metric gives are known only then.
+
+        Raises:
+            ConfigurationError: If ``monitor`` is none of the names.
+        """
+        if self._monitor is None or self.is_loss or not scores.samples:
+            return
+        names = scores.compute()
+        if self._monitor not in names:
+            raise self._unknown(names)
+
     def _unknown(self, names: Iterable[str]) -> ConfigurationError:
         choices = ", ".join(map(repr, [*names, LOSS]))
         return ConfigurationError(f"monitor={self._monitor!r} is none of the figures", f"choose one of {choices}")
@@ -467,15 +491,16 @@ class Watch:
         """Whether the last ``patience`` epochs were no better than one before."""
         if self._patience is None:
             return False
-        best, at = math.nan, 0
+        best, at = -math.inf, 0
         known = [record for record in history if self._fits(record, history[-1])]
         for place, record in enumerate(known, start=1):
-            value = self.value(record)
-            if math.isnan(best) or (value > best if self.higher_is_better else value < best):
+            value = self.value(record) if self.higher_is_better else -self.value(record)
+            if value > best:  # nan is not
                 best, at = value, place
-        over = len(known) - at >= self._patience
+        over = bool(known) and len(known) - at >= self._patience
         if over and show:
-            _print(f"stopped: no better epoch than {known[at - 1].epoch} in {self._patience} ({self.kind})")
+            than = f"better epoch than {known[at - 1].epoch}" if at else "epoch with a score"
+            _print(f"stopped: no {than} in {self._patience} ({self.kind})")
         return over
 
     def _fits(self, record: EpochRecord, last: EpochRecord) -> bool:
@@ -488,29 +513,37 @@ class Watch:
 # ---------------------------------------------------------------------- what is checked before the first update
 
 
-def _check(
-    loader: Any,
-    count: Any,
-    val_loader: Any,
-    batch: Any,
-    scheduler: Any,
-    interval: str | None,
-    checkpoint: str | PathLike[str] | None,
-    watch: Watch,
-) -> str:
-    """Check what would only show after the first epoch; returns the scheduler's interval."""
+def _check(loader: Any, count: Any, val_loader: Any, checkpoint: str | PathLike[str] | None) -> None:
+    """Check what would only show after the first epoch."""
     if isinstance(count, bool) or not isinstance(count, int):
         remedy = "pass it by name, val_loader=..." if hasattr(count, "__iter__") else "pass a whole number"
         raise ConfigurationTypeError(
             f"epochs must be a number, and the second argument of fit() is a {type(count).__name__}", remedy
         )
-    if isinstance(batch, str):
-        raise ConfigurationTypeError(f"batch={batch!r} is one name", "pass those of input and target, batch=('x', 'y')")
     if val_loader is not None and val_loader is loader and iter(loader) is loader:
         raise ConfigurationError("loader and val_loader are one generator, which is used up after one epoch")
-    if scheduler is not None and not hasattr(scheduler, "step"):
-        raise ConfigurationError(f"scheduler must be one of torch.optim.lr_scheduler, got {scheduler!r}")
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise ConfigurationError(f"the folder of checkpoint={str(checkpoint)!r} does not exist", "make it first")
+
+
+def _check_scheduler(scheduler: Any, interval: str | None, optimizer: Optimizer, watch: Watch) -> str:
+    """Check a scheduler; returns the interval at which it steps."""
     check_choice("scheduler_interval", interval, (None, "epoch", "batch"))
+    if scheduler is None:
+        if interval is not None:
+            raise ConfigurationError(
+                f"scheduler_interval={interval!r}, and there is no scheduler", "pass scheduler=..."
+            )
+        return "epoch"
+    methods = ("step", "state_dict", "load_state_dict")
+    if isinstance(scheduler, type) or not all(callable(getattr(scheduler, method, None)) for method in methods):
+        raise ConfigurationError(
+            f"scheduler must be one of torch.optim.lr_scheduler, or have its step(), state_dict() and "
+            f"load_state_dict(), got {scheduler!r}",
+            "build it; what else sets learning rates can do so in a callback",
+        )
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ConfigurationError("the scheduler is of another optimizer", "build it with trainer.optimizer")
     mode = "max" if watch.higher_is_better else "min"
     if isinstance(scheduler, ReduceLROnPlateau):
         if interval == "batch":
@@ -522,24 +555,45 @@ def _check(
                 f"build the scheduler with mode={mode!r}, pass higher_is_better={not watch.higher_is_better} with a "
                 "metric of your own, or monitor='loss'",
             )
-    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
-        raise ConfigurationError(f"the folder of checkpoint={str(checkpoint)!r} does not exist", "make it first")
-    return interval or ("batch" if isinstance(scheduler, (OneCycleLR, CyclicLR)) else "epoch")
+        return "epoch"
+    needed = [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]
+    if [name for name in needed if name not in ("args", "kwargs")]:
+        raise ConfigurationError(
+            f"step() of a {type(scheduler).__name__} needs {', '.join(needed)}, and fit() calls it without",
+            "call it in a callback",
+        )
+    return interval or ("batch" if _has_cycle(scheduler) else "epoch")
 
 
-def _check_schedule(scheduler: Any, interval: str, loader: Any, count: int) -> None:
-    """Check that a schedule with an end is long enough: its scheduler would raise in the middle of training."""
-    if not isinstance(scheduler, OneCycleLR):
+def _has_cycle(scheduler: Any) -> bool:
+    """Whether it is a schedule that steps per batch, or chains one of these."""
+    chained = getattr(scheduler, "_schedulers", ())
+    return isinstance(scheduler, (OneCycleLR, CyclicLR)) or any(map(_has_cycle, chained))
+
+
+def _check_schedule(state: Mapping[str, Any], interval: str, loader: Any, count: int, *, loaded: bool) -> None:
+    """Check that a schedule with an end is long enough: its scheduler would raise in the middle of training.
+
+    Args:
+        state: With which the scheduler will begin.
+        interval: At which it steps.
+        loader: Gives an epoch's batches.
+        count: Number of epochs.
+        loaded: Whether the state is that of a checkpoint.
+    """
+    total, batches = state.get("total_steps"), _length(loader) if interval == "batch" else 1
+    if total is None or batches is None:  # only OneCycleLR has an end
         return
-    batches = _length(loader) if interval == "batch" else 1
-    if batches is None:
-        return
-    left, needed = scheduler.total_steps - scheduler.last_epoch, count * batches
+    left, needed = total - state["last_epoch"], count * batches
     if needed > left:
         asked = f"{count} epoch(s) of {batches} batches" if interval == "batch" else f"{count} epoch(s)"
+        remedy = (
+            "build it with total_steps=epochs * len(loader); with scheduler_interval='epoch' it steps once per epoch"
+        )
+        if loaded:
+            remedy = f"it is the checkpoint's: pass epochs={left // batches}, and another scheduler in the next call"
         raise ConfigurationError(
-            f"OneCycleLR has {left} steps left of total_steps={scheduler.total_steps}, and {asked} take {needed}",
-            "build it with total_steps=epochs * len(loader); with scheduler_interval='epoch' it steps once per epoch",
+            f"OneCycleLR has {left} steps left of total_steps={total}, and {asked} take {needed}", remedy
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchError, ConfigurationError, OutputError
-from ..tree import tensors_in
+from ..tree import map_tensors, tensors_in
 
 # snntorch.functional's metrics of a record of spikes [T, B, C] that need no more than its sum over time.
 _RECORD_METRICS = ("accuracy_rate",)
@@ -61,6 +61,54 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return (output.argmax(dim=1) == target).float().mean()
 
 
+class EpochMetric:
+    """A function of all decisions of a pass at once: for F1, average precision and others that are no mean.
+
+    Those of scikit-learn, for example. An object by torchmetrics' protocol, which counts instead of collecting, takes
+    less memory.
+
+    Args:
+        function: ``function(output, target) -> number``, or several numbers by name in a dictionary. Called at the end
+            of the pass with the outputs ``[N, ...]`` and targets ``[N, ...]`` of its N samples, on the CPU.
+
+    Example:
+        >>> spread = EpochMetric(lambda output, target: output.max() - output.min())
+        >>> for batch in ([1.0, 2.0], [7.0]):
+        ...     spread.update(torch.tensor(batch), torch.zeros(len(batch)))
+        >>> spread.compute()
+        tensor(6.)
+    """
+
+    def __init__(self, function: MetricFunction) -> None:
+        if not callable(function) or isinstance(function, type):
+            raise ConfigurationError(f"EpochMetric is of {function!r}", "pass a function of output and target")
+        self.function = function
+        self.__name__ = name_of(function)
+        self._batches: list[tuple[Any, Any]] = []
+
+    def update(self, output: Any, target: Any) -> None:
+        """Take in one batch.
+
+        Args:
+            output: Outputs ``[B, ...]``, or several of these.
+            target: Targets ``[B, ...]``, or several of these.
+        """
+        self._batches.append(map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), (output, target)))
+
+    def compute(self) -> Any:
+        """What the function makes of all batches since :meth:`reset`.
+
+        Returns:
+            What it returns.
+        """
+        joined = iter([torch.cat(parts) for parts in zip(*map(tensors_in, self._batches), strict=True)])
+        return self.function(*map_tensors(lambda _: next(joined), self._batches[0]))
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._batches = []
+
+
 def _form(value: Any) -> str:
     return f"{tuple(value.shape)} ({value.dtype})" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
@@ -90,6 +138,7 @@ class Scores:
         self._alone = not isinstance(metrics, Mapping)
         self._device = device
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self._metrics}  # of functions
+        self._counts: dict[str, dict[str, int]] = {name: {} for name in self._metrics}
         self.samples = 0
         for metric in self._metrics.values():
             if is_stateful(metric):
@@ -107,20 +156,27 @@ class Scores:
             if is_stateful(metric):
                 metric.update(output, target)
                 continue
-            sums = self._sums[name]
+            sums, counts = self._sums[name], self._counts[name]
             for key, number in self._numbers(name, metric(_record(metric, output), target)).items():
                 part = count * number.to(self._device, _precise(self._device))
                 sums[key] = sums[key] + part if key in sums else part
+                counts[key] = counts.get(key, 0) + count  # a metric may leave out what a batch does not have
 
     def compute(self) -> dict[str, float]:
-        """Every score by name, in the order of the metrics; none without samples."""
+        """Every score by name, in the order of the metrics; none without samples.
+
+        Raises:
+            OutputError: If a metric does not give numbers, or two give one of the same name.
+        """
         found: dict[str, float] = {}
-        if self.samples:
-            for name, metric in self._metrics.items():
-                if is_stateful(metric):
-                    found |= {key: number.item() for key, number in self._numbers(name, metric.compute()).items()}
-                else:
-                    found |= self._means(name)
+        for name, metric in self._metrics.items() if self.samples else ():
+            if is_stateful(metric):
+                scores = {key: float(number.item()) for key, number in self._numbers(name, metric.compute()).items()}
+            else:
+                scores = self._means(name)
+            if twice := [key for key in scores if key in found]:
+                raise OutputError(f"two metrics give {twice[0]!r}", "pass them under other names")
+            found |= scores
         return found
 
     def so_far(self) -> dict[str, float]:
@@ -128,7 +184,7 @@ class Scores:
         return {key: mean for name in self._metrics for key, mean in self._means(name).items()}
 
     def _means(self, name: str) -> dict[str, float]:
-        return {key: total.item() / self.samples for key, total in self._sums[name].items()}
+        return {key: total.item() / self._counts[name][key] for key, total in self._sums[name].items()}
 
     def _numbers(self, name: str, value: Any) -> dict[str, Tensor]:
         """What a metric returned, by name: a single number has the metric's name, several have their own.
@@ -164,6 +220,9 @@ def by_name(metrics: Metrics) -> dict[str, Any]:
                 f"snnTorch's {record_metric} needs the record of the whole sequence, and a metric sees the decision",
                 "use SF.accuracy_rate, or a metric of the decision [B, ...]",
             )
+    counting = [id(metric) for metric in named.values() if is_stateful(metric)]
+    if len(set(counting)) < len(counting):
+        raise ConfigurationError("two metrics are one object, which would count every batch twice", "build it twice")
     return named
 
 

@@ -6,7 +6,8 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +50,16 @@ class Progress:
         self.stopping = False
         self._scheduler: Any = None
         self._loaded: dict[str, Any] = {}  # the scheduler of a checkpoint, until fit gets one
+        self._begun: dict[str, Any] = {}  # the scheduler when the epoch in progress began, if it steps per batch
         self._generators: list[torch.Generator] = []  # of the loaders
         self._random: dict[str, Any] = {}  # states of a checkpoint, until fit begins
         self._seed = 0  # when they were loaded
 
     # ------------------------------------------------------------------ the start of a call
+
+    def loaded_schedule(self, scheduler: Any) -> dict[str, Any]:
+        """The state of a checkpoint that :meth:`use_scheduler` would put into a scheduler, if there is one."""
+        return dict(self._loaded["state"]) if self._loaded.get("kind") == type(scheduler).__name__ else {}
 
     def use_scheduler(self, scheduler: Any, optimizer: Optimizer) -> None:
         """Take the scheduler of a call of ``fit``; a loaded state goes into the first one that comes."""
@@ -62,9 +68,7 @@ class Progress:
         elif self._loaded:
             loaded, self._loaded = self._loaded, {}
             if type(scheduler).__name__ == loaded["kind"]:
-                scheduler.load_state_dict(copy.deepcopy(loaded["state"]))
-                for group, options in zip(optimizer.param_groups, loaded["groups"], strict=True):
-                    _set_options(group, options)
+                _restore(scheduler, optimizer, loaded)
             else:
                 _warn(f"the checkpoint has the state of a {loaded['kind']}, fit() got a {type(scheduler).__name__}")
         if scheduler is not None:
@@ -81,7 +85,25 @@ class Progress:
         if loaded and torch.initial_seed() == self._seed:
             _set_random_state(loaded, self._generators)
 
-    # ------------------------------------------------------------------ the end of an epoch
+    # ------------------------------------------------------------------ an epoch
+
+    @contextmanager
+    def epoch(self, optimizer: Optimizer, *, steps_per_batch: bool) -> Iterator[None]:
+        """Context of an epoch. One that is cut short does not count, and will be run again.
+
+        So the schedule goes back to where the epoch began: here, and in a checkpoint that is saved within it.
+        """
+        if steps_per_batch:
+            self._begun = {**_state(self._scheduler), "groups": _options(optimizer)}
+        begun, scheduler = self._begun, self._scheduler
+        try:
+            yield
+        except BaseException:
+            if begun and scheduler is self._scheduler:  # else a callback has loaded a checkpoint
+                _restore(scheduler, optimizer, begun)
+            raise
+        finally:
+            self._begun = {}
 
     def is_best(self, new: Best, file: Path, *, higher_is_better: bool) -> bool:
         """Whether an epoch replaces the file: it is better, or the best one so far is another's, or gone."""
@@ -94,14 +116,13 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """History, best epoch, the state of the scheduler that ``fit`` got, and of random generators."""
-        scheduler = self._loaded
-        if self._scheduler is not None and not self._loaded:
-            state = copy.deepcopy(self._scheduler.state_dict())
-            scheduler = {"kind": type(self._scheduler).__name__, "state": state}
+        scheduler = self._loaded or self._begun
+        if self._scheduler is not None and not scheduler:
+            scheduler = _state(self._scheduler)
         return {
             "history": [record._asdict() for record in self.history],
             "best": None if self.best is None else list(self.best),
-            "scheduler": {key: scheduler[key] for key in ("kind", "state") if key in scheduler},
+            "scheduler": dict(scheduler),
             "random": (self._random or _random_state(self._generators)) if self.history else {},
         }
 
@@ -122,10 +143,9 @@ class Progress:
         """Restore what :meth:`state_dict` returned; scheduler and random numbers wait for ``fit``."""
         self.history[:] = [EpochRecord(**record) for record in state.get("history", [])]
         self.best = Best(*state["best"]) if state.get("best") else None
-        self._scheduler, self._loaded = None, {}
+        self._scheduler, self._loaded, self._begun = None, {}, {}
         if state.get("scheduler"):
-            groups = [_options(group) for group in optimizer.param_groups]
-            self._loaded = {**copy.deepcopy(state["scheduler"]), "groups": groups}
+            self._loaded = {"groups": _options(optimizer), **copy.deepcopy(state["scheduler"])}
         self._random, self._seed = state.get("random", {}), torch.initial_seed()
 
 
@@ -134,17 +154,27 @@ def _are_records(records: list[dict[str, Any]]) -> bool:
     return all(needed <= record.keys() <= set(EpochRecord._fields) for record in records)
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: map_tensors(Tensor.clone, value) for key, value in group.items() if key != "params"}
+def _state(scheduler: Any) -> dict[str, Any]:
+    return {"kind": type(scheduler).__name__, "state": copy.deepcopy(scheduler.state_dict())}
 
 
-def _set_options(group: dict[str, Any], options: dict[str, Any]) -> None:
-    """What a new scheduler does to its optimizer is undone: it sets a learning rate, some the momentum."""
-    for key, value in options.items():
-        if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
-            group[key].copy_(value)  # a CUDA graph reads this tensor
-        else:
-            group[key] = value
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What schedulers write to: a learning rate, some the momentum."""
+    return [
+        {key: map_tensors(Tensor.clone, value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def _restore(scheduler: Any, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Put a scheduler back, and undo what it, or building a new one, did to the optimizer since."""
+    scheduler.load_state_dict(copy.deepcopy(saved["state"]))
+    for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
+        for key, value in options.items():
+            if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
+                group[key].copy_(value)  # a CUDA graph reads this tensor
+            else:
+                group[key] = value
 
 
 _RANDOM = {"torch", "cuda", "python", "numpy", "loaders"}

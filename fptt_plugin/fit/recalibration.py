@@ -7,12 +7,12 @@ from typing import Any
 
 from ..errors import BatchError, ConfigurationError
 from ..training import normalizations, recalibrating
-from .batches import Batching, interruptible, parts_of
+from .batches import Batching, checked, interruptible, parts_of
 
 
 def recalibrate(trainer: Any, loader: Iterable[Any], *, batch: Batching = None, averaged: bool | None = None) -> int:
     """Implement :meth:`~fptt_plugin.FPTTTrainer.recalibrate`."""
-    net = trainer.net
+    net, batching = trainer.net, checked(batch)
     norms = [norm for norm in normalizations(net).values() if getattr(norm, "running_mean", None) is not None]
     if net.training:  # a layer that the user put into evaluation mode keeps its statistics
         norms = [norm for norm in norms if norm.training]
@@ -23,7 +23,7 @@ def recalibrate(trainer: Any, loader: Iterable[Any], *, batch: Batching = None, 
     count = 0
     with trainer.evaluation(averaged), recalibrating(norms) as begin_batch:
         for given in interruptible(loader):
-            prepared = trainer.prepare(*parts_of(given, batch))
+            prepared = trainer.prepare(*parts_of(given, batching))
             begin_batch()
             trainer.visit(prepared)
             count += 1

@@ -15,13 +15,14 @@ from ..tree import map_leaves
 
 
 def to_tensors(value: Any, name: str, net: nn.Module) -> Any:
-    """A value with tensors on the network's device in the place of numpy's arrays, numbers and lists of numbers.
+    """A value with tensors on the network's device in the place of numpy's arrays, numbers and lists of these.
 
     Arrays and numbers that are floating-point take the type of the network's weights (numpy's own is float64), and
     integers are 64 bits long, except for 8-bit images. Tensors keep their type.
 
     Args:
-        value: A tensor, an array, a list of numbers, or several in tuples, lists, dictionaries and dataclasses.
+        value: A tensor, an array, nested lists of numbers, a tuple of numbers, a list or tuple of 0-d tensors; or
+            several of these in tuples, lists, dictionaries and dataclasses.
         name: What it is, for the message.
         net: The network.
 
@@ -54,9 +55,32 @@ def to_tensors(value: Any, name: str, net: nn.Module) -> Any:
             f"{name} is a PackedSequence",
             "pass what pad_packed_sequence(x) returns: the padded sequences as x, the lengths as mask",
         )
-    if isinstance(value, list) and value and all(isinstance(entry, (Number, np.generic)) for entry in value):
-        value = np.asarray(value)
-    return map_leaves(convert, value)
+    return map_leaves(convert, _stacked(value, name))
+
+
+def _stacked(value: Any, name: str) -> Any:
+    """The value with lists of numbers as arrays, and labels that were not collated, 0-d tensors, as one tensor."""
+    if type(value) is dict:
+        return {key: _stacked(entry, name) for key, entry in value.items()}
+    if type(value) not in (list, tuple) or not value:
+        return value
+    if all(isinstance(entry, Tensor) and entry.dim() == 0 for entry in value):
+        return torch.stack(list(value))
+    if isinstance(value, tuple) and not all(isinstance(entry, (Number, np.generic)) for entry in value):
+        return tuple(_stacked(entry, name) for entry in value)  # several inputs or targets
+    if not _are_numbers(list(value)):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise BatchTypeError(f"{name} has lists of different lengths", "pad them, and pass the lengths") from error
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether nested lists hold numbers and nothing else."""
+    if type(value) is list:
+        return all(map(_are_numbers, value))
+    return isinstance(value, (Number, np.generic))
 
 
 def _weight_type(net: nn.Module) -> torch.dtype:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from typing import NamedTuple
 
-from ..errors import ErrorList
+from ..errors import ErrorList, FPTTWarning
 
 
 class Schedule(NamedTuple):
@@ -35,6 +36,17 @@ class Schedule(NamedTuple):
         """Steps with a loss, without end; the last step of a sequence always carries one, too."""
         stride = self.loss_every or self.window
         return range(0) if stride is None else range(stride - 1, sys.maxsize, stride)
+
+    def warn_of_short_sequences(self, steps: int | None) -> None:
+        """Warn where updates were meant to be rarer than sequences: each sequence ends with one."""
+        if self.update_every is not None and steps is not None and self.update_every > steps:
+            warnings.warn(
+                f"update_every={self.update_every}, and this sequence has {steps} steps: each sequence ends with an "
+                "update, and gradients do not add up over batches. For that, raise the batch size, or call backward() "
+                "several times before optimizer.step() in a loop of your own, with DynamicRegularizer on the optimizer",
+                FPTTWarning,
+                stacklevel=4,
+            )
 
     def next_stream(self, t: int) -> int:
         """Step at which a stream goes on after a sequence of ``t`` steps, so that losses end its windows again."""

@@ -15,7 +15,8 @@ from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, TensorDataset
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import FPTTWarning
+from fptt_plugin.errors import ConfigurationError, FPTTWarning
+from fptt_plugin.fit import Callback
 
 CE = nn.CrossEntropyLoss()
 
@@ -232,6 +233,68 @@ def test_the_history_survives_an_interrupt_and_the_epoch_counts_again(error, whe
     returned = trainer.fit(loader(2), 2, val_loader=loader(1), scheduler=scheduler, progress=False)
     assert [record.epoch for record in returned] == [4, 5]
     assert len(trainer.history) == 5
+
+
+STEPPED = {
+    "one cycle": lambda optimizer: schedules.OneCycleLR(optimizer, 0.05, total_steps=9),
+    "step": lambda optimizer: schedules.StepLR(optimizer, 2, 0.5),
+    "factors": lambda optimizer: schedules.MultiplicativeLR(optimizer, lambda _: 0.9),
+    "warm-up": lambda optimizer: schedules.SequentialLR(
+        optimizer,
+        [schedules.LinearLR(optimizer, 0.1, total_iters=4), schedules.ExponentialLR(optimizer, 0.9)],
+        milestones=[4],
+    ),
+}
+
+
+class Rates(Callback):
+    """Notes the learning rate of each batch; saves in the middle of an epoch, and ends it."""
+
+    def __init__(self, end=None, file=None):
+        self.seen, self.end, self.file = [], end, file
+
+    def on_batch_end(self, trainer, record):
+        self.seen.append(record.lr)
+        if (record.epoch, record.batch) == self.end:
+            trainer.save(self.file)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_schedule_per_batch_counts_whole_epochs(name, tmp_path):
+    file, options = tmp_path / "mid.pt", {"scheduler_interval": "batch", "progress": False}
+    rates, trainer = Rates(), make()
+    trainer.fit(loader(3), 3, scheduler=STEPPED[name](trainer.optimizer), callbacks=[rates], **options)
+    assert len(set(rates.seen)) > 3
+
+    trainer, again = make(), Rates()
+    scheduler = STEPPED[name](trainer.optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(loader(3), 3, scheduler=scheduler, callbacks=[Rates((2, 2), file)], **options)
+    assert len(trainer.history) == 1
+    trainer.fit(loader(3), 2, scheduler=scheduler, callbacks=[again], **options)  # in the same process
+    assert again.seen == rates.seen[3:]
+
+    resumed, again = make(), Rates()
+    resumed.load(file)
+    resumed.fit(loader(3), 2, scheduler=STEPPED[name](resumed.optimizer), callbacks=[again], **options)
+    assert again.seen == rates.seen[3:]
+
+
+def test_the_end_of_a_loaded_schedule(tmp_path):
+    trainer = make()
+    trainer.fit(loader(3), 1, scheduler=STEPPED["one cycle"](trainer.optimizer), progress=False)
+    trainer.save(tmp_path / "last.pt")
+    other = make()
+    other.load(tmp_path / "last.pt")
+    longer = schedules.OneCycleLR(other.optimizer, 0.05, total_steps=30)
+    with pytest.raises(
+        ConfigurationError, match=r"6 steps left of total_steps=9, .*checkpoint's: pass epochs=2, and an"
+    ):
+        other.fit(loader(3), 9, scheduler=longer, progress=False)
+    assert other.fit(loader(3), 2, scheduler=longer, progress=False)[-1].lr < 1e-6  # as the remedy says
+    longer = schedules.OneCycleLR(other.optimizer, 0.05, total_steps=6)
+    assert other.fit(loader(3), 2, scheduler=longer, progress=False)[0].lr > 1e-3
 
 
 def test_the_history_comes_back_with_its_figures(tmp_path):

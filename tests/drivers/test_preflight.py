@@ -1,5 +1,6 @@
 """The look at the first batch: what it finds in networks that work, and in those that do not forget."""
 
+import importlib
 import threading
 
 import numpy as np
@@ -69,6 +70,18 @@ class Noise(nn.Module):
 
 def test_random_numbers_from_elsewhere_are_no_memory():
     train(nn.Sequential(Noise(), nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
+
+
+@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_lazy_layers_of_two_copies_draw_the_same_weights(library, dropout):
+    neurons = importlib.import_module(f"fptt_plugin.{library}")
+    state = {"init_hidden": True} if library == "snntorch" else {}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        hidden, end = neurons.LTCLeaky(**state), neurons.LTCIntegrator(**state)
+        net = nn.Sequential(nn.LazyLinear(8), hidden, nn.Dropout(dropout), nn.LazyLinear(2), end)
+        assert trainer_of(net, window=2).train_sequence(*batch()).updates == 3
 
 
 # ---------------------------------------------------------------------- state that no reset reaches

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import BatchError, BatchTypeError, ConfigurationTypeError
-from fptt_plugin.fit import accuracy
+from fptt_plugin.fit import accuracy, epochs
 
 X, Y = batch()
 LENGTHS = torch.tensor([6, 3, 5, 6])
@@ -45,6 +45,12 @@ FORMS = {
     "arrays": ((X.numpy(), Y.numpy()), None),
     "arrays of doubles and short labels": ((X.numpy().astype(np.float64), Y.numpy().astype(np.int16)), None),
     "a list of labels": ((X, Y.tolist()), None),
+    "a tuple of labels": ((X, tuple(Y.tolist())), None),
+    "labels that were not collated": ((X, list(Y)), None),
+    "a tuple of 0-d arrays": ((X, tuple(Y.numpy())), None),
+    "8-bit labels": ((X, Y.to(torch.uint8)), None),
+    "nested lists": ({"frames": X.tolist(), "label": Y.tolist()}, ("frames", "label")),
+    "names by a generator": ({"frames": X, "label": Y}, (name for name in ("frames", "label"))),
     "dictionary": ({"frames": X, "label": Y, "name": ["a", "b", "c", "d"]}, ("frames", "label")),
     "mapping": (UserDict(frames=X.numpy(), label=Y), ("frames", "label")),
     "function": ({"frames": X.transpose(0, 1), "label": Y}, lambda b: (b["frames"].transpose(0, 1), b["label"])),
@@ -72,6 +78,8 @@ def test_forms_of_a_batch(name):
     trainer, other = make(), make()
     with spikes(trainer.net):
         record = trainer.fit([given] * 2, 2, val_loader=[given], batch=batching, progress=False)[-1]
+    if name == "names by a generator":
+        batching = ("frames", "label")
     plain = [(X, Y, MASK) if padded else (X, Y)]
     expected = other.fit(plain * 2, 2, val_loader=plain, progress=False)[-1]
     assert identical(trainer.net.parameters(), other.net.parameters())
@@ -123,6 +131,8 @@ def test_a_loader_of_dictionaries():
         ((X, Y, "a"), None, "mask has a str where a tensor belongs"),
         ((None, Y), None, "x has a NoneType where a tensor belongs"),
         ((nn.utils.rnn.pack_sequence([X[:, 0], X[:3, 1]]), Y), None, "PackedSequence: pass what pad_packed_sequence"),
+        ((Y, X), None, r"look swapped: pass \(x, y\); .* with batch=\(1, 0\)"),
+        (([[0.5, 0.5], [0.5]], Y), None, "x has lists of different lengths: pad them"),
         ((X, Y, torch.arange(4)), None, r"holds the lengths.*if it is neither, leave it out, as batch=\(0, 1\)"),
     ],
 )
@@ -132,7 +142,7 @@ def test_what_is_no_batch_is_one_clear_error(given, batching, words):
     for call in (trainer.fit, trainer.evaluate):
         with pytest.raises(BatchError, match=words) as caught:
             call([given], batch=batching)
-        assert isinstance(caught.value, BatchTypeError) or "lengths" in words
+        assert isinstance(caught.value, BatchTypeError) or "holds the lengths" in words
     assert before.differs() == []
     parts = given if isinstance(given, tuple) and not hasattr(given, "_fields") and len(given) > 1 else ()
     if batching is None and parts and "x has" in words:
@@ -141,9 +151,23 @@ def test_what_is_no_batch_is_one_clear_error(given, batching, words):
         assert before.differs() == []
 
 
-def test_one_name_is_not_enough():
-    with pytest.raises(ConfigurationTypeError, match="batch='frames' is one name"):
-        make().fit([{"frames": X}], batch="frames")
+@pytest.mark.parametrize(
+    ("batching", "words"),
+    [
+        ("frames", "batch='frames' is one name"),
+        ({"x": "frames", "y": "label"}, "is a dictionary: pass the names of input and target"),
+        (3, "batch=3 is neither"),
+    ],
+)
+def test_names_of_input_and_target_or_a_function(batching, words):
+    trainer, data = make(), [{"frames": X, "label": Y}]
+    before = Before(trainer)
+    for call in (trainer.fit, trainer.evaluate, trainer.recalibrate):
+        with pytest.raises(ConfigurationTypeError, match=words):
+            call(data, batch=batching)
+    with pytest.raises(ConfigurationTypeError, match=words):
+        next(epochs(trainer, data, 1, batch=batching))
+    assert before.differs() == []
 
 
 # ---------------------------------------------------------------------- arrays elsewhere

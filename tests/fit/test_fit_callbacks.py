@@ -191,9 +191,31 @@ def test_an_object_with_one_hook_is_enough():
     assert seen == [1, 2, 3]
 
 
+class Misspelled(Callback):
+    def on_epoch_ends(self, trainer, record):
+        pass
+
+
+class OtherArguments(Callback):
+    def on_batch_end(self, record):
+        pass
+
+
 @pytest.mark.parametrize(
     ("callbacks", "words"),
-    [([3], "3 has none of the hooks"), ([Notes], "has none of the hooks"), (Notes(), "pass a list"), (print, "a list")],
+    [
+        ([3], "3 has none of the hooks"),
+        ([Notes], "has none of the hooks"),
+        (Notes(), "pass a list"),
+        (print, "a list"),
+        (3, "callbacks is 3: pass a list"),
+        ([Misspelled()], r"on_epoch_ends, which fit\(\) never calls: the hooks are on_fit_begin"),
+        (
+            [OtherArguments()],
+            r"on_batch_end of the callback .* takes \(record\), and is called with \(trainer, record\)",
+        ),
+        ([lambda record: None], r"the callback <function.* takes \(record\), and is called with \(trainer, record\)"),
+    ],
 )
 def test_what_is_no_callback(callbacks, words):
     trainer = make()
@@ -201,6 +223,13 @@ def test_what_is_no_callback(callbacks, words):
     with pytest.raises(ConfigurationError, match=words):
         trainer.fit(loader(), callbacks=callbacks, progress=False)
     assert before.differs() == []
+
+
+def test_no_callbacks_and_those_of_any_arguments():
+    seen = []
+    make().fit(loader(), callbacks=None, progress=False)
+    make().fit(loader(), callbacks=(print_ for print_ in [lambda *given, **_: seen.append(len(given))]), progress=False)
+    assert seen == [2]
 
 
 @pytest.mark.parametrize("where", ["on_fit_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end"])
@@ -259,6 +288,7 @@ NAN = float("nan")
         ([0.1, 0.5, 0.4, 0.6, 0.5, 0.5], None, 2, 6),
         ([0.9, 0.5, 0.6, 0.4, 0.5], False, 1, 3),
         ([NAN, 0.5, NAN, 0.4], None, 2, 4),
+        ([NAN, NAN, NAN, 0.4], None, 3, 3),
         ([0.1, 0.2, 0.3], None, 1, 3),
     ],
 )
@@ -274,10 +304,12 @@ def test_patience(scores, higher, patience, epochs, resume, tmp_path, capsys):
     trainer.fit(loader(1), count - len(trainer.history), metric=Given(trainer, scores), **options)
     assert len(trainer.history) == epochs
     out = capsys.readouterr().out
-    assert ("stopped: no better epoch than" in out) == (epochs < count)
+    any_score = any(record.val_score == record.val_score for record in trainer.history)
+    words = "no better epoch than" if any_score else "no epoch with a score in 3"
+    assert (f"stopped: {words}" in out) == (epochs < count)
     if scores[-1] != 0.3:  # a run that has stopped is not gone on with
         assert trainer.fit(loader(1), 1, metric=Given(trainer, [1.0]), **options) == []
-        assert "stopped: no better epoch than" in capsys.readouterr().out
+        assert f"stopped: {words}" in capsys.readouterr().out
 
 
 def test_the_loss_may_decide(tmp_path):
@@ -315,7 +347,16 @@ def test_another_metric_may_decide(tmp_path):
             "'f1' is none of the figures: choose one of 'accuracy', 'l",
         ),
         ({"monitor": "loss", "higher_is_better": True}, "higher_is_better=True, and what is monitored is the loss"),
+        ({"monitor": "f1/ones", "metric": {"accuracy": accuracy}}, "'f1/ones' is none of the figures"),
         ({"scheduler_interval": "step"}, "scheduler_interval='step' is unknown; choose one of None, 'epoch', 'batch'"),
+        ({"scheduler_interval": "batch"}, "scheduler_interval='batch', and there is no scheduler"),
+        ({"scheduler": schedules.StepLR}, "must be one of torch.optim.lr_scheduler, .* got <class"),
+        ({"scheduler": types.SimpleNamespace(step=print)}, r"or have its step\(\), state_dict\(\) and load_state_dict"),
+        ({"scheduler": schedules.StepLR(adam(spiking_net()), 1)}, "the scheduler is of another optimizer"),
+        (
+            {"scheduler": types.SimpleNamespace(step=lambda epoch: None, state_dict=dict, load_state_dict=print)},
+            r"step\(\) of a SimpleNamespace needs epoch, and fit\(\) calls it without",
+        ),
     ],
 )
 def test_options_that_do_not_fit(options, words):
@@ -382,6 +423,37 @@ def test_a_cycle_that_is_too_short_shows_before_the_first_update():
     plateau = schedules.ReduceLROnPlateau(trainer.optimizer, "max")
     with pytest.raises(ConfigurationError, match="needs a figure per epoch"):
         trainer.fit(loader(), scheduler=plateau, scheduler_interval="batch", progress=False)
+
+
+@pytest.mark.parametrize("chain", ["chained", "sequential"])
+def test_a_cycle_in_a_chain_goes_per_batch(chain):
+    trainer, notes = make(), Notes()
+    optimizer = trainer.optimizer
+    if chain == "chained":
+        scheduler = schedules.ChainedScheduler([schedules.OneCycleLR(optimizer, 0.01, total_steps=6)])
+    else:
+        flat = schedules.ConstantLR(optimizer, 0.1, total_iters=2)
+        scheduler = schedules.SequentialLR(optimizer, [flat, schedules.OneCycleLR(optimizer, 0.01, total_steps=4)], [2])
+    trainer.fit(loader(), 2, scheduler=scheduler, callbacks=[notes], progress=False)
+    rates = [record.lr for record in notes.batches]
+    assert len(set(rates)) > 4 - (chain == "sequential")
+    assert rates[-1] < 1e-6 < max(rates)
+
+
+def test_a_name_that_a_metric_does_not_give_shows_after_the_first_batch():
+    def both(output, target):
+        return {"right": accuracy(output, target), "wrong": 1 - accuracy(output, target)}
+
+    for metric in (both, {"both": both}):
+        trainer = make()
+        with pytest.raises(
+            ConfigurationError, match=r"monitor='both.*' is none of the figures: choose one of '.*right'"
+        ):
+            trainer.fit(loader(), 2, metric=metric, monitor="both/" if metric is both else "both", progress=False)
+        assert trainer.history == []
+        assert trainer.updates == 6
+    good = make().fit(loader(), 1, metric={"both": both}, monitor="both/wrong", higher_is_better=False, progress=False)
+    assert len(good) == 1
 
 
 def test_a_compiled_window_follows_a_schedule_per_batch():

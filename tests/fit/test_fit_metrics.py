@@ -12,7 +12,7 @@ from torch import nn
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import BatchError, ConfigurationError, OutputError
-from fptt_plugin.fit import accuracy
+from fptt_plugin.fit import EpochMetric, accuracy
 from fptt_plugin.training import Batch
 
 
@@ -192,6 +192,62 @@ def test_what_is_no_metric(metric, error, words):
         trainer.fit([batch()], metric=metric, progress=False)
     if error is ConfigurationError:
         assert before.differs() == []
+
+
+def test_a_metric_may_leave_out_a_number():
+    """Recall of a class that a batch does not have: the mean is over the batches that have it."""
+    seen = []
+
+    def recalls(output, target):
+        seen.append((target == 1).any().item())
+        return {"all": 0.25, **({"ones": 0.75} if seen[-1] else {})}
+
+    x, y = torch.rand(6, 9, 3), torch.tensor([0, 0, 0, 1, 0, 1, 0, 0, 0])
+    assert make(2).evaluate(pieces(x, y, 3), metric=recalls) == {"all": 0.25, "ones": 0.75}
+    assert seen == [False, True, False]
+
+
+def test_metrics_that_get_in_each_others_way():
+    trainer, shared = make(2), MacroF1()
+    with pytest.raises(ConfigurationError, match="two metrics are one object"):
+        trainer.fit([batch()], metric={"a": shared, "b": shared}, progress=False)
+    assert trainer.updates == 0
+    with pytest.raises(OutputError, match="two metrics give 'a/b'"):
+        trainer.evaluate([batch()], metric={"a": lambda o, t: {"b": 1.0}, "a/b": lambda o, t: 2.0})
+
+
+def macro_f1(output, target):
+    counting = MacroF1(3)
+    counting.update(output, target)
+    return counting.compute()
+
+
+@pytest.mark.parametrize("size", [40, 16, 7, 1])
+def test_a_function_of_a_whole_pass(size):
+    x, y = uneven()
+    trainer, counting = make(), MacroF1(3)
+    metrics = {"whole": EpochMetric(macro_f1), "counting": counting, "mean": macro_f1}
+    record = trainer.fit(pieces(x, y, size), val_loader=pieces(x, y, size), metric=metrics, progress=False)[0]
+    for scores in (record.train_scores, record.val_scores):
+        assert scores["whole"] == scores["counting"]
+        assert (scores["mean"] == pytest.approx(scores["whole"])) == (size == 40)
+    assert trainer.evaluate(pieces(x, y, size), metric=EpochMetric(macro_f1)) == record.val_score
+    assert make().fit([(x, y)], metric=EpochMetric(macro_f1), progress=False)[0].train_scores.keys() == {"macro_f1"}
+
+
+def test_a_function_of_a_whole_pass_with_several_outputs_and_targets():
+    seen, output = [], {"a": torch.arange(3.0), "b": torch.ones(3, 2, requires_grad=True)}
+    metric = EpochMetric(lambda *given: seen.append(given) or {"n": float(len(given[1][0]))})
+    for _ in range(2):
+        metric.update(output, (torch.zeros(3), torch.ones(3, 1)))
+    output["a"].zero_()  # it has copies
+    assert metric.compute() == {"n": 6.0}
+    found, (label, weight) = seen[0]
+    assert found["a"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert not found["b"].requires_grad
+    assert (found["b"].shape, label.shape, weight.shape) == ((6, 2), (6,), (6, 1))
+    with pytest.raises(ConfigurationError, match="EpochMetric is of <class"):
+        EpochMetric(MacroF1)
 
 
 def test_a_metric_of_another_kind_of_output_shows_before_the_first_update():

@@ -49,6 +49,11 @@ def logged(folder):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def test_it_is_short():
+    lines = (EXAMPLES / "complete_run.py").read_text().splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 60
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(library, tmp_path):

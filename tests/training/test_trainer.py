@@ -10,6 +10,7 @@ from torch import nn
 from twin import Twin
 
 from fptt_plugin import BPTT, FPTTTrainer, TruncatedBPTT
+from fptt_plugin.errors import FPTTWarning
 
 PLAIN = {"auxiliary": False, "loss_ramp": "constant"}  # cross-entropy and nothing else
 CE = nn.CrossEntropyLoss()
@@ -139,6 +140,18 @@ def test_update_every_averages_the_windows():
     assert count == 3
     assert distance(gradients(net), [total / 3 for total in sums]) < 1e-7
     assert max(grad.abs().max() for grad in gradients(net)) > 1e-3
+
+
+def test_updates_rarer_than_sequences_are_said_once(recwarn):
+    x, y = batch(6)
+    for update_every, warned in ((6, 0), (8, 1), (60, 1)):
+        net = spiking_net()
+        trainer = FPTTTrainer(net, sgd(net), CE, window=2, update_every=update_every)
+        with spikes(net):
+            assert [trainer.train_sequence(x, y).updates for _ in range(2)] == [1, 1]
+        words = f"update_every={update_every}, and this sequence has 6 steps: each sequence ends with an update"
+        assert sum(words in str(recwarn.pop(FPTTWarning).message) for _ in range(warned)) == warned
+        assert not [one for one in recwarn if "update_every" in str(one.message)]
 
 
 @pytest.mark.parametrize(
