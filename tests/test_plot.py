@@ -55,9 +55,10 @@ def test_time_constants_are_inverse_kappa_with_the_middle_of_the_neurons():
 
 @pytest.mark.parametrize("wrong", [-1.0, 0.0, 1.5, float("nan")])
 def test_logits_are_no_inverse_time_constants(wrong):
+    figures = plt.get_fignums()
     with pytest.raises(ValueError, match=r"in \(0, 1\]: apply torch.sigmoid"):
         plot.time_constants(torch.tensor([0.5, wrong]))
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == figures
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 2, 3)])

@@ -134,13 +134,13 @@ class Population(nn.Module):
 
     @staticmethod
     def classes(returned):
-        return returned[0].unflatten(1, (3, 4)).mean(2)
+        return returned.unflatten(1, (3, 4)).mean(2)
 
     def by_hand(self, x, state):
         mem1, mem2 = state or (torch.zeros(len(x), 10), torch.zeros(len(x), 12))
         spk1, mem1 = self.lif1(self.fc1(x), mem1)
         spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-        return self.classes((spk2, mem2)), (mem1, mem2)
+        return self.classes(spk2), (mem1, mem2)
 
 
 class Shared(nn.Module):
