@@ -743,15 +743,19 @@ def _fingerprint(weight: Tensor) -> tuple[int, int]:
 
 
 def _norm(weight: Tensor) -> float:
+    dtype = torch.float32 if weight.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(_real(weight), dtype=dtype))
+
+
+def _real(weight: Tensor) -> Tensor:
+    """The real numbers of which a weight consists, detached."""
     weight = weight.detach()
-    real = torch.view_as_real(weight) if weight.is_complex() else weight
-    return float(torch.linalg.vector_norm(real, dtype=torch.float32 if weight.device.type == "mps" else torch.float64))
+    return torch.view_as_real(weight) if weight.is_complex() else weight
 
 
-@torch.no_grad()
 def _norms(weights: list[Tensor]) -> Tensor:
     """The norms of some weights as one tensor."""
-    norms = torch._foreach_norm([torch.view_as_real(w) if w.is_complex() else w for w in weights])
+    norms = torch._foreach_norm([_real(weight) for weight in weights])
     return torch.stack([norm.to(weights[0].device, torch.float32) for norm in norms])
 
 
