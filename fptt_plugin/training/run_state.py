@@ -57,12 +57,11 @@ class RunState:
         self.restore_point = self.snapshot()
 
     def reset(self, shape: tuple[int, ...] = ()) -> None:
-        """Begin a new sequence, or a stream of inputs of that shape ``[B, ...]``."""
+        """Begin a new sequence, or a stream of inputs of that shape ``[B, ...]``; the restore point stays."""
         self.model.reset()
         self.readout.set((None, 0))
         self.position = Position(shape=shape)
         self.losses, self.restarted_rows = [], None
-        self.restore_point = self.snapshot()
 
     def detach(self) -> None:
         """Detach recurrent state and readout from their graphs."""
@@ -110,11 +109,12 @@ class RunState:
             to: The state; ``None`` for the present one.
             rows: Rows of the batch to restart after that, boolean ``[B]``.
         """
-        to = to or self.snapshot()
+        to, point = to or self.snapshot(), self.restore_point
         try:
             yield
         except BaseException:
             self.restore(to)
+            self.restore_point = point
             if rows is not None:
                 self.restart_rows(rows)
             raise

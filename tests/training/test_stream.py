@@ -1,5 +1,6 @@
 """``step()``: a stream without length and end."""
 
+import contextlib
 import copy
 import warnings
 
@@ -9,6 +10,7 @@ from nets import adam, batch, copies, flat, identical, sgd, spikes, spiking_net
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import NotFiniteError
 from fptt_plugin.state import AttributeHandler, ModelState, register_state_handler
 
 CE = nn.CrossEntropyLoss()
@@ -184,13 +186,38 @@ def test_a_failed_sequence_leaves_the_gradients_that_a_stream_has_gathered():
     assert identical(*ends)
 
 
-class Interrupted:
-    """Cross-entropy that the user interrupts at one of its calls."""
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_a_failed_sequence_leaves_the_place_to_which_a_failed_update_goes_back(on_nonfinite):
+    ends = []
+    for fails in (False, True):
+        torch.manual_seed(0)
+        net = spiking_net()
+        loss = Interrupted()
+        trainer = FPTTTrainer(net, adam(net), loss, update_every=4, on_nonfinite=on_nonfinite)
+        torch.manual_seed(1)
+        run(trainer, 4)
+        place = flat(ModelState(net).get())
+        run(trainer, 2)
+        if fails:
+            loss.at = loss.calls + 3
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train_sequence(torch.ones(6, 4, 3), torch.zeros(4, dtype=torch.long))
+        loss.infinite_at = loss.calls + 2
+        with pytest.raises(NotFiniteError) if on_nonfinite == "raise" else contextlib.nullcontext():
+            run(trainer, 2)
+        ends.append(flat(ModelState(net).get()))
+        assert identical(ends[-1], place)
+    assert any(entry.any() for entry in ends[0])
 
-    calls, at = 0, None
+
+class Interrupted:
+    """Cross-entropy that the user interrupts at one of its calls, and that is infinite at another."""
+
+    calls, at, infinite_at = 0, None, None
 
     def __call__(self, output, target):
         self.calls += 1
         if self.calls == self.at:
             raise KeyboardInterrupt
-        return nn.functional.cross_entropy(output, target)
+        value = nn.functional.cross_entropy(output, target)
+        return value * float("inf") if self.calls == self.infinite_at else value
