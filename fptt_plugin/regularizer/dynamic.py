@@ -20,17 +20,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from .errors import (
-    CallOrderError,
-    CheckpointError,
-    ConfigurationError,
-    ErrorList,
-    FPTTWarning,
-    WeightsChangedError,
-    check_entry,
-)
-from .functional.fptt import add_regularizer_gradient_, update_averages_
-from .interrupts import Uninterrupted
+from ..errors import CallOrderError, CheckpointError, ConfigurationError, ErrorList, FPTTWarning, check_entry
+from ..functional.fptt import add_regularizer_gradient_, update_averages_
+from ..interrupts import Uninterrupted
+from .watch import WeightWatch
 
 AVERAGE = "fptt_average"  # keys in optimizer.state[p]
 DUAL = "fptt_dual"
@@ -144,9 +137,7 @@ class DynamicRegularizer:
         self._signs: list[int] = []  # -1 where the optimizer maximizes
         self._begun: dict[Tensor, Entry] = {}  # entries that this step puts into the optimizer
         self._waiting: dict[Tensor, Entry] = {}  # entries of a 0.1 checkpoint, until their parameter's next step
-        self._left: dict[Tensor, tuple[int, int]] = {}  # fingerprint of each weight after its last update
-        self._values: tuple[list[Tensor], Tensor] | None = None  # weights and their norms, see remember_values()
-        self._saved_norms: dict[Tensor, float] = {}  # norms of the weights that loaded averages belong to
+        self._watch = WeightWatch()
         self._check_record(optimizer.param_groups)
         self._register()
         self._adopt(optimizer)
@@ -173,7 +164,7 @@ class DynamicRegularizer:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if _steps_within_its_step(optimizer):
+        if self._steps_nest and _steps_within_its_step(optimizer):
             return None
         self.check_ready()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -192,7 +183,7 @@ class DynamicRegularizer:
         groups = [[weight for weight in group["params"] if weight.grad is not None] for group in optimizer.param_groups]
         if [weight for group in groups for weight in group if weight.grad.layout != torch.strided]:
             raise ConfigurationError("sparse gradients are not supported", "build the embedding with sparse=False")
-        if not any(groups) and self._left:
+        if not any(groups) and self.updates:
             warnings.warn(
                 "optimizer.step() found no gradient in any of its parameters: if the network's parameters were "
                 "replaced, by load_state_dict(assign=True) or a new layer, build optimizer and regulariser again",
@@ -235,13 +226,13 @@ class DynamicRegularizer:
 
     @_outside_of_compile
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _steps_within_its_step(optimizer):
+        if self._steps_nest and _steps_within_its_step(optimizer):
             return
         # Within autocast the next forward pass would use low-precision copies of the weights before this step.
         torch.clear_autocast_cache()
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            self._note([weight for weight in self._updated if weight in self._left])  # it may have written to them
+            self._watch.note_unchanged(self._updated)  # it may have written to them
             return
         self.updates += 1
         if self._alpha == 0 or not self._updated:
@@ -251,7 +242,7 @@ class DynamicRegularizer:
             optimizer.state[weight].update(entry)
             self._waiting.pop(weight, None)
         self._begun = {}
-        self._note(self._updated)
+        self._watch.note(self._updated)
         if self.variant == "gradient":
             self._awaits_gradient = True
         else:
@@ -370,12 +361,12 @@ class DynamicRegularizer:
             WeightsChangedError: If the weights were changed from outside. Nothing is changed then.
         """
         self.check_ready()
-        self.check_values()
+        self._watch.check_norms()
         averaged = self._averaged()
         with Uninterrupted():
             for weight, average in averaged:
                 weight.copy_(average)
-            self._note([weight for weight, _ in averaged])
+            self._watch.note([weight for weight, _ in averaged])
             torch.clear_autocast_cache()
 
     @contextmanager
@@ -393,8 +384,8 @@ class DynamicRegularizer:
         if self._swapped:  # within another such context
             yield
             return
-        self._check_fingerprints()
-        self.check_values()
+        self._watch.check()
+        self._watch.check_norms()
         averaged = self._averaged()
         kept = [(weight, weight.detach().clone(), weight._version) for weight, _ in averaged]
         try:
@@ -410,9 +401,7 @@ class DynamicRegularizer:
                 changed = any(weight._version != version for weight, _, version in kept)
                 for weight, value, _ in kept:
                     weight.data.copy_(value)
-                values = self._values
-                self._note([weight for weight, _, _ in kept if weight in self._left])
-                self._values = values
+                self._watch.note_unchanged([weight for weight, _, _ in kept])
                 torch.clear_autocast_cache()
                 self._swapped = False
             if changed:
@@ -425,22 +414,10 @@ class DynamicRegularizer:
 
     # ------------------------------------------------------------------ weights changed from outside
 
-    def _note(self, weights: list[Tensor]) -> None:
-        """Remember these weights as their update left them."""
-        self._left.update(zip(weights, [(weight._version, weight.data_ptr()) for weight in weights], strict=True))
-        self._values = None
-
-    def _check_fingerprints(self) -> None:
-        changed = [(weight._version, weight.data_ptr()) for weight in self._left] != [*self._left.values()]
-        if changed:  # frozen weights do not count
-            changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
-        if changed or (self._saved_norms and not self._are_as_saved()):
-            raise _weights_changed()
-
     def remember_values(self) -> None:
         """Remember the norms of the weights, for :meth:`check_values`."""
-        weights = [weight for weight in self._left if weight.requires_grad]
-        self._values = (weights, _norms(weights)) if weights and self._alpha > 0 else None
+        if self._alpha > 0:
+            self._watch.remember_norms()
 
     def check_values(self) -> None:
         """Check that the weights have the norms that :meth:`remember_values` saw; the host waits for a device.
@@ -450,22 +427,7 @@ class DynamicRegularizer:
         Raises:
             WeightsChangedError: If one of them was changed from outside, be it in place in ``weight.data``.
         """
-        if self._values is None:
-            return
-        weights, norms = self._values
-        # Threads and devices add in other orders.
-        if not torch.allclose(_norms(weights), norms, rtol=1e-6, atol=0.0, equal_nan=True):
-            raise _weights_changed()
-
-    def _are_as_saved(self) -> bool:
-        """Whether the network holds the weights that were saved with a loaded optimizer. Reads values, once."""
-        due = {w: norm for w, norm in self._saved_norms.items() if w.requires_grad and not is_lazy(w)}
-        if not all(_norms_agree(_norm(weight), norm, weight.dtype) for weight, norm in due.items()):
-            return False
-        self._note([*due])
-        for weight in due:
-            del self._saved_norms[weight]
-        return True
+        self._watch.check_norms()
 
     @property
     def is_swapped(self) -> bool:
@@ -499,7 +461,7 @@ class DynamicRegularizer:
                 "the last update of variant='gradient' is incomplete",
                 "call second_gradient(loss) after every optimizer step, or accept_weights() to go on without",
             )
-        self._check_fingerprints()
+        self._watch.check()
 
     def accept_weights(self) -> None:
         """Take the present weights as the result of the last update: the averages and duals stay.
@@ -519,7 +481,8 @@ class DynamicRegularizer:
             ...         _ = weight.clamp_(min=0.0)
             ...     regularizer.accept_weights()
         """
-        self._left, self._values, self._saved_norms, self._awaits_gradient = {}, None, {}, False
+        self._watch.forget()
+        self._awaits_gradient = False
 
     def restart_averages(self) -> None:
         """Start again from the present weights, ``W_bar = W`` and ``lam = 0``: after other weights were loaded."""
@@ -560,13 +523,15 @@ class DynamicRegularizer:
         self.updates += updates
         if updates and self.max_grad_norm is not None:
             self.grad_norm = grad_norm
-        self._note([weight for weight, _ in self._averaged()])
+        self._watch.note([weight for weight, _ in self._averaged()])
         torch.clear_autocast_cache()
 
     # ------------------------------------------------------------------ checkpoints, copies, removal
 
     def _register(self) -> None:
         optimizer = self.optimizer
+        kinds = [kind for kind in type(optimizer).__mro__ if kind is not Optimizer and "step" in vars(kind)]
+        self._steps_nest = len(kinds) > 1
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -582,16 +547,10 @@ class DynamicRegularizer:
             packed[f"{RECORD}_alpha"] = self._dual_unit
             packed[f"{RECORD}_variant"] = self.variant
             packed[f"{RECORD}_updates"] = self.updates
-            packed[f"{RECORD}_norms"] = [self._norm_to_save(weight) for weight in group["params"]]
-
-    def _norm_to_save(self, weight: Tensor) -> float | None:
-        """Norm that identifies the weight an average belongs to; ``None`` if it has no average."""
-        if AVERAGE not in self.optimizer.state.get(weight, {}):
-            return None
-        if weight in self._saved_norms:
-            return self._saved_norms[weight]
-        changed = self._left.get(weight, _fingerprint(weight)) != _fingerprint(weight)
-        return -1.0 if changed else _norm(weight)
+            packed[f"{RECORD}_norms"] = [
+                self._watch.norm_to_save(weight) if AVERAGE in self.optimizer.state.get(weight, {}) else None
+                for weight in group["params"]
+            ]
 
     def _check_record(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
@@ -633,7 +592,7 @@ class DynamicRegularizer:
         for group in optimizer.param_groups:
             record |= {key: group.pop(key) for key in [*group] if str(key).startswith(f"{RECORD}_")}
             norms = zip(group["params"], record.pop(f"{RECORD}_norms", []), strict=False)
-            self._saved_norms.update((weight, norm) for weight, norm in norms if norm is not None)
+            self._watch.expect((weight, norm) for weight, norm in norms if norm is not None)
         self.updates = record.get(f"{RECORD}_updates", self.updates)
         # Without a record, averages of a copied optimizer are taken to be in the present unit; alpha=0 drops them.
         self._dual_unit = record.get(f"{RECORD}_alpha") or self._alpha or 1.0
@@ -717,9 +676,8 @@ class DynamicRegularizer:
         _check_shapes([(parameters[i], tensor) for i, tensor in tensors])
 
     def __getstate__(self) -> dict[str, Any]:
-        # The tensors of a copy have fingerprints of their own, and no context gives its weights back.
-        state = {name: value for name, value in vars(self).items() if name != "_hooks"}
-        return {**state, "_left": {}, "_values": None, "_swapped": False}
+        # No context gives the weights of a copy back.
+        return {**{name: value for name, value in vars(self).items() if name != "_hooks"}, "_swapped": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -737,43 +695,6 @@ def _first_entry(weight: Tensor) -> Entry:
     return {AVERAGE: weight.detach().clone(), DUAL: torch.zeros_like(weight, requires_grad=False)}
 
 
-def _fingerprint(weight: Tensor) -> tuple[int, int]:
-    """Numbers that change when a tensor is written to or replaced; values are not read."""
-    return weight._version, weight.data_ptr()
-
-
-def _norm(weight: Tensor) -> float:
-    dtype = torch.float32 if weight.device.type == "mps" else torch.float64
-    return float(torch.linalg.vector_norm(_real(weight), dtype=dtype))
-
-
-def _real(weight: Tensor) -> Tensor:
-    """The real numbers of which a weight consists, detached."""
-    weight = weight.detach()
-    return torch.view_as_real(weight) if weight.is_complex() else weight
-
-
-def _norms(weights: list[Tensor]) -> Tensor:
-    """The norms of some weights as one tensor."""
-    norms = torch._foreach_norm([_real(weight) for weight in weights])
-    return torch.stack([norm.to(weights[0].device, torch.float32) for norm in norms])
-
-
-def _weights_changed() -> WeightsChangedError:
-    return WeightsChangedError(
-        "weights were changed since their last update (by load_state_dict(), in place or by moving them), or are not "
-        "those saved with the optimizer; their running averages do not follow",
-        "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the change "
-        "belongs to training, as weight clipping does, and the averages should stay",
-    )
-
-
-def _norms_agree(norm: float, saved: float, dtype: torch.dtype) -> bool:
-    """Whether they differ by no more than loading into another precision, or onto another device, explains."""
-    tolerance = max(torch.finfo(dtype).eps, 1e-6)
-    return math.isclose(norm, saved, rel_tol=tolerance) or (math.isnan(norm) and math.isnan(saved))
-
-
 # torch wraps the step() of each optimizer class in a function that runs the hooks; all of them share this code.
 _HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
 
@@ -784,8 +705,6 @@ def _steps_within_its_step(optimizer: Optimizer) -> bool:
     It does so only once the base class has been built by itself somewhere. Read from the stack, not from a flag: a flag
     would outlast a step that raises an exception.
     """
-    if sum("step" in vars(kind) for kind in type(optimizer).__mro__ if kind is not Optimizer) < 2:
-        return False
     steps, frame = 0, sys._getframe()
     while (caller := frame.f_back) is not None:
         frame = caller
