@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -267,3 +268,8 @@ def _number(name: str, value: Any) -> Tensor:
 
 def _precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def first_of(scores: Mapping[str, float]) -> float:
+    """The first of several scores, nan without any."""
+    return next(iter(scores.values()), math.nan)

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import FPTTWarning, check_entry
 from ..results import EpochRecord
-from ..tree import map_tensors
+from .schedulers import optimizer_options, restore, scheduler_state
 
 
 class Best(NamedTuple):
@@ -68,7 +67,7 @@ class Progress:
         elif self._loaded:
             loaded, self._loaded = self._loaded, {}
             if type(scheduler).__name__ == loaded["kind"]:
-                _restore(scheduler, optimizer, loaded)
+                restore(scheduler, optimizer, loaded)
             else:
                 _warn(f"the checkpoint has the state of a {loaded['kind']}, fit() got a {type(scheduler).__name__}")
         if scheduler is not None:
@@ -94,13 +93,13 @@ class Progress:
         So the schedule goes back to where the epoch began: here, and in a checkpoint that is saved within it.
         """
         if steps_per_batch:
-            self._begun = {**_state(self._scheduler), "groups": _options(optimizer)}
+            self._begun = {**scheduler_state(self._scheduler), "groups": optimizer_options(optimizer)}
         begun, scheduler = self._begun, self._scheduler
         try:
             yield
         except BaseException:
             if begun and scheduler is self._scheduler:  # else a callback has loaded a checkpoint
-                _restore(scheduler, optimizer, begun)
+                restore(scheduler, optimizer, begun)
             raise
         finally:
             self._begun = {}
@@ -118,7 +117,7 @@ class Progress:
         """History, best epoch, the state of the scheduler that ``fit`` got, and of random generators."""
         scheduler = self._loaded or self._begun
         if self._scheduler is not None and not scheduler:
-            scheduler = _state(self._scheduler)
+            scheduler = scheduler_state(self._scheduler)
         return {
             "history": [record._asdict() for record in self.history],
             "best": None if self.best is None else list(self.best),
@@ -145,36 +144,13 @@ class Progress:
         self.best = Best(*state["best"]) if state.get("best") else None
         self._scheduler, self._loaded, self._begun = None, {}, {}
         if state.get("scheduler"):
-            self._loaded = {"groups": _options(optimizer), **copy.deepcopy(state["scheduler"])}
+            self._loaded = {"groups": optimizer_options(optimizer), **copy.deepcopy(state["scheduler"])}
         self._random, self._seed = state.get("random", {}), torch.initial_seed()
 
 
 def _are_records(records: list[dict[str, Any]]) -> bool:
     needed = set(EpochRecord._fields) - EpochRecord._field_defaults.keys()
     return all(needed <= record.keys() <= set(EpochRecord._fields) for record in records)
-
-
-def _state(scheduler: Any) -> dict[str, Any]:
-    return {"kind": type(scheduler).__name__, "state": copy.deepcopy(scheduler.state_dict())}
-
-
-def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What schedulers write to: a learning rate, some the momentum."""
-    return [
-        {key: map_tensors(Tensor.clone, value) for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-
-
-def _restore(scheduler: Any, optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Put a scheduler back, and undo what it, or building a new one, did to the optimizer since."""
-    scheduler.load_state_dict(copy.deepcopy(saved["state"]))
-    for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
-        for key, value in options.items():
-            if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
-                group[key].copy_(value)  # a CUDA graph reads this tensor
-            else:
-                group[key] = value
 
 
 _RANDOM = {"torch", "cuda", "python", "numpy", "loaders"}
