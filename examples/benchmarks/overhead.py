@@ -3,6 +3,7 @@
     python examples/benchmarks/overhead.py
     python examples/benchmarks/overhead.py --profile             # and the package's calls in one time step
     python examples/benchmarks/overhead.py --nets "LTC-SRNN 32" --seconds 60
+    python examples/benchmarks/overhead.py --steps 784           # BPTT takes longer per step, the others do not
 
 All ways to train a network share one process and take turns, a sequence each. Ratios are taken within a round; shown
 are their median and quartiles. The trainer and the own loop must end with the same weights, bit for bit.
@@ -207,6 +208,7 @@ def main() -> None:
     )
     parser.add_argument("--nets", nargs="+", metavar="NAME", help="these networks only")
     parser.add_argument("--seconds", type=float, help="per network; default 20")
+    parser.add_argument("--steps", type=int, metavar="T", help="length of the sequences; default 50")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("results/overhead.json"), help="file to write")
     options = parser.parse_args()
@@ -217,6 +219,8 @@ def main() -> None:
     torch.set_flush_denormal(True)  # states that decay would slow down every row
     torch.set_num_threads(options.threads)
     chosen = [net for net in networks(options.smoke) if net.name in (options.nets or names)]
+    if options.steps:
+        chosen = [replace(net, steps=options.steps) for net in chosen]
     records = []
     for net in chosen:
         record = measure(net, options.seconds or net.seconds)

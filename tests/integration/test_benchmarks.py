@@ -258,10 +258,13 @@ def test_the_profile_is_of_one_steady_step(prepare):
 
 
 def test_overhead_is_one_command(run_example, tmp_path):
-    printed = run_example("benchmarks/overhead.py", "--smoke", "--profile", "--out", "one/overhead.json")
+    printed = run_example(
+        "benchmarks/overhead.py", "--smoke", "--profile", "--steps", "6", "--out", "one/overhead.json"
+    )
     records = json.loads((tmp_path / "one" / "overhead.json").read_text())["records"]
     assert [record["net"] for record in records] == [net.name for net in overhead_networks(smoke=True)]
     for record in records:
+        assert record["T"] == 6
         assert set(record["ms"]) == {EAGER, OWN, BARE, BPTT}
         assert min(record["ms"].values()) > 0
         assert len(record["ratios"]) == len(RATIOS)
@@ -273,6 +276,19 @@ def test_overhead_is_one_command(run_example, tmp_path):
     assert calls == sorted(calls, reverse=True)
     assert files == sorted(files, reverse=True)
     assert depth == sorted(depth, reverse=True)
+
+
+# ------------------------------------------------------------------ compiled windows
+
+
+@pytest.mark.slow
+def test_windows_are_measured_both_ways(run_example, tmp_path):
+    printed = run_example("benchmarks/windows.py", "--smoke", "--out", "one/windows.json")
+    (record,) = json.loads((tmp_path / "one" / "windows.json").read_text())["records"]
+    assert record["window"] == 2
+    assert record["ratio"].keys() == record["ready_seconds"].keys() == {"one graph", "called step"}
+    assert min(record["ratio"].values()) > 0
+    assert "K = 2" in printed
 
 
 # ------------------------------------------------------------------ the command
