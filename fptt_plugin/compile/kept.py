@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -34,23 +32,26 @@ class Kept:
     def __init__(self, net: nn.Module, run_state: RunState) -> None:
         self._run_state = run_state
         self._found = modules_of(net)
+        hooks = [hook for module in self._found for hook in module._forward_hooks.values()]
+        self._observers = [hook for hook in hooks if hasattr(hook, "rates")]
+        recurrent = {id(tensor) for tensor in tensors_in(run_state.model.get())}
+        self._places = [
+            (module, name)
+            for module in self._found
+            for name, buffer in module._buffers.items()
+            if id(buffer) not in recurrent
+        ]
         self.renew()
 
     def renew(self) -> None:
         """Keep what is there now, in the same modules."""
         self._snapshot = self._run_state.snapshot()
         self._random = random_state()
-        replaced = {id(tensor) for tensor in tensors_in(self._snapshot.recurrent)}
-        self._modules = [(module, dict(vars(module))) for module in self._found]
-        self._buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
-        self._sums: list[tuple[Any, dict[str, Any]]] = []
-        for module in self._found:
-            for name, buffer in module._buffers.items():
-                value = None if buffer is None or id(buffer) in replaced else buffer.clone()
-                self._buffers.append((module, name, buffer, value))
-            for hook in module._forward_hooks.values():
-                if hasattr(hook, "rates"):
-                    self._sums.append((hook.rates, dict(hook.rates.sums)))
+        self._modules = [(module, vars(module).copy()) for module in self._found]
+        # Copied each time: kernels that write to a buffer need not count that in its version.
+        self._buffers = [(module._buffers, name, module._buffers[name]) for module, name in self._places]
+        self._copies = [None if buffer is None else buffer.clone() for _, _, buffer in self._buffers]
+        self._sums = [(hook.rates, dict(hook.rates.sums)) for hook in self._observers]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -60,8 +61,8 @@ class Kept:
             for name in now.keys() - attributes.keys():
                 del now[name]
             now.update(attributes)
-        for module, name, buffer, value in self._buffers:
-            module._buffers[name] = buffer
+        for (buffers, name, buffer), value in zip(self._buffers, self._copies, strict=True):
+            buffers[name] = buffer
             if buffer is not None and value is not None:
                 buffer.copy_(value)
         for rates, sums in self._sums:
