@@ -3,18 +3,9 @@
 from .batch import TARGETS, Batch, Window, check_input, time_first
 from .intake import to_tensors
 from .loop import Executor, TrainingLoop, Visitor, WindowResult
-from .objective import (
-    READOUTS,
-    LossFunction,
-    Objective,
-    Output,
-    Ramp,
-    Readout,
-    check_objective,
-    warn_of_liquid_counts,
-    warn_of_spikes,
-)
+from .objective import LossFunction, Objective, Output, Ramp, check_objective, warn_of_spikes
 from .processes import check_data_parallel
+from .readout import READOUTS, Readout, warn_of_liquid_counts
 from .run_state import RunState
 from .schedule import Schedule, check_schedule
 from .statistics import normalizations, recalibrating

@@ -12,7 +12,7 @@ from ..errors import CallOrderError, check_entry
 from ..functional.losses import ClassDistribution
 from ..state import ModelState
 from ..tree import map_tensors
-from .objective import Readout
+from .readout import Readout
 from .restart import restarted
 from .schedule import Position
 
