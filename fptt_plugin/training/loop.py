@@ -134,7 +134,12 @@ class TrainingLoop:
         regularizer.check_values()
         if batch.ends is not None:
             self._warn_of_padding()
-        with self._rolled_back_on_error(), self.updater.gradients_restored_on_error(), self._within_batch(visitor):
+        with (
+            self._rolled_back_on_error(),
+            self.updater.gradients_restored_on_error(),
+            run_state.distribution_restored_on_error(),
+            self._within_batch(visitor),
+        ):
             self.objective.target_packing = batch.packing
             if self.executor is None:
                 self._train_windows(batch)
@@ -209,7 +214,12 @@ class TrainingLoop:
 
     @contextmanager
     def _rolled_back_on_error(self) -> Iterator[None]:
-        with self.run_state.rolled_back_on_error(), self._replay.kept_on_error() if self._replay else nullcontext():
+        run_state, statistics = self.run_state, self.updater.statistics
+        with (
+            run_state.rolled_back_on_error(),
+            statistics.restored_on_error(lambda: run_state.updates),
+            self._replay.kept_on_error() if self._replay else nullcontext(),
+        ):
             yield
 
     def _advance(self, window: Window) -> Iterable[Tensor]:
@@ -406,7 +416,11 @@ class TrainingLoop:
         if run_state.position.in_window == self.schedule.window:
             # An error in the update undoes the steps since the last update, not this one alone.
             with run_state.rolled_back_on_error(run_state.restore_point, run_state.restarted_rows):
-                self._close_window()
+                try:
+                    self._close_window()
+                except BaseException:
+                    self.updater.statistics.restore()
+                    raise
         return StepResult(decision.detach().clone(), loss, run_state.updates > updates)
 
     def _restart_rows(self, batch: Batch) -> None:

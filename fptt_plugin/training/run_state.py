@@ -119,6 +119,16 @@ class RunState:
                 self.restart_rows(rows)
             raise
 
+    @contextmanager
+    def distribution_restored_on_error(self) -> Iterator[None]:
+        """Context that restores the class distribution when an error leaves it."""
+        table = self.distribution.table.clone()
+        try:
+            yield
+        except BaseException:
+            self.distribution.table = table
+            raise
+
     # ------------------------------------------------------------------ checkpoints
 
     @property

@@ -73,13 +73,38 @@ class RunningStatistics:
 
     def keep(self) -> None:
         """Remember the present statistics."""
+        self._kept = self._copies()
+
+    def _copies(self) -> list[tuple[Tensor, Tensor]]:
         buffers = (b for module in self.modules for b in _statistics(module).values() if not is_lazy(b))
-        self._kept = [(buffer, buffer.clone()) for buffer in buffers]
+        return [(buffer, buffer.clone()) for buffer in buffers]
 
     def restore(self) -> None:
         """Restore the statistics that :meth:`keep` remembered."""
-        for buffer, kept in self._kept:
-            buffer.copy_(kept)
+        self._write(self._kept)
+
+    @staticmethod
+    def _write(copies: list[tuple[Tensor, Tensor]]) -> None:
+        for buffer, value in copies:
+            buffer.copy_(value)
+
+    @contextmanager
+    def restored_on_error(self, updates: Callable[[], int] = lambda: 0) -> Iterator[None]:
+        """Context that restores the statistics when an error leaves it: as before it, or as at an update within.
+
+        Args:
+            updates: Tells the number of updates so far.
+        """
+        kept, before, begun = self._kept, self._copies(), updates()
+        try:
+            yield
+        except BaseException:
+            if updates() > begun:
+                self.restore()
+            else:
+                self._write(before)
+                self._kept = kept
+            raise
 
     def tensors(self) -> list[Tensor]:
         """The present statistics."""
