@@ -89,7 +89,7 @@ class RunningStatistics:
             buffer.copy_(value)
 
     @contextmanager
-    def restored_on_error(self, updates: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    def restored_on_error(self, updates: Callable[[], int]) -> Iterator[None]:
         """Context that restores the statistics when an error leaves it: as before it, or as at an update within.
 
         Args:
