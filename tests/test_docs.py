@@ -94,7 +94,7 @@ def test_a_number_and_its_unit_stay_on_one_line(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS / "_ext"))
     keep = importlib.import_module("units").UNIT.sub
     assert keep("~", "98.1 % of 1 000 in 6.89 MiB, 85 s") == "98.1~% of 1 000 in 6.89~MiB, 85~s"
-    assert keep("~", "81.1 % (n = 3, 6 tried)") == "81.1~% (n~=~3, 6 tried)"
+    assert keep("~", "81.1 % (n = 3, 6 tried)") == "81.1~% (n~=~3, 6~tried)"
     assert keep("~", "T = 10 steps, 3 seeds") == "T = 10 steps, 3 seeds"
 
 

@@ -1,4 +1,4 @@
-"""A number and its unit stay on one line, and so does ``n = 3``: the spaces between them do not break."""
+"""A number and its unit stay on one line, and so do ``n = 3`` and ``6 tried``: the spaces within do not break."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-UNIT = re.compile(r"(?<=\d) (?=(?:%|MiB|GiB|KiB|ms|s|min)(?!\w))|(?<=\(n) (?==)|(?<=\(n =) (?=\d)")
+UNIT = re.compile(r"(?<=\d) (?=(?:%|MiB|GiB|KiB|ms|s|min|tried)(?!\w))|(?<=\(n) (?==)|(?<=\(n =) (?=\d)")
 
 
 class Units(SphinxPostTransform):
