@@ -29,6 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "mathml",
+    "units",
 ]
 exclude_patterns = ["_build", "jupyter_execute", "performance/*", "results/*", "versions/*", "reference.md"]
 nitpicky = True  # a type or name without a page is a warning, but for protocols of the inside

@@ -1,10 +1,11 @@
 """Draws the pictures of the site that are no output of a notebook.
 
     python examples/site_pictures.py            # all of them, into docs/images
-    python examples/site_pictures.py --only unrolled neuron
+    python examples/site_pictures.py --only unrolled_fptt neuron
 
-``quickstart`` and the thumbnails of the gallery are made from the measured figures in ``docs/performance`` and
-``docs/results`` and nothing else; ``unrolled`` and ``neuron`` are diagrams.
+``quickstart`` with its two panels and the thumbnails of the gallery are made from the measured figures in
+``docs/performance`` and ``docs/results`` and nothing else; the others are diagrams. What the site shows side by side
+are two files, so that a narrow screen shows one below the other.
 """
 
 from __future__ import annotations
@@ -33,28 +34,60 @@ FORWARD, BACKWARD, UPDATE = "#555555", METHOD_COLORS["BPTT"], METHOD_COLORS["FPT
 LINES = {"FPTT": "-", "alpha = 0": "--", "BPTT": ":"}
 
 
-# ---------------------------------------------------------------------- the picture of the landing page
+# ---------------------------------------------------------------------- the pictures of README and landing page
 
 
 def quickstart() -> plt.Figure:
-    """Accuracy over the epochs, mean of three seeds, and memory over the length of the sequence."""
-    runs = [json.loads(path.read_text()) for path in sorted((DOCS / "performance").glob("quickstart_seed*.json"))]
+    """Accuracy over the epochs, and memory over the length of the sequence."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    memory = runs[0]["memory"]
-    for index, (arm, line) in enumerate(LINES.items()):
-        curves = [[100 * score for score in run["results"][index]["curve"]] for run in runs]
-        epochs = range(1, len(curves[0]) + 1)
-        style: dict[str, Any] = {"color": METHOD_COLORS[arm], "ls": line, "lw": 2}
-        left.plot(epochs, [mean(scores) for scores in zip(*curves, strict=True)], label=arm, **style)
-        sizes = [size / MIB for size in memory["saved_bytes"][arm]]
-        right.loglog(memory["steps"], sizes, marker="o", **style)
-    left.set(xlabel="epoch", ylabel="test accuracy (%)", title="Handwritten digits, 20 steps of spikes", ylim=(70, 100))
-    left.xaxis.get_major_locator().set_params(integer=True)
-    right.set(xlabel="time steps T", ylabel="saved for backward (MiB)", title="Memory against sequence length")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    _accuracy(left)
+    _memory(right)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _alone(draw: Callable[[plt.Axes], None]) -> Callable[[], plt.Figure]:
+    """One panel of ``quickstart``, with a legend of its own."""
+
+    def picture() -> plt.Figure:
+        figure, axes = plt.subplots(figsize=(5, 3.8), layout="constrained")
+        draw(axes)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        return figure
+
+    return picture
+
+
+def _accuracy(axes: plt.Axes) -> None:
+    for arm, curve in _quickstart_curves().items():
+        axes.plot(range(1, len(curve) + 1), curve, color=METHOD_COLORS[arm], ls=LINES[arm], lw=2, label=arm)
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Handwritten digits, 20 steps of spikes", ylim=(70, 100))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def _memory(axes: plt.Axes) -> None:
+    memory = _quickstart_runs()[0]["memory"]
+    for arm, line in LINES.items():
+        sizes = [size / MIB for size in memory["saved_bytes"][arm]]
+        width, dot = (5, 9) if arm == "FPTT" else (2, 6)  # seen below alpha = 0, which needs as much
+        style: dict[str, Any] = {"color": METHOD_COLORS[arm], "ls": line, "lw": width, "ms": dot}
+        axes.loglog(memory["steps"], sizes, marker="o", label=arm, **style)
+    axes.set(xlabel="time steps T", ylabel="saved for backward (MiB)", title="Memory against sequence length")
+    axes.grid(alpha=0.3)
+
+
+def _quickstart_runs() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((DOCS / "performance").glob("quickstart_seed*.json"))]
+
+
+def _quickstart_curves() -> dict[str, list[float]]:
+    """Test accuracy of each method in per cent, by epoch, mean of the seeds."""
+    curves = {}
+    for index, arm in enumerate(LINES):
+        seeds = [run["results"][index]["curve"] for run in _quickstart_runs()]
+        curves[arm] = [100 * mean(scores) for scores in zip(*seeds, strict=True)]
+    return curves
 
 
 # ---------------------------------------------------------------------- diagrams
@@ -71,21 +104,21 @@ def _arrow(axes: plt.Axes, start: tuple[float, float], end: tuple[float, float],
     axes.add_patch(FancyArrowPatch(start, end, color=color, **options))
 
 
-def unrolled() -> plt.Figure:
-    """What BPTT and FPTT compute for a sequence of four steps (after the paper's Fig. 1)."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    for axes, title in zip(
-        panels, ("BPTT: one update per sequence", "FPTT, window = 1: one update per step"), strict=True
-    ):
-        axes.set(xlim=(0.2, 7.9), ylim=(-1.75, 4.6), aspect="equal")
+def _unrolled(title: str, draw: Callable[[plt.Axes], None]) -> Callable[[], plt.Figure]:
+    """What a method computes for a sequence of four steps (after the paper's Fig. 1)."""
+
+    def picture() -> plt.Figure:
+        figure, axes = plt.subplots(figsize=(5.6, 4.9), layout="constrained")
+        axes.set(xlim=(0.1, 7.9), ylim=(-1.75, 4.6), aspect="equal")
         axes.axis("off")
         axes.text(3.85, 4.3, title, ha="center", fontsize=13, fontweight="bold")
-    _bptt(panels[0])
-    _fptt(panels[1])
-    entries = ((FORWARD, "-", "forward"), (BACKWARD, "--", "backward"), (UPDATE, "-", "weight update"))
-    handles = [plt.Line2D([], [], color=color, ls=line, lw=2, label=label) for color, line, label in entries]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
-    return figure
+        draw(axes)
+        entries = ((FORWARD, "-", "forward"), (BACKWARD, "--", "backward"), (UPDATE, "-", "weight update"))
+        handles = [plt.Line2D([], [], color=color, ls=line, lw=2, label=label) for color, line, label in entries]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
+        return figure
+
+    return picture
 
 
 def _step(axes: plt.Axes, x: float, t: int, weights: str) -> None:
@@ -208,6 +241,7 @@ def _curves(table: str, only: tuple[str, ...] = (), length: int | None = None) -
                 if runs[0]["higher_is_better"]:
                     values = [100 * value for value in values]
                 axes.plot(range(1, shared + 1), values, color=METHOD_COLORS[method], lw=1.8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if not rows[0].runs[0]["higher_is_better"]:
             axes.set_yscale("log")
         return figure
@@ -239,10 +273,10 @@ def _benchmarks() -> plt.Figure:
 
 def _small_quickstart() -> plt.Figure:
     figure, axes = _thumbnail()
-    memory = json.loads((DOCS / "performance" / "quickstart_seed0.json").read_text())["memory"]
-    for arm in ("BPTT", "FPTT"):
-        sizes = [size / MIB for size in memory["saved_bytes"][arm]]
-        axes.loglog(memory["steps"], sizes, color=METHOD_COLORS[arm], marker="o", ms=3, lw=1.8)
+    for arm, curve in _quickstart_curves().items():
+        axes.plot(range(1, len(curve) + 1), curve, color=METHOD_COLORS[arm], lw=1.8)
+    axes.set_ylim(70, 100)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -253,7 +287,7 @@ def _text(*lines: str) -> Callable[[], plt.Figure]:
         figure, axes = plt.subplots(figsize=(3.2, 2))
         axes.axis("off")
         for i, line in enumerate(lines):
-            color = UPDATE if "step()" in line or "fit" in line else FORWARD
+            color = UPDATE if any(word in line for word in ("step()", "fit", "LTCLeaky")) else FORWARD
             axes.text(0, 0.85 - 0.19 * i, line, family="monospace", fontsize=9, color=color, transform=axes.transAxes)
         return figure
 
@@ -299,7 +333,10 @@ LOOP = (
     "  optimizer.step()",
     "  state.detach()",
 )
+NETWORK = ("{}Linear(64, 128),", "LTCLeaky(beta=0.5),", "{}Linear(128, 10),", "LTCIntegrator(beta=0.8)")
 THUMBNAILS: dict[str, Callable[[], plt.Figure]] = {
+    "first_snntorch": _text(*(line.format("nn.") for line in NETWORK)),
+    "first_spikingjelly": _text(*(line.format("layer.") for line in NETWORK), 'set_step_mode(net, "m")'),
     "quickstart": _small_quickstart,
     "beta_rule": _beta_rule,
     "benchmarks": _benchmarks,
@@ -326,7 +363,14 @@ THUMBNAILS: dict[str, Callable[[], plt.Figure]] = {
         "model, optimizer, loader =", "  accelerator.prepare(...)", "trainer = FPTTTrainer(...)", "trainer.fit(loader)"
     ),
 }
-PICTURES = {"quickstart": quickstart, "unrolled": unrolled, "neuron": neuron}
+PICTURES = {
+    "quickstart": quickstart,
+    "quickstart_accuracy": _alone(_accuracy),
+    "quickstart_memory": _alone(_memory),
+    "unrolled_bptt": _unrolled("BPTT: one update per sequence", _bptt),
+    "unrolled_fptt": _unrolled("FPTT, window = 1: one update per step", _fptt),
+    "neuron": neuron,
+}
 
 
 def main() -> None:

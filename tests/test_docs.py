@@ -1,5 +1,6 @@
 """The documentation's links lead somewhere, its code is executed, and CI builds it with the documented command."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -74,6 +75,27 @@ def test_code_fits_the_page(page):
         line for _, info, block in FENCE.findall(page.read_text()) if "python" in info for line in block.splitlines()
     ]
     assert [line for line in long if len(line) > 100] == []
+
+
+def test_every_picture_of_a_notebook_has_a_description():
+    draws = re.compile(r"\bplt\.(subplots|figure|semilogy)\(|\bplot\.(learning_curves|memory|time_constants)\(")
+    cells = [
+        (page, block)
+        for page in (DOCS / "tutorials").glob("*.md")
+        for _, info, block in FENCE.findall(page.read_text())
+        if info.startswith("{code-cell}") and draws.search(block)
+    ]
+    assert len(cells) > 8
+    assert [(name(page), block) for page, block in cells if "    alt: " not in block] == []
+
+
+def test_a_number_and_its_unit_stay_on_one_line(monkeypatch):
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    keep = importlib.import_module("units").UNIT.sub
+    assert keep("~", "98.1 % of 1 000 in 6.89 MiB, 85 s") == "98.1~% of 1 000 in 6.89~MiB, 85~s"
+    assert keep("~", "81.1 % (n = 3, 6 tried)") == "81.1~% (n~=~3, 6~tried)"
+    assert keep("~", "T = 10 steps, 3 seeds") == "T = 10 steps, 3 seeds"
 
 
 def test_every_tutorial_says_what_one_will_have_and_can_be_downloaded():

@@ -6,7 +6,6 @@ name, role, page with ``$`` for the name. A build compresses each list into the 
 
 from __future__ import annotations
 
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -14,8 +13,9 @@ FOLDER = Path(__file__).parents[1] / "inventories"
 
 
 def mapping() -> dict[str, tuple[str, str]]:
-    """``intersphinx_mapping`` for every list."""
-    out = Path(tempfile.mkdtemp(prefix="inventories-"))
+    """``intersphinx_mapping`` for every list; always the same paths, or Sphinx would build all pages anew."""
+    out = FOLDER.parent / "_build" / ".inventories"
+    out.mkdir(parents=True, exist_ok=True)
     return {path.stem: _compress(path, out / f"{path.stem}.inv") for path in sorted(FOLDER.glob("*.txt"))}
 
 
