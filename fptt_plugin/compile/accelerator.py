@@ -4,7 +4,7 @@ Three things can be compiled, each by ``torch.compile``, whose guards notice whe
 changed: hooks, numbers, modules, shapes. The compiler then runs again, or that call runs eagerly.
 
 * A *window* as one graph: forward pass, losses, backward pass, clipping, regulariser, optimizer, running averages. The
-  fastest for windows of a step or two; its compile time grows with the window.
+  fastest; its compile time grows with the window.
 * The network's *step*, called K times in a window of K steps, and where windows do not fit the one graph. The loop does
   what is left, as without compilation, so whatever trains eagerly trains this way. Ready in seconds for any window.
 * The *update* by itself, from the gradients.
@@ -28,7 +28,7 @@ from .update import CompiledUpdate, Verdicts
 from .window import CompiledStep, CompiledWindow
 
 MODES = ("none", "compile", "cudagraph", "auto")
-LONGEST = 2  # window that is compiled as one graph; longer ones are ahead, and ready sooner, as calls of one step
+LONGEST = 8  # window that is compiled as one graph; longer ones are called step by step, which is sooner ready
 _PATIENCE = 16  # windows left out of the one graph before the step is compiled for them, too
 
 
