@@ -39,6 +39,7 @@ def traced(monkeypatch):
 def whole_windows(monkeypatch):
     """Windows of any length become one graph."""
     monkeypatch.setattr(accelerator, "LONGEST", 100)
+    monkeypatch.setattr(accelerator, "LONGEST_OF_CONVOLUTIONS", 100)
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ ONE_GRAPH, CALLED = "one graph", "called step"
 def prepare(net: Net, window: int, longest: int) -> tuple[Training, float]:
     """A network whose windows are compiled as one graph up to that length, and the seconds to its first window."""
     device = torch.device("cpu")
-    chosen, accelerator.LONGEST = accelerator.LONGEST, longest  # the trainer looks at its first batch
+    chosen = accelerator.LONGEST, accelerator.LONGEST_OF_CONVOLUTIONS
+    accelerator.LONGEST = accelerator.LONGEST_OF_CONVOLUTIONS = longest  # the trainer looks at its first batch
     try:
         training = ours(net, device, accelerate="compile", window=window)
         x, y = net.data(3 * window, device)  # the first window makes the neurons' state, eagerly
@@ -45,7 +46,7 @@ def prepare(net: Net, window: int, longest: int) -> tuple[Training, float]:
         training.train(x, y)
         first = time.perf_counter() - begin
     finally:
-        accelerator.LONGEST = chosen
+        accelerator.LONGEST, accelerator.LONGEST_OF_CONVOLUTIONS = chosen
     begin = time.perf_counter()
     training.train(x, y)
     return training, first - (time.perf_counter() - begin)

@@ -28,7 +28,9 @@ from .update import CompiledUpdate, Verdicts
 from .window import CompiledStep, CompiledWindow
 
 MODES = ("none", "compile", "cudagraph", "auto")
-LONGEST = 8  # window that is compiled as one graph; longer ones are called step by step, which is sooner ready
+# Window that is compiled as one graph, of dense layers and of convolutions, which take most of a step's time however
+# they are called; longer windows are called step by step, which is sooner ready.
+LONGEST, LONGEST_OF_CONVOLUTIONS = 8, 2
 _PATIENCE = 16  # windows left out of the one graph before the step is compiled for them, too
 
 
@@ -69,7 +71,7 @@ class Accelerator:
             replay = mode in ("cudagraph", "auto") and self._is_on_gpu()
             self._window = CompiledWindow(loop, self._verdicts, replay=replay)
         if mode == "cudagraph" and (self._window is None or self._window.recorder is None):
-            needed = f"a CUDA graph takes a network on a GPU and a window of at most {LONGEST} steps in one graph"
+            needed = f"a CUDA graph takes a network on a GPU and a window of at most {_longest(loop)} steps in one graph"
             self._give_up("kernels are launched one by one", needed)
 
     def _is_on_gpu(self) -> bool:
@@ -160,8 +162,14 @@ def _no_step(loop: TrainingLoop) -> str | None:
 
 def _fits_one_graph(loop: TrainingLoop) -> bool:
     window = loop.schedule.window
-    is_short = window is not None and window <= LONGEST
+    is_short = window is not None and window <= _longest(loop)
     return is_short and loop.schedule.update_every in (None, window) and traces_backward()
+
+
+def _longest(loop: TrainingLoop) -> int:
+    """Length of the longest window that is compiled as one graph."""
+    has_convolutions = any(parameter.dim() > 2 for parameter in loop.net.parameters())
+    return LONGEST_OF_CONVOLUTIONS if has_convolutions else LONGEST
 
 
 def _has_hooks_on_gradients(loop: TrainingLoop) -> bool:
