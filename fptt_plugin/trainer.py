@@ -124,9 +124,9 @@ class FPTTTrainer:
         accelerate: ``"none"``; ``"compile"`` compiles windows of up to eight steps into one graph, from forward pass to
             weight update (with convolutions two steps), and for longer ones the network's step and the update (10
             seconds to a minute when a form first comes); ``"cudagraph"`` also records windows in one graph on a GPU;
-            ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results are those of ``"none"`` within rounding, from which the two runs
-            drift apart as soon as a spike flips. What cannot be compiled runs eagerly; :meth:`explain` says what and
-            why.
+            ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results are those of ``"none"`` within
+            rounding, from which the two runs drift apart as soon as a spike flips. What cannot be compiled runs
+            eagerly; :meth:`explain` says what and why.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.

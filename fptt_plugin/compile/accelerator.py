@@ -71,8 +71,8 @@ class Accelerator:
             replay = mode in ("cudagraph", "auto") and self._is_on_gpu()
             self._window = CompiledWindow(loop, self._verdicts, replay=replay)
         if mode == "cudagraph" and (self._window is None or self._window.recorder is None):
-            needed = f"a CUDA graph takes a network on a GPU and a window of at most {_longest(loop)} steps in one graph"
-            self._give_up("kernels are launched one by one", needed)
+            needed = f"a network on a GPU and a window of at most {_longest(loop)} steps in one graph"
+            self._give_up("kernels are launched one by one", f"a CUDA graph takes {needed}")
 
     def _is_on_gpu(self) -> bool:
         return all(map(cuda_graph.on_gpu, self._loop.net.parameters()))
