@@ -31,6 +31,7 @@ MODES = ("none", "compile", "cudagraph", "auto")
 # Window that is compiled as one graph, of dense layers and of convolutions, which take most of a step's time however
 # they are called; longer windows are called step by step, which is sooner ready.
 LONGEST, LONGEST_OF_CONVOLUTIONS = 8, 2
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PATIENCE = 16  # windows left out of the one graph before the step is compiled for them, too
 
 
@@ -168,7 +169,7 @@ def _fits_one_graph(loop: TrainingLoop) -> bool:
 
 def _longest(loop: TrainingLoop) -> int:
     """Length of the longest window that is compiled as one graph."""
-    has_convolutions = any(parameter.dim() > 2 for parameter in loop.net.parameters())
+    has_convolutions = any(isinstance(module, _CONVOLUTIONS) for module in loop.net.modules())
     return LONGEST_OF_CONVOLUTIONS if has_convolutions else LONGEST
 
 

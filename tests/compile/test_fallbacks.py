@@ -14,6 +14,7 @@ from torch import nn
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import FPTTWarning
 from fptt_plugin.functional import MultiGaussian
+from fptt_plugin.snntorch import LTCLeaky
 from fptt_plugin.state import AttributeHandler, register_state_handler
 
 pytestmark = pytest.mark.usefixtures("traced")
@@ -117,6 +118,20 @@ def test_explain_says_what_is_compiled():
     trainer.train_sequence(*sequences(1)[0])
     assert "accelerate='compile': compiled: the whole window" in trainer.explain()
     assert "accelerate" not in pair()[0].explain()
+
+
+def convolutional():
+    unsized = LTCLeaky(init_hidden=True)  # its sizes are known after the first batch
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 8, 3), nn.Flatten(), unsized, nn.Linear(8, 2)).double()
+
+
+@pytest.mark.parametrize(
+    ("build", "window", "whole"),
+    [(liquid, 8, True), (liquid, 9, False), (convolutional, 2, True), (convolutional, 3, False)],
+)
+def test_how_long_a_window_may_be_for_one_graph(graph_steps, build, window, whole):
+    train_both(pair(build, window=window), lambda trainer: train(trainer, steps=4 * window))
+    assert set(graph_steps) == ({window} if whole else set())
 
 
 def test_an_unknown_mode():
