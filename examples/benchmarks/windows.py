@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,12 +68,8 @@ def measure(net: Net, window: int, options: argparse.Namespace) -> dict[str, Any
     }
     clock = time.thread_time if options.cpu_time else time.perf_counter
     times = alternate(calls, options.seconds, clock=clock)
-    ratios = {name: round(median(map(_ratio, times[name], times[BARE])), 3) for name in longest}
+    ratios = {name: round(median(map(truediv, times[name], times[BARE])), 3) for name in longest}
     return {"net": net.name, "window": window, "rounds": len(times[BARE]), "ratio": ratios, "ready_seconds": ready}
-
-
-def _ratio(one: float, other: float) -> float:
-    return one / other
 
 
 def line(record: dict[str, Any]) -> str:

@@ -303,16 +303,16 @@ class TrainingLoop:
             run_state.skipped += updater.regularizer.updates == before
             return
         updater.zero_grad()
-        updater.statistics.restore()
-        if self.on_nonfinite == "raise":
+        if self.on_nonfinite == "raise":  # whoever handles this error restores what the window has changed
             error.reason = f"step {run_state.steps}: {error.reason}"
             raise error
         run_state.skipped += 1
         self._undo_window()
 
     def _undo_window(self) -> None:
-        """Put the recurrent state back to where it was after the last update."""
+        """Put recurrent state and running statistics back to where they were after the last update."""
         run_state = self.run_state
+        self.updater.statistics.restore()
         run_state.model.restore(run_state.restore_point.recurrent)
         run_state.readout.set(run_state.restore_point.readout)
         if run_state.restarted_rows is not None:

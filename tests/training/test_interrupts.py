@@ -104,11 +104,13 @@ def interrupt_streams(variant, window, count, seed):
 
     while hits < count or stream.updates <= count:
         after = draw.uniform(0.001, 0.02) * (1 + hits / count)  # on a busy machine a step may take that long
-        hits += interrupted(run, after)
+        assert interrupted(run, after)
+        hits += 1
         check_consistent(stream)
     while twin.steps < stream.steps:
         twin.step(x[twin.steps % len(x)], y)
     assert (twin.steps, twin.updates) == (stream.steps, stream.updates)
+    assert twin.updates > count  # the interrupts came while it trained
     assert identical(everything(twin), everything(stream))
 
 
