@@ -67,6 +67,9 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--loss-every", type=int, help="steps between losses; default: the window")
     auxiliary = parser.add_mutually_exclusive_group()
     auxiliary.add_argument("--no-auxiliary", action="store_true", help="no class-distribution term in the loss")
+    auxiliary.add_argument(
+        "--auxiliary", action="store_false", dest="no_auxiliary", help="with it, whatever the recipe"
+    )
     auxiliary.add_argument("--auxiliary-mean", action="store_true", help="its mean over classes, as the authors' code")
     add("--accelerate", choices=("none", "compile", "cudagraph", "auto"), default="none")
     add("--device", default="cpu")
@@ -92,8 +95,14 @@ def add_drive_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--norm", choices=NORMS, default="none", help="of the input drive and the recurrent drive; step: per time step")
     add("--norm-gamma", type=float, default=1.0, help="its initial scale; the authors' code: 0.1")
-    add("--norm-readout", action="store_true", help="normalise the drive of the readout, too")
-    add("--spread", action="store_true", help="spread time constants log-uniformly; without it all start at two steps")
+    switch = argparse.BooleanOptionalAction
+    add("--norm-readout", action=switch, default=False, help="normalise the drive of the readout, too")
+    add(
+        "--spread",
+        action=switch,
+        default=False,
+        help="spread time constants log-uniformly; without it all start at two steps",
+    )
     add("--longest", type=float, help="longest of them, in steps; default: an eighth of a sequence, at least four")
 
 

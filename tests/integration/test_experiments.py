@@ -113,6 +113,23 @@ def test_every_option_of_the_recipes_changes_the_run_in_both_libraries(run, opti
     assert results[0]["final"]["loss"] == pytest.approx(results[1]["final"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("normalized", ("--norm", "none")),
+        ("normalized", ("--no-spread",)),
+        ("normalized", ("--auxiliary",)),
+        ("code", ("--no-norm-readout",)),
+    ],
+    ids=str,
+)
+def test_every_part_of_a_recipe_can_be_left_out(run, recipe, options):
+    whole = run("sequential_mnist", "whole", "--recipe", recipe, "--epochs", 1)
+    result = run("sequential_mnist", "part", "--recipe", recipe, "--epochs", 1, *options)
+    assert result["final"]["loss"] != whole["final"]["loss"]
+    assert result["final"]["firing_rate"] > 0.01
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_recurrent_task_has_the_normalised_recipe(run, script):
     result = run(script, "normalized", "--recipe", "normalized")
