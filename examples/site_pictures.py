@@ -25,13 +25,13 @@ import matplotlib.pyplot as plt
 import results_page
 from _result_files import load
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from quickstart import ARMS, draw_accuracy, draw_memory
 
 from fptt_plugin.plot import METHOD_COLORS, method_color
 
 DOCS = Path(__file__).parents[1] / "docs"
 MIB = 2**20
 FORWARD, BACKWARD, UPDATE = "#555555", METHOD_COLORS["BPTT"], METHOD_COLORS["FPTT"]
-LINES = {"FPTT": "-", "alpha = 0": "--", "BPTT": ":"}
 
 
 # ---------------------------------------------------------------------- the pictures of README and landing page
@@ -59,22 +59,13 @@ def _alone(draw: Callable[[plt.Axes], None]) -> Callable[[], plt.Figure]:
 
 
 def _accuracy(axes: plt.Axes) -> None:
-    for arm, curve in _quickstart_curves().items():
-        axes.plot(range(1, len(curve) + 1), curve, color=METHOD_COLORS[arm], ls=LINES[arm], lw=2, label=arm)
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Handwritten digits, 20 steps of spikes", ylim=(70, 100))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
+    draw_accuracy(axes, _quickstart_curves())
+    axes.set_ylim(70, 100)
 
 
 def _memory(axes: plt.Axes) -> None:
     memory = _quickstart_runs()[0]["memory"]
-    for arm, line in LINES.items():
-        sizes = [size / MIB for size in memory["saved_bytes"][arm]]
-        width, dot = (5, 9) if arm == "FPTT" else (2, 6)  # seen below alpha = 0, which needs as much
-        style: dict[str, Any] = {"color": METHOD_COLORS[arm], "ls": line, "lw": width, "ms": dot}
-        axes.loglog(memory["steps"], sizes, marker="o", label=arm, **style)
-    axes.set(xlabel="time steps T", ylabel="saved for backward (MiB)", title="Memory against sequence length")
-    axes.grid(alpha=0.3)
+    draw_memory(axes, memory["saved_bytes"], memory["steps"])
 
 
 def _quickstart_runs() -> list[dict[str, Any]]:
@@ -84,7 +75,7 @@ def _quickstart_runs() -> list[dict[str, Any]]:
 def _quickstart_curves() -> dict[str, list[float]]:
     """Test accuracy of each method in per cent, by epoch, mean of the seeds."""
     curves = {}
-    for index, arm in enumerate(LINES):
+    for index, arm in enumerate(ARMS):
         seeds = [run["results"][index]["curve"] for run in _quickstart_runs()]
         curves[arm] = [100 * mean(scores) for scores in zip(*seeds, strict=True)]
     return curves
