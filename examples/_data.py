@@ -27,7 +27,7 @@ def digits(batch_size: int, steps: int, seed: int) -> tuple[DataLoader[Any], Dat
     """Scikit-learn's 1797 handwritten 8x8 digits as spike trains: loaders of ``(spikes [T, B, 64], label [B])``.
 
     A pixel fires at each step with a probability equal to its brightness (Poisson rate code). Training data are drawn
-    anew in every epoch; test data (a quarter) are drawn once. A last batch of a few samples is dropped: with an update
+    again in every epoch; test data (a quarter) are drawn once. A last batch of a few samples is dropped: with an update
     at every step it would pull the weights towards those few for a whole sequence.
     """
     images, labels = load_digits(return_X_y=True)
@@ -101,12 +101,12 @@ def read_idx(path: Path) -> Tensor:
     with gzip.open(path) as file:
         content = bytearray(file.read())
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is no IDX file of bytes: fetch it anew")
+        raise ValueError(f"{path} is no IDX file of bytes: download it again")
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
     data = torch.frombuffer(content, dtype=torch.uint8, offset=start)
     if data.numel() != torch.Size(shape).numel():
-        raise ValueError(f"{path} holds {data.numel()} values where its header says {shape}: fetch it anew")
+        raise ValueError(f"{path} holds {data.numel()} values where its header says {shape}: download it again")
     return data.view(shape)
 
 

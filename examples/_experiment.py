@@ -75,7 +75,13 @@ class Experiment:
 
 
 def run(experiment: Experiment, options: argparse.Namespace) -> Results:
-    """Train, measure after every epoch, and write results and checkpoint to the run's folder."""
+    """Train, measure after every epoch, and write results and checkpoint to the run's folder.
+
+    Raises:
+        ValueError: If statistics are to be recalibrated and no layer keeps any.
+    """
+    if options.recalibrate and all(getattr(layer, "running_mean", None) is None for layer in experiment.net.modules()):
+        raise ValueError("--recalibrate: the network has no batch normalisation with running statistics: leave it out")
     folder = run_folder(experiment.task, experiment.variant, options)
     results = Results(folder, experiment, options)
     net = experiment.net.to(options.device)

@@ -79,7 +79,7 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="BATCHES",
-        help="before a test take the running statistics of batch normalisation anew, over training batches",
+        help="recompute the running statistics of batch normalisation before a test, over that many training batches",
     )
     add(
         "--test-only", action="store_true", help="with --resume: test the last checkpoint again, with --recalibrate say"

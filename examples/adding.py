@@ -8,7 +8,7 @@
     python examples/adding.py --length 500 --recipe normalized              # normalised, time constants spread
 
 Each step brings a number in [0, 1) and a mark; exactly two steps are marked. Predicting 1 gives a mean squared error of
-0.167. Data are drawn anew in every iteration. As in the authors' code, the sequence is cut into ten windows with a loss
+0.167. New data are drawn in every iteration. As in the authors' code, the sequence is cut into ten windows with a loss
 and an update at the end of each, the target is the same at all of them, and the loss of window p weighs p + 0.1
 (p = 0 ... 9). Their script leaves out the last window; here all are trained. With its threshold of 0.5 and a readout of
 the membranes the network hardly spikes; ``--readout spike`` leaves it nothing but spikes.

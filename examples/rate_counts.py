@@ -3,7 +3,7 @@
     python examples/rate_counts.py
 
 What ``rate_mnist.py`` can hope for: layers as wide as its own see how often each pixel fired in the 20 presentations,
-which are drawn anew in every epoch. Ordinary backpropagation with Adam, one update per batch. Writes the same files.
+which are drawn again in every epoch. Ordinary backpropagation with Adam, one update per batch. Writes the same files.
 """
 
 from __future__ import annotations

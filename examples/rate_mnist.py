@@ -6,7 +6,7 @@
     python examples/rate_mnist.py --dataset digits         # scikit-learn's 8x8 digits, no files needed
 
 Two layers of 256 liquid neurons and a liquid leaky integrator. At each step a pixel fires with a probability equal to
-its brightness, drawn anew in every epoch; the test spikes are the same at every evaluation.
+its brightness, drawn again in every epoch; the test spikes are the same at every evaluation.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def fill(page: str, runs: list[Run]) -> str:
-    """The page with every table and list of commands made anew.
+    """The page with every table and list of commands made again.
 
     Raises:
         ValueError: If the page asks for a table that there is not.

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "inventories"
 
 
 def mapping() -> dict[str, tuple[str, str]]:
-    """``intersphinx_mapping`` for every list; always the same paths, or Sphinx would build all pages anew."""
+    """``intersphinx_mapping`` for every list; always the same paths, or Sphinx would build all pages again."""
     out = FOLDER.parent / "_build" / ".inventories"
     out.mkdir(parents=True, exist_ok=True)
     return {path.stem: _compress(path, out / f"{path.stem}.inv") for path in sorted(FOLDER.glob("*.txt"))}

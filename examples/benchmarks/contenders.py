@@ -185,7 +185,7 @@ def whole_sequence(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
-    """The same, about sqrt(T) steps at a time, each part computed anew in the backward pass."""
+    """The same, about sqrt(T) steps at a time, each part recomputed in the backward pass."""
     # The wrapper is made per call since the number of parts is its option; that takes microseconds.
     output: Tensor = memopt.checkpoint_module(model, chunks=isqrt(len(x)))(x)
     return output
@@ -221,5 +221,5 @@ CONTENDERS: dict[str, Row] = {
     "SpikingJelly SLTT": _sj(spikingjelly_online, node=neuron.SLTTLIFNode),
     "snnTorch BPTT": Row(partial(bptt, forward=step_by_step), library="snntorch", over_time=True),
     "SpikingJelly BPTT": _sj(bptt, forward=whole_sequence),
-    "SpikingJelly BPTT, memopt": _sj(bptt, forward=checkpointed)._replace(unseen="it is computed anew"),
+    "SpikingJelly BPTT, memopt": _sj(bptt, forward=checkpointed)._replace(unseen="it is recomputed"),
 }

@@ -23,7 +23,7 @@ class Net:
     Attributes:
         name: Shown in table and plots.
         library: Whose neurons it has, ``"snntorch"`` or ``"spikingjelly"``.
-        build: Makes it anew; for SpikingJelly, takes the class of the neurons.
+        build: Makes a new one; for SpikingJelly, takes the class of the neurons.
         sample: Shape of one sample at one time step.
         batch: Samples per batch.
         steps: Length of the sequences on which the time per update is measured.

@@ -107,7 +107,7 @@ def _lengths(records: list[Record]) -> list[str]:
 
 def _saved(records: list[Record]) -> list[str]:
     return [
-        "MiB; what lies inside compiled code, or is computed anew, cannot be counted.",
+        "MiB; what lies inside compiled code, or is recomputed, cannot be counted.",
         _by_length(records, "bytes", lambda record: f"{record['bytes'] / MIB:.3g}"),
     ]
 

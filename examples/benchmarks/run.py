@@ -4,7 +4,7 @@
     python examples/benchmarks/run.py --quick                    # shorter, without the widest network
     python examples/benchmarks/run.py --only nets --nets "LTC-SRNN 512"
     python examples/benchmarks/run.py --only nets --nets "LTC-SRNN 512" --again  # replaces these in the results
-    python examples/benchmarks/run.py --from-json results/benchmarks/benchmarks.json   # table and plots anew
+    python examples/benchmarks/run.py --from-json results/benchmarks/benchmarks.json   # table and plots only
 
 Times mean something on an otherwise idle machine only. On a busy one, ``--threads 1 --cpu-time`` counts the time that
 the thread really ran; what others take of caches and memory is in it all the same. Within a network the rows take turns
@@ -168,7 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-gib", type=float, default=6, help="leave out what saves more for backward; default 6")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder to write")
     parser.add_argument(
-        "--again", action="store_true", help="measure anew what is asked for, keep the rest of the results"
+        "--again", action="store_true", help="measure again what is asked for, keep the rest of the results"
     )
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="write table and plots from an earlier run")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation taken anew, at weights that do not move."""
+"""Running statistics of batch normalisation, recomputed at weights that do not move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation: found, frozen, kept and restored, taken anew."""
+"""Running statistics of batch normalisation: found, frozen, kept, restored and recomputed."""
 
 from __future__ import annotations
 

@@ -139,6 +139,13 @@ def test_every_recurrent_task_has_the_normalised_recipe(run, script):
     assert result["final"]["loss"] != run(script, "plain", "--recipe", "paper")["final"]["loss"]
 
 
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_recalibration_without_running_statistics_is_refused_before_training(run, tmp_path, norm):
+    with pytest.raises(ValueError, match="--recalibrate"):
+        run("sequential_mnist", "refused", "--norm", norm, "--recalibrate", 3)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_recalibrated_statistics_change_the_tests_and_not_the_training(run):
     options = ("--recipe", "normalized", "--hidden", 32, "--epochs", 4, "--init-state", "zeros")
     lagging = run("sequential_mnist", "lagging", *options)
@@ -151,8 +158,6 @@ def test_recalibrated_statistics_change_the_tests_and_not_the_training(run):
     assert again["final"]["test"] == anew["final"]["test"]
     assert again["records"][:-1] == lagging["records"][:-1]
     assert (again["status"], len(again["commands"])) == ("finished", 2)
-    with pytest.raises(ValueError, match="leave recalibrate"):
-        run("sequential_mnist", "none", "--recalibrate", 3)
 
 
 def test_tests_between_epochs_can_be_spared(run):
