@@ -21,6 +21,10 @@ def _types_of_init(app, objtype, name, obj, options, args, retann):  # type: ign
         types.update({key: re.sub(r"\S*TypeAliasForwardRef\('(.*?)'\)", r"~\1", text) for key, text in types.items()})
 
 
+def _no_arguments_of_protocols(app, objtype, name, obj, options, args, retann):  # type: ignore[no-untyped-def]
+    return ("", None) if objtype == "class" and getattr(obj, "_is_protocol", False) else None
+
+
 def _types_of_attributes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     # Napoleon writes the type below the description, with the full path of its module.
     def beside_name(match: re.Match[str]) -> str:
@@ -42,6 +46,7 @@ def _type_after_returned(app: Sphinx, domain: str, objtype: str, content: nodes.
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the handlers, each after that of Sphinx which it corrects."""
     app.connect("autodoc-process-signature", _types_of_init, priority=900)
+    app.connect("autodoc-process-signature", _no_arguments_of_protocols, priority=901)
     app.connect("autodoc-process-docstring", _types_of_attributes, priority=900)
     app.connect("object-description-transform", _type_after_returned, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
