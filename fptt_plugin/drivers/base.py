@@ -28,12 +28,13 @@ class Driver:
         net: The network.
         state: Its recurrent state. Modules that the driver adds with ``state.add`` count as part of it.
         select: Picks the output that the loss sees from what the network returns.
-        readout (str): How the network itself combines its steps into what it returns: ``"step"`` (it returns every step, or
-            the last), ``"mean"``, ``"sum"`` or ``"max"``.
+        readout (str): How the network itself combines its steps into what it returns: ``"step"`` (it returns every
+            step, or the last), ``"mean"``, ``"sum"`` or ``"max"``.
         factor (float): Constant by which the network multiplies a sum over its steps. Default 1.
-        combines_steps (bool): Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
-        pushes (bool): ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
-            over time, and the trainer calls :meth:`run` once per batch.
+        combines_steps (bool): Whether :meth:`advance` gives one output for all of its steps, combined as ``readout``
+            says.
+        pushes (bool): ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own
+            loop over time, and the trainer calls :meth:`run` once per batch.
         mixing_remedy (str): What the error message advises where samples mix.
         sequence_remedy (str): What the error message advises where the network does not take a time step.
 
