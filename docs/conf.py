@@ -1,11 +1,8 @@
 """Sphinx configuration. A build fetches nothing: formulas are MathML, inventories of other projects lie here."""
 
 import os
-import re
 import sys
 from pathlib import Path
-
-from sphinx.ext.autodoc.typehints import record_typehints
 
 import fptt_plugin
 
@@ -28,6 +25,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "code_blocks",
+    "descriptions",
     "mathml",
     "units",
 ]
@@ -58,6 +57,7 @@ copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
@@ -69,16 +69,5 @@ autodoc_type_aliases = {
     "Ramp": "fptt_plugin.training.Ramp",
     "Trainer": "fptt_plugin.FPTTTrainer",  # the protocol of which the loops over epochs use a part
 }
+strip_signature_backslash = True  # or "input_" is shown as "input", without its type
 intersphinx_mapping = local_inventories.mapping()
-
-
-def _types_of_init(app, objtype, name, obj, options, args, retann):  # type: ignore[no-untyped-def]
-    # Sphinx takes the type of a class's attribute for that of an argument of the same name.
-    if objtype == "class" and "__init__" in vars(obj):
-        record_typehints(app, objtype, name, obj.__init__, options, args, retann)
-        types = app.env.current_document.autodoc_annotations.get(name, {})
-        types.update({key: re.sub(r"\S*TypeAliasForwardRef\('(.*?)'\)", r"~\1", text) for key, text in types.items()})
-
-
-def setup(app):  # type: ignore[no-untyped-def]
-    app.connect("autodoc-process-signature", _types_of_init, priority=900)

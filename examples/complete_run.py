@@ -1,7 +1,7 @@
-"""A complete run, the same for both libraries: metrics, a schedule, early stopping, TensorBoard, and resuming.
+"""A complete run for either library: metrics, a schedule, early stopping, TensorBoard, resuming.
 
-Kill it at any time and start it again: it goes on after the last complete epoch, with the figures of an uninterrupted
-run. Watch it with ``tensorboard --logdir runs``.
+Kill it at any time and start it again: it continues after the last complete epoch, with the
+figures of an uninterrupted run. Watch it with ``tensorboard --logdir runs``.
 """
 
 import argparse
@@ -28,12 +28,15 @@ options = parser.parse_args()
 options.folder.mkdir(parents=True, exist_ok=True)
 last = options.folder / "last.pt"
 
-# Data: at each of 20 time steps, a pixel fires with a probability equal to its brightness. Samples are dictionaries.
+# At each of 20 time steps, a pixel fires with a probability equal to its brightness.
+# Samples are dictionaries.
 torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
 frames = torch.tensor(images / 16).float().unsqueeze(1).expand(-1, 20, -1).bernoulli()
-train, test = random_split(StackDataset(frames=frames, label=labels), [0.75, 0.25])  # type: ignore[arg-type]
-train_loader, test_loader = DataLoader(train, batch_size=64, shuffle=True), DataLoader(test, batch_size=256)
+data = StackDataset(frames=frames, label=labels)  # type: ignore[arg-type]
+train, test = random_split(data, [0.75, 0.25])
+train_loader = DataLoader(train, batch_size=64, shuffle=True)
+test_loader = DataLoader(test, batch_size=256)
 
 # Network: snnTorch's neurons keep their state with init_hidden=True, SpikingJelly's always.
 neurons = import_module(f"fptt_plugin.{options.library}")

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.spikingjelly import LTCIntegrator, LTCLeaky
 
+torch.set_num_threads(1)  # on a CPU, threads of a network this small mostly wait for each other
 torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)  # 1797 digits of 8 x 8 pixels
 x = torch.as_tensor(images / 16).float()

@@ -122,8 +122,8 @@ class FPTTTrainer:
         grad_scaler: A ``torch.amp.GradScaler`` for float16: scales the loss and steps the optimizer. Updates that it
             skips for infinite gradients count as skipped.
         accelerate: ``"none"``; ``"compile"`` compiles windows of up to eight steps into one graph, from forward pass to
-            weight update (with convolutions two steps), and for longer ones the network's step and the update (10
-            seconds to a minute when a form first comes); ``"cudagraph"`` also records windows in one graph on a GPU;
+            weight update (up to two with convolutions). For longer ones it compiles the network's step and the update
+            (10 seconds to a minute for each new shape); ``"cudagraph"`` also records windows in one graph on a GPU;
             ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results are those of ``"none"`` within
             rounding, from which the two runs drift apart as soon as a spike flips. What cannot be compiled runs
             eagerly; :meth:`explain` says what and why.
@@ -132,11 +132,11 @@ class FPTTTrainer:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.
         state: The network's recurrent state, a :class:`~fptt_plugin.state.ModelState`.
         objective: The loss of a time step, a :class:`~fptt_plugin.training.Objective`.
-        steps: Time steps so far, those left out as not finite too, those of a failed call not.
-        updates: Weight updates so far.
-        skipped: Updates, and steps of a stream, skipped because something was not finite.
-        history: One :class:`~fptt_plugin.results.EpochRecord` per complete epoch of :meth:`fit`.
-        can_save: Whether :meth:`save` is possible now.
+        steps (int): Time steps so far. Steps skipped as not finite count; those of a call that failed do not.
+        updates (int): Weight updates so far.
+        skipped (int): Updates, and steps of a stream, skipped because something was not finite.
+        history (list): One :class:`~fptt_plugin.results.EpochRecord` per complete epoch of :meth:`fit`.
+        can_save (bool): Whether :meth:`save` is possible now.
 
     Raises:
         FPTTError: With everything that is wrong with the arguments, before anything is changed; a
@@ -845,7 +845,7 @@ class FPTTTrainer:
     def load(self, path: str | PathLike[str], *, weights_only: bool = True) -> None:
         """Read a file that :meth:`save` wrote.
 
-        ``alpha``, ``beta`` and ``rho`` come back with it, as the optimizer's learning rate does: to go on with others,
+        It restores ``alpha``, ``beta`` and ``rho``, as it restores the optimizer's learning rate. To use others,
         set them on ``trainer.regularizer`` after loading.
 
         Args:

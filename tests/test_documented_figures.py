@@ -151,3 +151,16 @@ def test_which_beta():
                 assert ("**" in cell) == (beta == 0.5 or layers / (1 - beta) <= steps / 2 + 1e-9), (name, beta)
             checked += 1
     assert checked > 60
+
+
+def test_tables_of_windows():
+    text = page("docs/performance.md")
+    records = json.loads((DOCS / "performance" / "windows.json").read_text())["records"]
+    lengths, alone = records[:-3], records[-3:]
+    assert [record["window"] for record in lengths] == [1, 2, 4, 8, 16, 28]
+    for way in ("one graph", "called step"):
+        ratios = [f"{r['ratio'][way]:.2f}" if way in r["ratio"] else "not run" for r in lengths]
+        assert f"| {way} | {' | '.join(ratios)} |" in text
+    for record in alone:
+        ways = [(record["ratio"][way], record["ready_seconds"][way]) for way in ("one graph", "called step")]
+        assert " | ".join(f"{ratio:.2f} | {ready:.0f} s" for ratio, ready in ways) in text

@@ -28,14 +28,15 @@ class Driver:
         net: The network.
         state: Its recurrent state. Modules that the driver adds with ``state.add`` count as part of it.
         select: Picks the output that the loss sees from what the network returns.
-        readout: How the network itself combines its steps into what it returns: ``"step"`` (it returns every step, or
-            the last), ``"mean"``, ``"sum"`` or ``"max"``.
-        factor: Constant that it multiplies a sum with.
-        combines_steps: Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
-        pushes: ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
-            over time, and the trainer calls :meth:`run` once per batch.
-        mixing_remedy: What to do where samples mix, for the error message.
-        sequence_remedy: What to do where the network does not take a time step, for the error message.
+        readout (str): How the network itself combines its steps into what it returns: ``"step"`` (it returns every
+            step, or the last), ``"mean"``, ``"sum"`` or ``"max"``.
+        factor (float): Constant by which the network multiplies a sum over its steps. Default 1.
+        combines_steps (bool): Whether :meth:`advance` gives one output for all of its steps, combined as ``readout``
+            says.
+        pushes (bool): ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own
+            loop over time, and the trainer calls :meth:`run` once per batch.
+        mixing_remedy (str): What the error message advises where samples mix.
+        sequence_remedy (str): What the error message advises where the network does not take a time step.
 
     Example:
         >>> class Repeats(Driver):
@@ -95,7 +96,8 @@ class Driver:
             x: Input ``[K, B, ...]``.
 
         Returns:
-            Their outputs ``[B, ...]``: one per step, best as they come, or a single one with :attr:`combines_steps`.
+            One output ``[B, ...]`` per step, best from a generator, as each step is computed; a single output with
+            :attr:`combines_steps`.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement advance(x)")
 
@@ -105,8 +107,8 @@ class Driver:
         Args:
             x: Input ``[T, B, ...]``.
             take: Call it with the output of every step as it comes. It may go backward, detach the recurrent state and
-                change the weights. It returns whether a window ended: then nothing that the network goes on with may
-                reach back behind this step.
+                change the weights. It returns whether a window ended: after that, no state or output that
+                the network still uses may have a graph that reaches back beyond this step.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement run(x, take)")
 

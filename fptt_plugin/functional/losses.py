@@ -34,7 +34,7 @@ def constant_ramp(t: int, steps: int | None) -> float:
         steps: Length ``T`` of the sequence; ``None`` for a stream.
 
     Returns:
-        1.
+        The weight, always 1.
 
     Example:
         >>> constant_ramp(0, 100)

@@ -80,16 +80,17 @@ class DynamicRegularizer:
         max_grad_norm: Largest global 2-norm of the regularised gradient; ``None`` does not clip.
 
     Attributes:
-        alpha: May be changed: ``lam`` stays as it is. A step with 0 drops the averages.
-        grad_norm: Norm before clipping of the last update, a 0-d tensor; ``None`` without clipping.
-        updates: Optimizer steps so far; steps that a ``GradScaler`` skipped do not count.
+        alpha (float): May be changed: ``lam`` stays as it is. A step with 0 drops the averages.
+        grad_norm (Tensor | None): Norm of the last update's gradient before clipping, a 0-d tensor; ``None`` without
+            clipping.
+        updates (int): Optimizer steps so far; steps that a ``GradScaler`` skipped do not count.
         check_norm: Called with ``grad_norm`` before gradients are clipped; an exception that it raises leaves weights,
             averages and optimizer as they are.
 
     Raises:
         ConfigurationError: If an argument is out of range, or the optimizer already carries a regulariser.
 
-    Source: Yin, Corradi, Bohté 2023, and the authors' training scripts, whose update order this is.
+    Source: Yin, Corradi, Bohté 2023, and the authors' training scripts, which update in this order.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -425,7 +426,7 @@ class DynamicRegularizer:
         Compares nothing once the weights have moved by an update or one of the regulariser's methods.
 
         Raises:
-            WeightsChangedError: If one of them was changed from outside, be it in place in ``weight.data``.
+            WeightsChangedError: If one of them was changed from outside, even in place in ``weight.data``.
         """
         self._watch.check_norms()
 
