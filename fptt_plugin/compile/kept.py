@@ -1,4 +1,4 @@
-"""What a forward pass may change besides the weights, to be put back where a compiled one came to nothing."""
+"""What a forward pass may change besides the weights: kept, and restored where a compiled pass fails."""
 
 from __future__ import annotations
 

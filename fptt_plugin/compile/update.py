@@ -183,7 +183,7 @@ class Books:
         return on_device(self.rule.scalars(group, step + 1), device)
 
     def parts_after(self, updates: int, tensors: UpdateTensors) -> list[Part]:
-        """The parts as they are after so many updates that :meth:`note` has not heard of."""
+        """The parts after that many updates that :meth:`note` has not recorded yet."""
         if not updates:
             return tensors.parts
         return [
@@ -226,7 +226,7 @@ class StepCounts:
         return self._counts
 
     def add(self, updates: int, steps: list[Tensor]) -> None:
-        """Count so many steps in all of them."""
+        """Add that many steps to every count."""
         if steps[0].is_cpu:  # a number would be made a tensor for each of them
             torch._foreach_add_(steps, _ONE, alpha=float(updates))
         else:

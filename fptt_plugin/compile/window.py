@@ -37,7 +37,7 @@ class WindowSpec(NamedTuple):
 
 
 class WindowInputs(NamedTuple):
-    """What every window brings.
+    """What a window reads besides network and optimizer.
 
     Attributes:
         x: Input ``[K, B, ...]``.
@@ -123,7 +123,7 @@ class CompiledWindow:
                     kept.renew()
                 inputs, parts = self._inputs(following, spec), books.parts_after(len(done), tensors)
                 outputs = self._train(spec, inputs, parts, tensors.newcomers)
-                # A new weight; or something is not finite, and the eager window says what.
+                # A weight without state of the optimizer; or something is not finite: the eager window finds out what.
                 if outputs is None or not self._verdicts.allow(outputs.finite):
                     kept.restore()
                     break
