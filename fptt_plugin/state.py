@@ -119,7 +119,7 @@ class BufferHandler:
 
     def reset(self, module: Any) -> None:
         for name, value in self.get(module).items():
-            # Empty tensors, which the next input replaces by ones of its own shape; snnTorch's DeltaLeaky has None.
+            # Empty tensors, which the next input replaces by ones of its own shape.
             setattr(module, name, None if value is None else value.detach().new_zeros(0))
 
     def detach(self, module: Any) -> None:

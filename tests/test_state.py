@@ -278,3 +278,23 @@ def test_a_list_of_state_belongs_to_one_module_and_one_sequence():
         for _ in range(2):
             state.set(moment)
             assert outputs + [net(torch.full((1,), float(t))).item() for t in range(4, 8)] == [0, 0, 0, 0, 1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(snn, "DeltaLeaky"), reason="not in this snnTorch")
+def test_a_neuron_whose_state_is_none_before_the_first_input():
+    class Spikes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.delta = snn.DeltaLeaky(beta=0.9, delta_threshold=1.0, init_hidden=True)
+
+        def forward(self, x):
+            return self.delta(x)[0]
+
+    net, x = nn.Sequential(nn.Linear(3, N), Spikes()), sequence()
+    state = ModelState(net)
+    fresh, carried = run(net, x), run(net, x)
+    assert state.get()["1.delta"].keys() == {"mem", "mem_prev"}
+    state.reset()
+    assert torch.equal(run(net, x), fresh)
+    assert not torch.equal(carried, fresh)
+    assert 0 < fresh.mean() < 1
