@@ -187,7 +187,9 @@ def _time_axis(
     copy: TrialCopy, calls: Calls, x: Tensor, output_module: str | None, batch_first: bool
 ) -> tuple[int, TimeAxis, Calls]:
     """Time steps of the loop in ``forward``, where it gets their number from, and the calls that show it."""
-    for axis in (1, 0) if batch_first else (0, 1):
+    fixed = None
+    first = (1, 0) if batch_first else (0, 1)
+    for axis in (*first, *range(2, x.dim())):  # time may also come last, [B, C, T]
         size = x.shape[axis] if x.dim() >= 3 - (not x.is_floating_point()) else 0  # tokens have no features
         if size == 0:
             continue
@@ -197,13 +199,15 @@ def _time_axis(
             others = copy.calls(other)
         except Exception:
             if 1 < size == _steps(calls, output_module):  # the loop asked for the steps that were cut off
-                return size, TimeAxis(axis, size, fixed=True), calls
+                fixed = fixed or TimeAxis(axis, size, fixed=True)
             continue
         if len(others.neurons) == len(calls.neurons):
             continue
         if size == 1:  # one step looks like any other network; two show the loop
             return 2, TimeAxis(axis, 2), _interleaved(copy, others, 2, output_module)
         return size, TimeAxis(axis, size), _interleaved(copy, calls, size, output_module)
+    if fixed:
+        return fixed.steps, fixed, calls
     steps = _steps(calls, output_module)
     if steps == 1:
         raise _not_stepwise(copy.net, calls)
@@ -301,15 +305,16 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
                 part = part.index_select(batch, rows)
                 returned, records = copy.records(part, time(part))
             tensors = tensors_in(returned)
-            fits = [identify(tensor, records) for tensor in tensors]
+            made = _made(select, returned, tensors)
+            fits = [identify(tensor, records) for tensor in [*tensors, *made]]
             if all(len(found) < 2 for found in fits):
                 break
     if not tensors:
         return None
     sources = [found[0] if found else None for found in fits]
-    place = _selected(select, returned, tensors)
+    place = len(tensors) if made and sources[-1] else _selected(select, returned, tensors)
     if place is None:
-        return _computed(select, returned, sources, records, chosen=chosen)
+        return _computed(select, returned, sources[: len(tensors)], records, chosen=chosen)
     source = sources[place]
     if source is None:
         if chosen:
@@ -340,6 +345,19 @@ def _selected(select: Select, returned: Any, tensors: list[Tensor]) -> int | Non
     except Exception:
         return None
     return next((place for place, tensor in enumerate(tensors) if tensor is result), None)
+
+
+def _made(select: Select, returned: Any, tensors: list[Tensor]) -> list[Tensor]:
+    """The output in a list, where ``select`` makes it of what ``forward`` returned, as of a record its sum over time.
+
+    Empty where it is one of the tensors, or packed from a container with one of them.
+    """
+    try:
+        result = select(returned)
+    except Exception:
+        return []
+    own = any(tensor is result or (*tensor.shape, 1) == result.shape for tensor in tensors)
+    return [] if own else [result]
 
 
 def _computed(

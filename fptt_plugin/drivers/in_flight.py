@@ -134,10 +134,11 @@ class InFlightDriver(Driver):
         """
         try:
             return self.select(returned)
-        except OutputError as error:
+        except Exception as error:  # output=... is any function, and may have been written for something else
             name = repr(self.output_module)
+            what = error if isinstance(error, OutputError) else f"output=... raised {error!r}"
             raise OutputError(
-                f"{error}. (Module {name} returned that: a network that loops over time is trained on the output of "
+                f"{what}. (Module {name} returned that: a network that loops over time is trained on the output of "
                 "the module that ends a time step, not on what forward() returns; name another with output_module)",
             ) from error
 

@@ -465,6 +465,7 @@ class TrainingLoop:
         def take(outputs: Iterable[Tensor], first: int, span: int) -> bool:
             nonlocal decision
             for t, raw in enumerate(outputs, start=first + span - 1):
+                self.objective.check_output(raw, batch.size)
                 output = run_state.readout(raw, span)
                 decision = batch.merge(decision, output, t)
                 if visitor is not None:

@@ -39,7 +39,8 @@ class Objective:
         output: Picks the output from what the network returns: an index, a key or attribute name, or a callable.
             ``None``: a tensor as it is; of snnTorch's ``(spk, ..., mem)`` the membrane, for spike losses the spikes.
             A callable that returns several tensors, in a tuple, list or dictionary, gives loss and metric all of them:
-            ``lambda returned: returned`` whatever the network returns.
+            ``lambda returned: returned`` whatever the network returns. Of a ``forward`` that loops over time, it gets
+            the tensors of one step, or makes the decision of the records: ``lambda returned: returned[0].sum(0)``.
         ramp: ``"linear"`` (``r_t = (t + 1) / T``), ``"constant"`` (1), a callable ``(t, T) -> float``, or ``None``:
             linear for one class label per sequence, constant otherwise.
         auxiliary: Use the divergence term: ``True``, ``False``, your own
@@ -75,7 +76,7 @@ class Objective:
         self._output = default if output is None else f"output={_callable_name(output) or repr(output)}"
         self._uses_distribution = auxiliary is not False
         if auxiliary is None:
-            self._uses_distribution = isinstance(loss_fn, _LABEL_LOSSES) or _function(loss_fn) in _LABEL_FUNCTIONS
+            self._uses_distribution = self._takes_labels
 
     # ------------------------------------------------------------------ which output
 
@@ -159,6 +160,27 @@ class Objective:
             raise OutputError(f"output={index}: there is no such tensor in {_describe(returned)}")
         return found
 
+    def check_output(self, output: Tensor, samples: int) -> None:
+        """Check that what was picked at a time step has the samples of the batch in front and, for labels, classes.
+
+        Raises:
+            OutputError: If it does not.
+        """
+        reason = ""
+        if output.shape[:1] != (samples,):
+            reason = f"does not begin with the {samples} samples of the batch"
+        elif output.dim() < 2 and self._takes_labels:
+            reason = f"has no class scores for {self.name}, [B, C]"
+        if reason:
+            raise OutputError(
+                f"the output that the loss sees has shape {tuple(output.shape)} at a time step, which {reason}",
+                "change what forward() returns or what output=... picks from it",
+            )
+
+    @property
+    def _takes_labels(self) -> bool:
+        return isinstance(self.loss_fn, _LABEL_LOSSES) or _function(self.loss_fn) in _LABEL_FUNCTIONS
+
     # ------------------------------------------------------------------ which loss
 
     def losses(
@@ -187,6 +209,7 @@ class Objective:
         """
         batch, losses = window.batch, []
         for t, raw in enumerate(outputs, start=window.t + span - 1):
+            self.check_output(raw, batch.size)
             output = readout(raw, span)
             decision = output if batch.ends is None else batch.merge(decision, output, t)
             if visitor is not None:
@@ -372,7 +395,7 @@ def _broadcasts(one: Tensor, other: Tensor) -> bool:
 def _target_remedy(output: Tensor, target: Tensor) -> str:
     """What is wrong with class labels; empty if nothing is."""
     if output.dim() < 2:
-        return ""
+        return "" if target.is_floating_point() or target.shape != output.shape else "pass y.float()"
     if target.is_floating_point():
         labels = target.shape == output.shape[:1]
         return "pass class labels as 64-bit integers: y.long()" if labels else ""

@@ -106,6 +106,18 @@ def test_time_at_another_axis(net, x, batch_first):
     assert any("time looks like axis" in error.remedy for error in errors)
 
 
+@pytest.mark.parametrize("features", [F, 9])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_loop_over_any_axis_takes_sequences_of_any_length(axis, features):
+    net = Tutorial(axis)
+    net.fc = nn.Linear(features, 2)
+    trainer = FPTTTrainer(net, adam(net), CE)
+    for steps in (9, 4, 12):  # the first as long as there are features
+        x = torch.rand(steps, B, features).movedim((0, 1, 2), (axis, 0 if axis else 1, {0: 2, 1: 2, 2: 1}[axis]))
+        assert trainer.train_sequence(x, Y).updates == steps
+    assert f"x.shape[{axis}]" in trainer.explain()
+
+
 @pytest.mark.parametrize(
     ("net", "x"), [(spiking_net(), X[0]), (conv(), torch.rand(B, 2, 6, 6)), (spiking_net(inputs=9), torch.rand(B, 9))]
 )

@@ -397,3 +397,59 @@ def test_a_scaled_count_is_not_taken_for_a_maximum(factor):
     trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), nn.MSELoss())
     assert torch.allclose(trainer.predict(x, averaged=False), net(x), atol=1e-6)
     assert (trainer._loop.driver.readout, trainer._loop.driver.factor) == ("sum", pytest.approx(factor))
+
+
+# ---------------------------------------------------------------------- an output made of the whole record
+
+MADE = {
+    "spike count": (lambda r: r[0].sum(0), "sum"),
+    "rate": (lambda r: r[0].mean(0), "mean"),
+    "rate of a count": (lambda r: r[0].sum(0) / len(r[0]), "mean"),
+    "last membrane": (lambda r: r[1][-1], "step"),
+    "maximum": (lambda r: r[1].max(0).values, "max"),
+    "batch first": (lambda r: r[1].transpose(0, 1), "step"),
+    "record of a list": (lambda r: torch.stack(r[2]), "step"),
+    "count of a list": (lambda r: sum(r[2]), "sum"),
+    "copy": (lambda r: r[1].clone(), "step"),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 6])  # 3: as many samples as classes
+@pytest.mark.parametrize("made", MADE)
+def test_an_output_made_of_the_whole_record_is_trained_and_predicted(made, batch):
+    pick, readout = MADE[made]
+    net, (x, y) = Ordinary(lambda h, s, m: (s, m, list(m))), data(batch=batch)
+    own = Ordinary(lambda h, s, m: pick((s, m, list(m))))
+    own.load_state_dict(net.state_dict())
+    trainer, still = trained(net, xy=(x, y), output=pick)
+    assert trainer._loop.driver.readout == readout
+    reference, _ = trained(own, xy=(x, y))
+    assert still == []
+    assert identical(net.parameters(), own.parameters())
+    assert torch.equal(trainer.predict(x), reference.predict(x))
+
+
+def test_a_container_of_one_tensor_is_what_the_loss_gets():
+    def loss(out, y):
+        return CE(out["mem"], y)
+
+    for pick in (lambda r: r, lambda r: {"mem": r["mem"]}):
+        net = Ordinary(lambda h, s, m: {"mem": m})
+        trainer = FPTTTrainer(net, adam(net), loss, output=pick)
+        trainer.train_sequence(*data())
+        assert trainer.predict(data()[0])["mem"].shape == (6, 3)
+
+
+@pytest.mark.parametrize("kind", [FPTTTrainer, BPTT])
+@pytest.mark.parametrize(
+    "pick", [lambda r: torch.stack(r[1]).softmax(2), lambda r: torch.stack(r[0][3:]).mean(0), lambda r: r["mem"]]
+)
+def test_a_function_that_fits_neither_record_nor_step_is_said(pick, kind):
+    net = Ordinary(lambda h, s, m: (list(s), list(m)))
+    before = copies(net.parameters())
+    with (
+        pytest.warns(FPTTWarning, match="output does not pick"),
+        pytest.raises(OutputError, match=r"output=\.\.\. raised TypeError.*'lif2' returned that"),
+    ):
+        kind(net, adam(net), CE, output=pick).train_sequence(*data())
+    assert identical(net.parameters(), before)

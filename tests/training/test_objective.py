@@ -8,11 +8,11 @@ import pytest
 import snntorch.functional as SF
 import torch
 import torch.nn.functional as F
-from nets import adam, batch, distance, identical, sgd, spikes, spiking_net
+from nets import adam, batch, copies, distance, identical, sgd, spikes, spiking_net
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import BatchError
+from fptt_plugin.errors import BatchError, OutputError
 from fptt_plugin.functional.losses import ClassDistribution, divergence
 from fptt_plugin.training import Objective, Readout
 
@@ -233,3 +233,32 @@ def test_no_address_is_shown():
     assert "0x" not in trainer.explain()
     assert "on output=<lambda>; ramp: <lambda>" in trainer.explain()
     assert repr(trainer) == "FPTTTrainer(Sequential, SGD, forward: 6 updates)"
+
+
+@pytest.mark.parametrize("call", ["train_sequence", "predict"])
+@pytest.mark.parametrize(
+    ("pick", "loss_fn", "words"),
+    [
+        (lambda out: out.sum(0), CE, r"shape \(2,\).*begin with the 4 samples"),
+        (lambda out: out[-1], lambda out, y: out.square().mean(), r"shape \(2,\).*begin with the 4 samples"),
+        (lambda out: out.T, nn.MSELoss(), r"shape \(2, 4\).*begin with the 4 samples"),
+        (lambda out: out.mean(), nn.MSELoss(), r"shape \(\).*begin with the 4 samples"),
+        (lambda out: out[:, 0], CE, r"shape \(4,\).*no class scores for CrossEntropyLoss"),
+        (lambda out: out[:, 0], partial(F.nll_loss, reduction="sum"), r"shape \(4,\).*no class scores for nll_loss"),
+    ],
+)
+def test_an_output_without_samples_or_classes(pick, loss_fn, words, call):
+    net, (x, y) = spiking_net(), batch()
+    before = copies(net.parameters())
+    trainer = FPTTTrainer(net, adam(net), loss_fn, output=pick)
+    with pytest.raises(OutputError, match=words):
+        getattr(trainer, call)(*(x, y)[: 1 + (call == "train_sequence")])
+    assert identical(net.parameters(), before)
+
+
+def test_one_number_per_sample_is_an_output():
+    net, (x, y) = spiking_net(), batch()
+    trainer = FPTTTrainer(net, adam(net), nn.BCEWithLogitsLoss(), output=lambda out: out[:, 0])
+    assert trainer.train_sequence(x, y.float()).output.shape == y.shape
+    with pytest.raises(BatchError, match=r"pass y.float\(\)"):
+        trainer.train_sequence(x, y)
