@@ -24,10 +24,12 @@ Output = int | str | Callable[[Any], Any] | None
 
 # snntorch.functional losses of a whole record [T, B, C] that equal the mean over time of the loss of each step.
 _DECOMPOSABLE = ("ce_rate_loss", "mse_membrane_loss")
-_REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
+_BINARY = (nn.BCEWithLogitsLoss, nn.BCELoss)
 _LABEL_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)  # a log_softmax of log-probabilities changes nothing
 _LABEL_FUNCTIONS = (F.cross_entropy, F.nll_loss)
-_REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+_REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss)
+_BINARY_FUNCTIONS = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
 _RAMPS: dict[str, Ramp] = {"linear": linear_ramp, "constant": constant_ramp}
 
 
@@ -290,12 +292,12 @@ class Objective:
     def loss_of(self, output: Any, target: Any) -> Tensor:
         """``loss_fn`` of an output and its target as loss and user see them."""
         single = isinstance(output, Tensor) and isinstance(target, Tensor)
-        if single and output.shape != target.shape and target.is_floating_point():
+        if single and output.shape != target.shape:
             self._check_broadcast(output, target)
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
         except (RuntimeError, ValueError, IndexError) as error:
-            remedy = _target_remedy(output, target) if single else ""
+            remedy = _target_remedy(output, target, like=self._is_like(output)) if single else ""
             if not remedy:
                 raise
             raise BatchError(f"{self.name} does not take this target ({error})", remedy) from error
@@ -313,16 +315,24 @@ class Objective:
         Raises:
             BatchError: For torch's regression losses.
         """
-        axis = f".unsqueeze({target.dim()})" if output.dim() == target.dim() + 1 else ""
-        known = isinstance(self.loss_fn, _REGRESSION) or _function(self.loss_fn) in _REGRESSION_FUNCTIONS
         reason = f"the output has shape {tuple(output.shape)} and the target {tuple(target.shape)}"
-        remedy = f"pass targets of the output's shape, y{axis}" if axis else "pass targets of the output's shape"
-        if known:
+        remedy = _like(output, target)
+        if isinstance(self.loss_fn, _REGRESSION) or _function(self.loss_fn) in _REGRESSION_FUNCTIONS:
             raise BatchError(f"{reason}, which {self.name} would broadcast against each other", remedy)
+        if self._takes_labels or self._is_binary or not (target.is_floating_point() or _is_one(output)):
+            return
         if not self._warned_of_shapes and _broadcasts(output, target):
             self._warned_of_shapes = True
             text = f"{reason}; if loss_fn subtracts them, every output is compared with every target: {remedy}"
             warnings.warn(text, FPTTWarning, stacklevel=2)
+
+    @property
+    def _is_binary(self) -> bool:
+        return isinstance(self.loss_fn, _BINARY) or _function(self.loss_fn) in _BINARY_FUNCTIONS
+
+    def _is_like(self, output: Tensor) -> bool:
+        """Whether a target is like the output, a number for each of its: not labels, whatever its type."""
+        return self._is_binary or (_is_one(output) and not self._takes_labels)
 
     @property
     def name(self) -> str:
@@ -392,17 +402,35 @@ def _broadcasts(one: Tensor, other: Tensor) -> bool:
     return bool(math.prod(shape) > max(one.numel(), other.numel()))
 
 
-def _target_remedy(output: Tensor, target: Tensor) -> str:
-    """What is wrong with class labels; empty if nothing is."""
-    if output.dim() < 2:
-        return "" if target.is_floating_point() or target.shape != output.shape else "pass y.float()"
+def _is_one(output: Tensor) -> bool:
+    """Whether there is one output for each sample, so that it is no score among classes."""
+    return output.shape[1:] in ((), (1,))
+
+
+def _like(output: Tensor, target: Tensor) -> str:
+    """How a target becomes one of the output's shape and kind."""
+    steps = "" if target.is_floating_point() else ".float()"
+    if output.shape == (*target.shape, 1):
+        steps += ".unsqueeze(-1)"  # also of a target per step
+    elif target.shape == (*output.shape, 1):
+        steps += ".squeeze(-1)"
+    return "pass targets of the output's shape" + (f", y{steps}" if steps else "")
+
+
+def _target_remedy(output: Tensor, target: Tensor, *, like: bool) -> str:
+    """What is wrong with targets like the output, or else with class labels; empty if nothing is.
+
+    What it says holds for one target per step as well.
+    """
+    if like:
+        return "" if target.is_floating_point() and target.shape == output.shape else _like(output, target)
     if target.is_floating_point():
         labels = target.shape == output.shape[:1]
         return "pass class labels as 64-bit integers: y.long()" if labels else ""
     if target.dim() == 2 and target.shape[1] == 1:
-        return "pass one label per sample, [B]: y.squeeze(1)"
+        return "pass one label per sample, [B]: y.squeeze(-1)"
     if target.shape == output.shape:
-        return "pass labels, y.argmax(1), or class probabilities as floating-point numbers, y.float()"
+        return f"pass labels, y.argmax({1 - target.dim()}), or class probabilities as floating-point numbers, y.float()"
     if target.dim() == 2 and output.dim() == 2:
         return "pass one label per sample, [B], or one per step, [T, B]: y.transpose(0, 1) if it is [B, T]"
     if target.dtype != torch.int64:

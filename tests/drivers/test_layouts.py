@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import snntorch as snn
@@ -221,14 +222,16 @@ def test_a_network_that_repeats_its_image():
 @pytest.mark.parametrize(
     ("y", "words"),
     [
-        (Y.unsqueeze(1), r"y.squeeze\(1\)"),
+        (Y.unsqueeze(1), r"y.squeeze\(-1\)"),
         (Y.int(), r"y.long\(\)"),
         (Y.float(), r"y.long\(\)"),
         (Y.bool(), r"y.long\(\)"),
-        (nn.functional.one_hot(Y), r"y.argmax\(1\).*y.float\(\)"),
+        (nn.functional.one_hot(Y), r"y.argmax\(-1\).*y.float\(\)"),
         (Y.repeat(T, 1).T, r"y.transpose\(0, 1\) if it is \[B, T\]"),
         (Y + 2, "labels must be 0 to 1"),
         (Y - 1, "labels must be 0 to 1"),
+        (Y.expand(T, B).unsqueeze(2), r"y.squeeze\(-1\)"),
+        (nn.functional.one_hot(Y.expand(T, B)), r"y.argmax\(-1\).*y.float\(\)"),
     ],
 )
 def test_labels(y, words):
@@ -240,18 +243,40 @@ def test_labels(y, words):
         trainer.train_sequence(X, eval(line, {"y": y}))
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.functional.mse_loss])
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.functional.mse_loss]
+)
 def test_regression_targets_without_their_last_axis(loss):
     net = spiking_net(classes=1)
     trainer = FPTTTrainer(net, adam(net), loss)
-    for y in (torch.rand(B), torch.rand(T, B)):
+    for y in (torch.rand(B), torch.rand(T, B), Y, Y.expand(T, B)):
         with pytest.raises(BatchError, match=r"\(4, 1\) and the target \(4,\), which .* would broadcast") as caught:
             trainer.train_sequence(X, y)
-        assert "y.unsqueeze(1)" in caught.value.remedy
-    trainer.train_sequence(X, torch.rand(B).unsqueeze(1))
+        (code,) = re.findall(r"y\.\w+\(.*\)", caught.value.remedy)
+        trainer.train_sequence(X, eval(code, {"y": y}))
+    for y in (torch.rand(B), Y):
+        net = spiking_net(classes=1)
+        with pytest.warns(FPTTWarning, match="every output is compared with every target"):
+            FPTTTrainer(net, adam(net), lambda out, y: (out - y).square().mean()).train_sequence(X, y)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("y", [Y, Y.float(), Y.unsqueeze(1), Y.unsqueeze(1).float(), Y.expand(T, B)])
+@pytest.mark.parametrize(
+    "loss", [nn.BCEWithLogitsLoss(), nn.functional.binary_cross_entropy_with_logits, nn.SoftMarginLoss()]
+)
+def test_two_classes_and_one_output(loss, y, flat):
     net = spiking_net(classes=1)
-    with pytest.warns(FPTTWarning, match="every output is compared with every target"):
-        FPTTTrainer(net, adam(net), lambda out, y: (out - y).square().mean()).train_sequence(X, torch.rand(B))
+    trainer = FPTTTrainer(net, adam(net), loss, output=(lambda out: out[:, 0]) if flat else None)
+    for _ in range(2):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FPTTWarning)
+                trainer.train_sequence(X, y)
+        except BatchError as error:
+            (code,) = re.findall(r"y\.\w+\(.*\)", error.remedy)
+            y = eval(code, {"y": y})
+    assert trainer.updates >= T
 
 
 @pytest.mark.parametrize("window", [1, 3, None])

@@ -260,5 +260,15 @@ def test_one_number_per_sample_is_an_output():
     net, (x, y) = spiking_net(), batch()
     trainer = FPTTTrainer(net, adam(net), nn.BCEWithLogitsLoss(), output=lambda out: out[:, 0])
     assert trainer.train_sequence(x, y.float()).output.shape == y.shape
-    with pytest.raises(BatchError, match=r"pass y.float\(\)"):
+    with pytest.raises(BatchError, match=r"shape, y.float\(\)"):
         trainer.train_sequence(x, y)
+
+
+def test_an_error_of_the_loss_itself_is_not_blamed_on_the_target():
+    def broken(out, y):
+        raise RuntimeError("of its own")
+
+    net, (x, y) = spiking_net(), batch()
+    trainer = FPTTTrainer(net, adam(net), broken, output=lambda out: out[:, :1])
+    with pytest.raises(RuntimeError, match=r"^of its own$"):
+        trainer.train_sequence(x, y.float().unsqueeze(1))
