@@ -720,9 +720,9 @@ class FPTTTrainer:
             preflight(loop.driver, x, self.schedule.window, thorough=self._preflight)
             loop.driver.check_losses(self.schedule.window, self.schedule.loss_every)
             self._use_driver(loop.driver)  # by now it knows the network's readout
-            if self.accelerate != "none" and loop.executor is None:
-                loop.executor = Accelerator(loop, self.accelerate)
             self._driver_is_checked = True
+        if self.accelerate != "none" and loop.executor is None:
+            loop.executor = Accelerator(loop, self.accelerate)
         return loop.driver
 
     def _choose_driver(self, x: Tensor, batch_first: bool) -> Driver:
@@ -828,6 +828,11 @@ class FPTTTrainer:
                         f"the optimizer has its parameters in another order: {name!r} where the file has {other!r}",
                         "build it from the parameters in the order in which it was built when the file was saved",
                     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither pickle nor deepcopy takes graphs and the gradients of parameters along.
+        self._run_state.check_complete("copy")
+        return vars(self)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file.
