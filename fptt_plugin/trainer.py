@@ -33,6 +33,7 @@ from .drivers import (
 from .errors import (
     BatchShapeError,
     BatchTypeError,
+    CallOrderError,
     CannotRunError,
     CheckpointError,
     ConfigurationError,
@@ -305,6 +306,7 @@ class FPTTTrainer:
             NotFiniteError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
                 was after the last update.
         """
+        _check_mode()
         self.regularizer.check_weights()
         self._structure.check()
         x_t = self._inputs(x_t)
@@ -451,6 +453,7 @@ class FPTTTrainer:
         Raises:
             NotFiniteError: See :meth:`train_sequence`.
         """
+        _check_mode()
         self.regularizer.check_weights()
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
         self._structure.check()
@@ -861,6 +864,7 @@ class FPTTTrainer:
         Raises:
             CheckpointError: If the file is damaged or belongs to another network. Nothing is changed then.
         """
+        _check_mode()
         content = _checkpoint.load(path, self.net, weights_only=weights_only)
         self.regularizer.check_weights()
         _checkpoint.check(
@@ -871,8 +875,23 @@ class FPTTTrainer:
             check_averages=self.regularizer.check_optimizer_state,
             check_trainer=self.check_state_dict,
         )
+        state = _checkpoint.in_precision_of(self.net, content)
         with Uninterrupted():
             self.net.load_state_dict(content["net"])
             self.optimizer.load_state_dict(content["optimizer"])
             torch.clear_autocast_cache()
-            self.load_state_dict(content["trainer"])
+            self.load_state_dict(state)
+
+
+def _check_mode() -> None:
+    """Check that tensors made now can take part in training.
+
+    Raises:
+        CallOrderError: Within ``torch.inference_mode()``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise CallOrderError(
+            "within torch.inference_mode() nothing can be trained or loaded: no training afterwards takes the tensors "
+            "that are made there",
+            "leave the context first; predict() and evaluate() may be called within it",
+        )
