@@ -132,10 +132,16 @@ def load(path: str | PathLike[str], net: nn.Module, *, weights_only: bool) -> di
                 raise ValueError(f"{damaged} was damaged after it had been written")
             with safe_globals(_unsized(net)):
                 content = torch.load(file, map_location=device, weights_only=weights_only)
-        if isinstance(content, dict) and not content.keys() & set(_PARTS):
+        if not (isinstance(content, dict) and content.keys() & set(_PARTS)):
             raise CheckpointError(
                 f"{path} holds no checkpoint of FPTTTrainer.save, but something else",
                 "read the weights of a network with net.load_state_dict(torch.load(path)), before the trainer is built",
+            )
+        missing = [part for part in _PARTS if part not in content]
+        if missing:
+            raise CheckpointError(
+                f"{path} lacks {', '.join(map(repr, missing))}, so FPTTTrainer.save did not write it",
+                "read network and optimizer by themselves, each with its load_state_dict()",
             )
         return {part: content[part] for part in _PARTS}
     except (FileNotFoundError, CheckpointError):

@@ -317,3 +317,21 @@ def test_nothing_is_trained_or_loaded_in_inference_mode(tmp_path, call):
         trainer.predict(batch()[0])
     trainer.step(batch()[0][0], batch()[1])
     assert trainer.train_sequence(*batch()).updates == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda net, optimizer: {"net": net.state_dict(), "optimizer": optimizer.state_dict()}, "lacks 'trainer'"),
+        (lambda net, optimizer: {"optimizer": optimizer.state_dict()}, "lacks 'net', 'trainer'"),
+        (lambda net, optimizer: net, "something else"),
+        (lambda net, optimizer: [net.state_dict()], "something else"),
+    ],
+)
+def test_a_file_of_another_loop_is_told_apart(tmp_path, content, words):
+    trainer = make()
+    torch.save(content(trainer.net, trainer.optimizer), tmp_path / "a.pt")
+    before = Before(trainer)
+    with pytest.raises(CheckpointError, match=words):
+        trainer.load(tmp_path / "a.pt", weights_only=False)
+    assert before.differs() == []
