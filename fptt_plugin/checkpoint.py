@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.serialization import get_crc32_options, safe_globals, set_crc32_options
 
 from .errors import CheckpointError, FPTTError
+from .tree import map_tensors
 
 _PARTS = ("net", "optimizer", "trainer")
 _FACTORED = ("Adafactor",)  # torch's optimizers whose state has not the shape of the weight
@@ -131,10 +132,16 @@ def load(path: str | PathLike[str], net: nn.Module, *, weights_only: bool) -> di
                 raise ValueError(f"{damaged} was damaged after it had been written")
             with safe_globals(_unsized(net)):
                 content = torch.load(file, map_location=device, weights_only=weights_only)
-        if isinstance(content, dict) and not content.keys() & set(_PARTS):
+        if not (isinstance(content, dict) and content.keys() & set(_PARTS)):
             raise CheckpointError(
                 f"{path} holds no checkpoint of FPTTTrainer.save, but something else",
                 "read the weights of a network with net.load_state_dict(torch.load(path)), before the trainer is built",
+            )
+        missing = [part for part in _PARTS if part not in content]
+        if missing:
+            raise CheckpointError(
+                f"{path} lacks {', '.join(map(repr, missing))}, so FPTTTrainer.save did not write it",
+                "read network and optimizer by themselves, each with its load_state_dict()",
             )
         return {part: content[part] for part in _PARTS}
     except (FileNotFoundError, CheckpointError):
@@ -188,6 +195,23 @@ def check(
         remedy = error.remedy if isinstance(error, FPTTError) else ""
         reason = error.reason if isinstance(error, FPTTError) else f"an entry is missing or malformed ({error!r})"
         raise CheckpointError(f"{path} belongs to another network or optimizer: {reason}", remedy) from error
+
+
+def in_precision_of(net: nn.Module, content: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's part of a checkpoint, its recurrent state in the floating-point types of the network.
+
+    Network and optimizer cast what they load. The state is cast where weights are: under autocast it may have another
+    type than they, and keeps that.
+    """
+    saved = content["net"]
+    pairs = [(saved[name].dtype, own.dtype) for name, own in net.state_dict().items() if isinstance(own, Tensor)]
+    casts = {there: here for there, here in pairs if there != here and here.is_floating_point}
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(casts.get(tensor.dtype, tensor.dtype))
+
+    trainer = content["trainer"]
+    return {**trainer, **{part: map_tensors(cast, trainer[part]) for part in ("state", "readout")}}
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ from .drivers import (
 from .errors import (
     BatchShapeError,
     BatchTypeError,
+    CallOrderError,
     CannotRunError,
     CheckpointError,
     ConfigurationError,
@@ -305,6 +306,7 @@ class FPTTTrainer:
             NotFiniteError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
                 was after the last update.
         """
+        _check_mode()
         self.regularizer.check_weights()
         self._structure.check()
         x_t = self._inputs(x_t)
@@ -451,6 +453,7 @@ class FPTTTrainer:
         Raises:
             NotFiniteError: See :meth:`train_sequence`.
         """
+        _check_mode()
         self.regularizer.check_weights()
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
         self._structure.check()
@@ -720,9 +723,9 @@ class FPTTTrainer:
             preflight(loop.driver, x, self.schedule.window, thorough=self._preflight)
             loop.driver.check_losses(self.schedule.window, self.schedule.loss_every)
             self._use_driver(loop.driver)  # by now it knows the network's readout
-            if self.accelerate != "none" and loop.executor is None:
-                loop.executor = Accelerator(loop, self.accelerate)
             self._driver_is_checked = True
+        if self.accelerate != "none" and loop.executor is None:
+            loop.executor = Accelerator(loop, self.accelerate)
         return loop.driver
 
     def _choose_driver(self, x: Tensor, batch_first: bool) -> Driver:
@@ -829,6 +832,11 @@ class FPTTTrainer:
                         "build it from the parameters in the order in which it was built when the file was saved",
                     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither pickle nor deepcopy takes graphs and the gradients of parameters along.
+        self._run_state.check_complete("copy")
+        return vars(self)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write network, optimizer and trainer to one file, atomically: an interrupted write leaves the old file.
 
@@ -856,6 +864,7 @@ class FPTTTrainer:
         Raises:
             CheckpointError: If the file is damaged or belongs to another network. Nothing is changed then.
         """
+        _check_mode()
         content = _checkpoint.load(path, self.net, weights_only=weights_only)
         self.regularizer.check_weights()
         _checkpoint.check(
@@ -866,8 +875,23 @@ class FPTTTrainer:
             check_averages=self.regularizer.check_optimizer_state,
             check_trainer=self.check_state_dict,
         )
+        state = _checkpoint.in_precision_of(self.net, content)
         with Uninterrupted():
             self.net.load_state_dict(content["net"])
             self.optimizer.load_state_dict(content["optimizer"])
             torch.clear_autocast_cache()
-            self.load_state_dict(content["trainer"])
+            self.load_state_dict(state)
+
+
+def _check_mode() -> None:
+    """Check that tensors made now can take part in training.
+
+    Raises:
+        CallOrderError: Within ``torch.inference_mode()``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise CallOrderError(
+            "within torch.inference_mode() nothing can be trained or loaded: no training afterwards takes the tensors "
+            "that are made there",
+            "leave the context first; predict() and evaluate() may be called within it",
+        )

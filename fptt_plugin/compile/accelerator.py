@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..drivers import unwrapped
 from ..errors import FPTTWarning
@@ -113,7 +114,7 @@ class Accelerator:
         step, driver = self._step, self._loop.driver
         self._left_out += window.t > 0
         waits = self._window is not None and self._left_out < _PATIENCE
-        if step is None or waits or _has_backward_hooks(self._loop.net):
+        if step is None or waits or _has_hooks_without_guards(self._loop.net):
             return driver.advance(window.x)
         return self._watched(step, window)
 
@@ -177,8 +178,10 @@ def _has_hooks_on_gradients(loop: TrainingLoop) -> bool:
     """Whether anything acts on gradients between backward pass and update, outside of a graph of both."""
     parameters = loop.updater.parameters
     hooked = any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters)
-    return hooked or _has_backward_hooks(loop.net)
+    return hooked or _has_hooks_without_guards(loop.net)
 
 
-def _has_backward_hooks(net: nn.Module) -> bool:
-    return any(module._backward_hooks or module._backward_pre_hooks for module in modules_of(net))
+def _has_hooks_without_guards(net: nn.Module) -> bool:
+    """Whether there are hooks that the compiler's guards do not see: on backward passes, or on all modules."""
+    hooked = any(module._backward_hooks or module._backward_pre_hooks for module in modules_of(net))
+    return hooked or _has_any_global_hook()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..functional.fptt import add_regularizer_gradient_, update_averages_
 from ..regularizer import AVERAGE, DUAL, DynamicRegularizer
@@ -124,6 +125,11 @@ class Books:
         hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
         if any(getattr(hook, "__self__", None) is not regularizer for hook in hooks):
             raise CannotCompile("the optimizer has step hooks besides the regulariser's")
+        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+            raise CannotCompile("there are step hooks on all optimizers")
+        own_step = vars(optimizer).get("step")  # schedulers wrap it to see whether it is called, see note()
+        if own_step is not None and getattr(own_step, "__wrapped__", None) is not type(optimizer).step:
+            raise CannotCompile("the optimizer's step() was replaced")
         if regularizer.variant != "dual":
             raise CannotCompile(f"variant={regularizer.variant!r} needs a second gradient within the update")
 

@@ -28,6 +28,7 @@ from .watch import WeightWatch
 AVERAGE = "fptt_average"  # keys in optimizer.state[p]
 DUAL = "fptt_dual"
 RECORD = "fptt"  # prefix of the keys in the parameter groups of optimizer.state_dict()
+NORM = "fptt_norm"  # beside AVERAGE in optimizer.state_dict(): of the weight that it belongs to
 
 Entry = dict[str, Any]
 
@@ -542,20 +543,25 @@ class DynamicRegularizer:
         ]
 
     def _write_record(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        """Add to ``optimizer.state_dict()`` what its averages mean; in the groups, where every framework keeps it."""
+        """Add to ``optimizer.state_dict()`` what its averages mean, where every framework keeps it.
+
+        Numbers of the regulariser are in the groups. What belongs to one weight is in its entry, which follows the
+        weight when a state is adapted to parameters in another order.
+        """
         self.check_weights()
         for group, packed in zip(optimizer.param_groups, state["param_groups"], strict=True):
             packed[f"{RECORD}_alpha"] = self._dual_unit
             packed[f"{RECORD}_variant"] = self.variant
             packed[f"{RECORD}_updates"] = self.updates
-            packed[f"{RECORD}_norms"] = [
-                self._watch.norm_to_save(weight) if AVERAGE in self.optimizer.state.get(weight, {}) else None
-                for weight in group["params"]
-            ]
+            pairs = zip(group["params"], packed["params"], strict=True)
+            averaged = [pair for pair in pairs if AVERAGE in optimizer.state.get(pair[0], {})]
+            packed[f"{RECORD}_averages"] = len(averaged)
+            for weight, position in averaged:  # in a copy: the entry is the optimizer's own
+                state["state"][position] = {**optimizer.state[weight], NORM: self._watch.norm_to_save(weight)}
 
     def _check_record(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
-            if any(norm is not None for norm in group.get(f"{RECORD}_norms", [])):
+            if group.get(f"{RECORD}_averages"):
                 self._check_variant(group[f"{RECORD}_variant"])
 
     def _check_variant(self, variant: str) -> None:
@@ -579,10 +585,9 @@ class DynamicRegularizer:
         self._check_record(groups)
         positions = [position for group in groups for position in group["params"]]
         entries = [state["state"].get(position, {}) for position in positions]
-        norms = [norm for group in groups for norm in group.get(f"{RECORD}_norms", [None] * len(group["params"]))]
-        for entry, norm in zip(entries, norms, strict=True):
-            if norm is not None and not entry.keys() >= {AVERAGE, DUAL}:
-                raise CheckpointError("the state lacks the running average of a weight that had one when it was saved")
+        lost = any(group.get(f"{RECORD}_averages") for group in groups) and not any(AVERAGE in e for e in entries)
+        if lost or any(NORM in entry and not entry.keys() >= {AVERAGE, DUAL} for entry in entries):
+            raise CheckpointError("the state lacks the running average of a weight that had one when it was saved")
         # Groups of other lengths are the optimizer's to refuse.
         _check_shapes([(p, e[AVERAGE]) for p, e in zip(self._parameters(), entries, strict=False) if AVERAGE in e])
 
@@ -592,14 +597,14 @@ class DynamicRegularizer:
         record: dict[str, Any] = {}
         for group in optimizer.param_groups:
             record |= {key: group.pop(key) for key in [*group] if str(key).startswith(f"{RECORD}_")}
-            norms = zip(group["params"], record.pop(f"{RECORD}_norms", []), strict=False)
-            self._watch.expect((weight, norm) for weight, norm in norms if norm is not None)
         self.updates = record.get(f"{RECORD}_updates", self.updates)
         # Without a record, averages of a copied optimizer are taken to be in the present unit; alpha=0 drops them.
         self._dual_unit = record.get(f"{RECORD}_alpha") or self._alpha or 1.0
-        for entry in optimizer.state.values():
+        for weight, entry in optimizer.state.items():
             if isinstance(entry, dict) and AVERAGE in entry:  # loading shares tensors with the state it read
                 entry[AVERAGE], entry[DUAL] = entry[AVERAGE].clone(), entry[DUAL].clone()
+                if NORM in entry:
+                    self._watch.expect(weight, entry.pop(NORM))
 
     def state_dict(self) -> dict[str, Any]:
         """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``.

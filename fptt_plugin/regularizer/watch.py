@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,9 +87,9 @@ class WeightWatch:
         now = _fingerprint(weight)
         return _norm(weight) if self._left.get(weight, now) == now else -1.0
 
-    def expect(self, norms: Iterable[tuple[Tensor, float]]) -> None:
-        """Expect weights of these norms at the next :meth:`check`: those that a file's averages belong to."""
-        self._saved.update(norms)
+    def expect(self, weight: Tensor, norm: float) -> None:
+        """Expect a weight to have this norm at the next :meth:`check`: that which a file's average belongs to."""
+        self._saved[weight] = norm
 
     def _are_as_saved(self) -> bool:
         """Whether the network holds the weights that were expected."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,10 @@ class TrainingLoop:
         self._warned = self._padding_warned = self._rows_checked = False
         self._streams = True  # False within a batch of sequences
         self._visitor: Visitor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled cannot be copied; the trainer makes an executor for the copy.
+        return {**vars(self), "executor": None}
 
     def reset(self) -> None:
         """Begin a new sequence or stream."""

@@ -142,12 +142,7 @@ class RunState:
         Raises:
             CallOrderError: Between two updates.
         """
-        if self.is_pending:
-            raise CallOrderError(
-                "a checkpoint between two updates would lose the pending gradients",
-                "take it when trainer.can_save is True, as it is at the end of every window without a loss and after "
-                "every update, or call reset() first",
-            )
+        self.check_complete("checkpoint")
         total, count = self.readout.get()
         return {
             "counters": [self.steps, self.updates, self.skipped],
@@ -156,6 +151,19 @@ class RunState:
             "distribution": map_tensors(Tensor.clone, self.distribution.state_dict()),
             "state": map_tensors(lambda tensor: tensor.detach().clone(), self.model.get()),
         }
+
+    def check_complete(self, what: str) -> None:
+        """Check that no gradients are pending, which a checkpoint or copy does not hold.
+
+        Raises:
+            CallOrderError: Between two updates.
+        """
+        if self.is_pending:
+            raise CallOrderError(
+                f"a {what} between two updates would lose the pending gradients",
+                "take it when trainer.can_save is True, as it is at the end of every window without a loss and after "
+                "every update, or call reset() first",
+            )
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Check that :meth:`load_state_dict` can read a state.

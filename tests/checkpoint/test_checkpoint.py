@@ -10,7 +10,7 @@ from nets import LIF, Before, adam, batch, copies, flat, identical, sgd, spikes,
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import CheckpointError
+from fptt_plugin.errors import CallOrderError, CheckpointError
 from fptt_plugin.state import ModelState
 
 CE = nn.CrossEntropyLoss()
@@ -271,3 +271,67 @@ def test_the_file_has_the_rights_of_any_other_and_a_link_stays_one(tmp_path):
     trainer.save(tmp_path / "link.pt")
     assert (tmp_path / "link.pt").is_symlink()
     assert (tmp_path / "a.pt").stat().st_mode == (tmp_path / "other.pt").stat().st_mode
+
+
+@pytest.mark.parametrize("readout", ["step", "mean"])
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [("float64", "float32"), ("float32", "float64"), ("float32", "bfloat16"), ("bfloat16", "float32")],
+)
+def test_a_stream_goes_on_in_another_precision(tmp_path, saved, loaded, readout):
+    trainers = []
+    for dtype in (getattr(torch, saved), getattr(torch, loaded)):
+        net = spiking_net().to(dtype)
+        trainers.append(FPTTTrainer(net, sgd(net), nn.CrossEntropyLoss(), readout=readout))
+    (first, second), (x, y) = trainers, batch(6)
+    for x_t in x[:3]:
+        first.step(x_t.to(getattr(torch, saved)), y)
+    first.save(tmp_path / "a.pt")
+    second.load(tmp_path / "a.pt")
+    state = flat(second.state.get())
+    assert state
+    assert {tensor.dtype for tensor in state} == {getattr(torch, loaded)}
+    result = second.step(x[3].to(getattr(torch, loaded)), y)
+    assert result.output.dtype == getattr(torch, loaded)
+    assert result.updated
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda trainer, path: trainer.train_sequence(*batch()),
+        lambda trainer, path: trainer.step(batch()[0][0], batch()[1]),
+        lambda trainer, path: trainer.step(batch()[0][0]),
+        lambda trainer, path: trainer.fit([batch()], progress=False),
+        lambda trainer, path: trainer.load(path),
+    ],
+)
+def test_nothing_is_trained_or_loaded_in_inference_mode(tmp_path, call):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), nn.CrossEntropyLoss())
+    trainer.train_sequence(*batch())
+    trainer.save(tmp_path / "a.pt")
+    with torch.inference_mode(), pytest.raises(CallOrderError, match="inference_mode"):
+        call(trainer, tmp_path / "a.pt")
+    with torch.inference_mode():
+        trainer.predict(batch()[0])
+    trainer.step(batch()[0][0], batch()[1])
+    assert trainer.train_sequence(*batch()).updates == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda net, optimizer: {"net": net.state_dict(), "optimizer": optimizer.state_dict()}, "lacks 'trainer'"),
+        (lambda net, optimizer: {"optimizer": optimizer.state_dict()}, "lacks 'net', 'trainer'"),
+        (lambda net, optimizer: net, "something else"),
+        (lambda net, optimizer: [net.state_dict()], "something else"),
+    ],
+)
+def test_a_file_of_another_loop_is_told_apart(tmp_path, content, words):
+    trainer = make()
+    torch.save(content(trainer.net, trainer.optimizer), tmp_path / "a.pt")
+    before = Before(trainer)
+    with pytest.raises(CheckpointError, match=words):
+        trainer.load(tmp_path / "a.pt", weights_only=False)
+    assert before.differs() == []

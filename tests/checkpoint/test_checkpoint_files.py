@@ -334,6 +334,8 @@ def old_format(content):
     trainer, state = content["trainer"], content["optimizer"]["state"]
     averages = {i: entry.pop("fptt_average") for i, entry in state.items()}
     duals = {i: entry.pop("fptt_dual") for i, entry in state.items()}
+    for entry in state.values():
+        del entry["fptt_norm"]
     trainer["regularizer"] |= {"averages": averages, "duals": duals}
     for group in content["optimizer"]["param_groups"]:
         for key in [key for key in group if key.startswith("fptt_")]:

@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 from accelerated import double_net, liquid, pair, train, train_both
-from nets import LIF, adam, batch
+from nets import LIF, adam, batch, distance
 from torch import nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fptt_plugin.tree import tensors_in
 
@@ -187,6 +189,73 @@ def optimizer_hook(trainer, i):
 @pytest.mark.parametrize("change", [masked, forward_hook, backward_hook, optimizer_hook])
 def test_hooks_that_come_and_go(change, window):
     train_both(pair(lambda: double_net(extra=[nn.Identity()]), window=window), between(change))
+
+
+def halved(module, args, output):
+    return 0.5 * output if isinstance(module, nn.Linear) else None
+
+
+def damped(module, grads, *others):
+    return tuple(grad if grad is None else 0.1 * grad for grad in grads) if isinstance(module, nn.Linear) else None
+
+
+def halve_gradients(optimizer, args, kwargs):
+    for weight in optimizer.param_groups[0]["params"]:
+        weight.grad.mul_(0.5)
+
+
+def shrink_weights(optimizer, args, kwargs):
+    for weight in optimizer.param_groups[0]["params"]:
+        weight.data.mul_(0.99)
+
+
+@modes
+@pytest.mark.filterwarnings("ignore:.*step hooks on all optimizers:fptt_plugin.errors.FPTTWarning")
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        (register_module_forward_hook, halved),
+        (register_module_full_backward_hook, damped),
+        (register_optimizer_step_pre_hook, halve_gradients),
+        (register_optimizer_step_post_hook, shrink_weights),
+    ],
+)
+def test_hooks_on_all_modules_or_optimizers(register, hook, window):
+    handles = []
+
+    def change(trainer, i):
+        if i == 0:
+            handles.append(register(hook))
+        if i == 1:
+            handles.pop().remove()
+
+    trainers = pair(window=window)
+    try:
+        train_both(trainers, between(change))
+    finally:
+        for handle in handles:
+            handle.remove()
+    unhooked = pair(window=window)[0]
+    torch.manual_seed(1)
+    between(lambda trainer, i: None)(unhooked)
+    assert distance(unhooked.net.parameters(), trainers[0].net.parameters()) > 1e-3
+
+
+@modes
+@pytest.mark.filterwarnings("ignore:.*step.. was replaced:fptt_plugin.errors.FPTTWarning")
+def test_a_step_of_the_optimizer_that_is_replaced(window):
+    def change(trainer, i):
+        step = trainer.optimizer.step
+
+        def halving(*args):
+            halve_gradients(trainer.optimizer, (), {})
+            return step(*args)
+
+        if i == 0:
+            trainer.optimizer.step = halving
+
+    train_both(pair(window=window), between(change))
 
 
 class Annealed(nn.Module):

@@ -10,7 +10,7 @@ from nets import adam, batch, copies, distance, identical, sgd, spikes, spiking_
 from torch import nn
 
 from fptt_plugin import DynamicRegularizer, FPTTTrainer, TruncatedBPTT
-from fptt_plugin.errors import WeightsChangedError
+from fptt_plugin.errors import CallOrderError, WeightsChangedError
 
 CE = nn.CrossEntropyLoss()
 
@@ -125,6 +125,36 @@ def test_copies_train_on_as_the_original(duplicate):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         other.predict(batch()[0])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+@pytest.mark.parametrize(("strides", "steps"), [({"window": 3}, 2), ({"update_every": 2}, 1), ({"window": 2}, 5)])
+def test_a_copy_between_two_updates_would_lose_gradients(duplicate, strides, steps):
+    trainer = train(make(**strides))
+    trainer.reset()
+    x, y = batch()
+    for t in range(steps):
+        trainer.step(x[t], y)
+    with pytest.raises(CallOrderError, match="a copy between two updates"):
+        duplicate(trainer)
+    trainer.reset()
+    other = duplicate(trainer)
+    for one in (trainer, other):
+        one.train_sequence(x, y)
+    assert identical(other.net.parameters(), trainer.net.parameters())
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+def test_a_copy_of_a_compiled_trainer_compiles_again(duplicate):
+    trainer = train(make(accelerate="compile"))
+    other = duplicate(trainer)
+    x, y = batch()
+    for one in (trainer, other):
+        one.train_sequence(x, y)
+    assert "compiled: the whole window" in other.explain()
+    assert distance(other.net.parameters(), copies(trainer.net.parameters())) < 1e-5
+    assert distance(averages(other), averages(trainer)) < 1e-5
 
 
 @pytest.mark.parametrize(

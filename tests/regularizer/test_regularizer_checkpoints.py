@@ -10,6 +10,7 @@ import pytest
 import torch
 from nets import adam, copies, identical, sgd
 from torch import nn, optim
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from fptt_plugin import DynamicRegularizer
 from fptt_plugin.errors import CallOrderError, CheckpointError, WeightsChangedError
@@ -291,6 +292,85 @@ def test_two_optimizers_do_not_share_the_averages_of_a_state():
     train(net, optimizer, 4)
     assert identical(everything(other, resumed), before)
     assert not identical(everything(net, regularizer), before)
+
+
+# ---------------------------------------------------------------------- into parameters in another order
+
+
+class Named(nn.Module):
+    """The layers of a network, built in any order; those of other names take no part in the output."""
+
+    def __init__(self, *order):
+        super().__init__()
+        torch.manual_seed(len(order))
+        for name in order:
+            setattr(self, name, nn.Linear(5, 5))
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+def by_name(optimizer, state):
+    """A hook that finds the state of each parameter by its name, as in the documentation of ``torch.optim``."""
+    adapted = copy.deepcopy(optimizer.state_dict())
+    for own, saved_group in zip(adapted["param_groups"], state["param_groups"], strict=True):
+        own.update({key: value for key, value in saved_group.items() if key not in ("params", "param_names")})
+        there = dict(zip(saved_group["param_names"], saved_group["params"], strict=True))
+        for name, position in zip(own["param_names"], own["params"], strict=True):
+            if there.get(name) in state["state"]:
+                adapted["state"][position] = copy.deepcopy(state["state"][there[name]])
+    return adapted
+
+
+def train_named(net, optimizer, steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.rand(4, 5, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+def load_by_name(net, optimizer, other, second):
+    second.register_load_state_dict_pre_hook(by_name)
+    other.load_state_dict(net.state_dict(), strict=False)
+    second.load_state_dict(optimizer.state_dict())
+
+
+def load_distributed(net, optimizer, other, second):
+    weights, moments = copy.deepcopy(get_state_dict(net, optimizer))
+    options = StateDictOptions(strict=False)
+    set_state_dict(other, second, model_state_dict=weights, optim_state_dict=moments, options=options)
+
+
+@pytest.mark.parametrize("hook_first", [False, True])
+@pytest.mark.parametrize(
+    ("load", "order"),
+    [
+        (load_by_name, ("second", "first")),
+        (load_by_name, ("new", "first", "second")),
+        (load_by_name, ("second", "new", "first")),
+        (load_distributed, ("first", "second")),
+        (load_distributed, ("second", "first")),
+    ],
+)
+def test_averages_follow_their_weights_into_another_order(load, order, hook_first):
+    net = Named("first", "second")
+    optimizer = optim.Adam(net.named_parameters(), lr=0.05)
+    regularizer = DynamicRegularizer(optimizer, **OPTIONS)
+    train_named(net, optimizer, 4)
+    other = Named(*order)
+    second = optim.Adam(other.named_parameters(), lr=0.05)
+    resumed = DynamicRegularizer(second, **OPTIONS) if not hook_first else None
+    load(net, optimizer, other, second)
+    resumed = resumed or DynamicRegularizer(second, **OPTIONS)
+    for one in ((net, optimizer), (other, second)):
+        train_named(*one, 3, seed=2)
+    for name, weight in net.named_parameters():
+        twin = other.get_parameter(name)
+        average = regularizer.average_of(weight)
+        assert (average - weight).abs().max() > 1e-3
+        torch.testing.assert_close(twin, weight, rtol=0, atol=1e-6)  # norms are summed in the order of the parameters
+        torch.testing.assert_close(resumed.average_of(twin), average, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------------- what does not belong together
