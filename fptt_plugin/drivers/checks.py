@@ -211,7 +211,7 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
             found = identify(output, {"net": slices})
             if len(found) < 2:
                 break
-    if not output.any():
+    if len(found) > 1 and not output.any():  # zeros alone may be what one way makes of other steps
         warnings.warn(
             f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
             "combines its time steps: readout='mean' is assumed. Pass readout to the trainer, or lower the thresholds",

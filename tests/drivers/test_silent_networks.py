@@ -106,6 +106,34 @@ def test_a_silent_network_that_combines_its_steps(kind):
     assert f"readout: {kind}" in trainer.explain()
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_last_step_without_spikes_is_still_the_last_step(window, bias):
+    """Its zeros are not those of a silent network: the steps before it spike."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(layer.Linear(3, 8, bias=bias), neuron.IFNode(v_threshold=0.3))
+            functional.set_step_mode(self, "m")
+
+        def forward(self, x):
+            return self.body(x)[-1]
+
+    torch.manual_seed(0)
+    net, x = Last(), torch.cat([3 * X[:4], torch.zeros_like(X[:1])])  # in the fifth step nothing drives the neurons
+    if bias:
+        nn.init.constant_(net.body[0].bias, -0.1)
+    with torch.no_grad():
+        assert net.body[:1](x[:4]).max() > 0.3
+        assert not net(x).any()
+    trainer = FPTTTrainer(net, adam(net), CE, window=window)
+    trainer.train_sequence(x, Y)
+    assert "readout: step" in trainer.explain()
+    functional.reset_net(net)
+    torch.testing.assert_close(trainer.predict(x, averaged=False), net(x))
+
+
 @pytest.mark.parametrize("use_temporal", [True, False])
 @pytest.mark.parametrize("threshold", [0.3, 50.0])
 def test_attention_over_time_is_refused_by_type(use_temporal, threshold):
