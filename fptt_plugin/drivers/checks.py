@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count, zip_longest
 from numbers import Number
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import CannotStepError, FPTTError, FPTTWarning
+from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
@@ -43,14 +45,24 @@ def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool =
     """
     if driver.pushes:
         return
-    try:
+    with _skippable():
         is_random = thorough and _check_reset(driver, x, window)
-        if isinstance(driver, SliceDriver):
-            _check_slices(driver, x, window, is_random, thorough)
-        if thorough and driver.checks_samples:
+    if isinstance(driver, SliceDriver):
+        _check_slices(driver, x, window, is_random, thorough)
+    if thorough and driver.checks_samples:
+        with _skippable():
             _check_samples(driver, x, is_random)
-            _warn_of_records(driver.net)
-    except FPTTError as error:
+        _warn_of_records(driver.net)
+
+
+@contextmanager
+def _skippable() -> Iterator[None]:
+    """Context of what ``preflight=False`` leaves out: its refusals say so. A network that does not run stays one."""
+    try:
+        yield
+    except CannotRunError:
+        raise
+    except CannotStepError as error:
         error.remedy += ". (If this is meant to be so, preflight=False skips this check)"
         raise
 
@@ -173,7 +185,7 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
     """Check that slice by slice the network computes what it computes on several time steps at once."""
     copy.state.reset()
     output = driver.select(copy.run(x))
-    after = copy.state.get()
+    after = copy.carried()
     copy.state.reset()
     try:
         slices = [driver.select(copy.run(x_t)) for x_t in x.split(1)]
@@ -185,7 +197,7 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
             f"runs on {len(x)} time steps at once and not on one ({error!r}), so it cannot be trained online",
             "replace the layer that needs the whole sequence, or train with BPTT",
         ) from error
-    state = copy.state.get()
+    state = copy.carried()
     if not thorough:
         return
     forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
@@ -193,7 +205,8 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
     if driver.keeps_time:
         whole = _alike([output], [torch.cat(slices)])
     if not whole or forgetful or not tensors_in(after):
-        raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
+        with _skippable():
+            raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
 
 
 def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returned:
@@ -240,7 +253,7 @@ def _puts_time_first(copy: TrialCopy, x: Tensor) -> bool:
                 copy.run(piece)
         except Exception:
             return False
-        ends.append(tensors_in(copy.state.get()))
+        ends.append(tensors_in(copy.carried()))
     return bool(ends[0]) and _alike(ends[0], ends[1])
 
 
@@ -260,8 +273,8 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
         return cannot_step(
             net,
             f"{reason}{', '.join(map(repr, single))} in 's' mode take time steps for samples",
-            "set the whole network to one mode, functional.set_step_mode(net, 'm') or "
-            "functional.set_step_mode(net, 's')",
+            "set the whole network to one mode, "
+            + " or ".join(f"functional.set_step_mode(net, {mode!r})" for mode in _common_modes(net)),
         )
     where = f" ({', '.join(map(repr, forgetful))} end in another state)" if forgetful else ""
     return cannot_step(
@@ -270,6 +283,12 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
         "move a reset (functional.reset_net) out of forward(), the trainer resets before each sequence; a layer that "
         "needs the whole sequence cannot be trained online: replace it, or train with BPTT",
     )
+
+
+def _common_modes(net: nn.Module) -> list[str]:
+    """The step modes of a network of both modes that all of its modules have: containers such as SeqToANN have one."""
+    modules: list[Any] = [module for module in net.modules() if hasattr(module, "supported_step_mode")]
+    return [mode for mode in ("m", "s") if all(mode in module.supported_step_mode() for module in modules)] or ["m"]
 
 
 def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
@@ -281,7 +300,7 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
             outputs, calls = copy.followed(candidate)
         except Exception:  # says in training what is wrong
             return
-        after = tensors_in(copy.state.get())
+        after = tensors_in(copy.carried())
         output = torch.stack(outputs)
         if output.shape[1:2] != (samples,):
             reason = f"returned shape {tuple(output.shape[1:])} for {samples} samples"
@@ -291,7 +310,7 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
         fresh = TrialCopy(driver.net, driver)  # without what a reset of the other does not reach
         fresh.take_drawn_weights(copy)
         alone, calls_alone = fresh.followed(candidate[:, -1:])
-        ones, others = _last_sample(after, tensors_in(fresh.state.get()))
+        ones, others = _last_sample(after, tensors_in(fresh.carried()))
         mix = not _alike([output[:, -1:], *ones], [torch.stack(alone), *others])
         if mix or _loops_over_samples(calls, calls_alone, samples):
             raise _samples_mix(driver, calls, calls_alone)

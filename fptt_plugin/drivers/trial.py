@@ -13,14 +13,14 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
-from ..state import ModelState, isolated, random_state
+from ..state import ModelState, StateDict, isolated, random_state
 from ..tree import map_tensors, tensors_in
 from .base import Driver, unwrapped
 from .inputs import InputHook
 from .returned import lively_inputs
 
 ABSENT = object()  # stands for an attribute that is not there
-_RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
+_RECORDS = ("v_seq", "state_seqs")  # where SpikingJelly's nodes record every step, beside their state
 _MODULE_ATTRIBUTES = vars(nn.Module()).keys()
 
 
@@ -85,7 +85,7 @@ class TrialCopy:
 
     Args:
         net: The network, or its wrapper.
-        driver: A driver to bind to the copy, which then is in evaluation mode and keeps no records of its steps.
+        driver: A driver to bind to the copy, which then is in evaluation mode.
 
     Attributes:
         net: The copy.
@@ -104,10 +104,6 @@ class TrialCopy:
         self._driver = driver
         if driver is not None:
             self.net.eval()
-            for module in self.net.modules():
-                for option in _RECORDS:
-                    if getattr(module, option, False):
-                        setattr(module, option, False)
             self._driver = driver.on_copy(self.net, self.state)
             self.state.reset()
 
@@ -268,9 +264,14 @@ class TrialCopy:
         """Outputs and states after some steps from reset; empty if the network does not run."""
         self.state.reset()
         try:
-            return [tensor.clone() for tensor in (*self.advance(x), *tensors_in(self.state.get()))]
+            return [tensor.clone() for tensor in (*self.advance(x), *tensors_in(self.carried()))]
         except Exception:  # training, or a later check, says what is wrong
             return []
+
+    def carried(self) -> dict[str, StateDict]:
+        """The state that the next call goes on from: without the records of the steps of this one."""
+        states = self.state.get().items()
+        return {name: {key: state[key] for key in state if key not in _RECORDS} for name, state in states}
 
     def attributes(self) -> dict[str, Any]:
         """Copies of what the modules hold, by name; without parameters."""
