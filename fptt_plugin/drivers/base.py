@@ -31,6 +31,7 @@ class Driver:
         readout: How the network itself combines its steps into what it returns: ``"step"`` (it returns every step, or
             the last), ``"mean"``, ``"sum"`` or ``"max"``.
         factor: Constant that it multiplies a sum with.
+        guesses: Whether ``readout`` is a guess, because every output tried was the same at each step.
         combines_steps: Whether :meth:`advance` gives one output for all of its steps, combined as ``readout`` says.
         pushes: ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own loop
             over time, and the trainer calls :meth:`run` once per batch.
@@ -53,6 +54,7 @@ class Driver:
     pushes = False
     readout = "step"
     factor = 1.0
+    guesses = False
     combines_steps = False
     mixing_remedy = ""
     sequence_remedy = "leave driver='auto', which finds out how forward() takes its time steps"

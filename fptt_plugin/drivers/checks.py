@@ -18,7 +18,7 @@ from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
-from .returned import Returned, identify, lively_inputs
+from .returned import Returned, differ, identify, lively_inputs
 from .slice import SliceDriver
 from .trial import ABSENT, Call, TrialCopy
 
@@ -139,11 +139,12 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
     x = _excerpt(x, steps, _samples(copy.net, steps))
     for candidate in copy.lively(x):
         _check_slice(driver, copy, candidate, given)
-        if window is None or is_random:
+        if window is None:
             return
-        _compare_slices(driver, copy, candidate, thorough)
+        if not is_random:
+            _compare_slices(driver, copy, candidate, thorough)
     if not driver.keeps_time:
-        combined = _how_it_combines(driver, copy, x)
+        combined = _how_it_combines(driver, copy, x, is_random)
         driver.readout, driver.factor = combined.readout, combined.factor
 
 
@@ -209,7 +210,7 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
             raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
 
 
-def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returned:
+def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> Returned:
     """How a network that returns one output for several steps combines them.
 
     Raises:
@@ -217,20 +218,23 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
     """
     with torch.random.fork_rng():
         for part in lively_inputs(x):
+            # Within one run, which random numbers do not disturb, if a module returns what is combined; else from what
+            # the network returns for single steps.
             copy.state.reset()
-            output = driver.select(copy.run(part))
-            copy.state.reset()
-            slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
-            found = identify(output, {"net": slices})
+            size = driver.select(copy.run(part)).numel()
+            returned, records = copy.series(part, size)
+            found = identify(driver.select(returned), records)
+            if differ(found):  # at every step the same: random numbers in their place tell the steps apart
+                returned, records = copy.series(part, size, noise={found[0].module})
+                found = identify(driver.select(returned), records) or found
+            if not found and not is_random:
+                copy.state.reset()
+                slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
+                found = identify(driver.select(returned), {"net": slices})
             if len(found) < 2:
                 break
-    if len(found) > 1 and not output.any():  # zeros alone may be what one way makes of other steps
-        warnings.warn(
-            f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
-            "combines its time steps: readout='mean' is assumed. Pass readout to the trainer, or lower the thresholds",
-            FPTTWarning,
-            stacklevel=3,
-        )
+    if not found and is_random:
+        driver.guesses = True
         return Returned("net", 0, "mean")  # the usual one
     if not found:
         raise cannot_step(
@@ -240,6 +244,7 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
             "let forward() return its output of every step, [T, B, ...], or their mean, and do what follows in the "
             "loss function",
         )
+    driver.guesses = differ(found)
     return found[0]
 
 

@@ -1,9 +1,11 @@
 """Networks that are silent at first, as untrained ones often are, are looked at with an input that wakes them."""
 
+import warnings
+
 import pytest
 import torch
 from nets import CE, adam, copies, identical, sgd
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
@@ -90,20 +92,49 @@ def test_a_layer_that_looks_across_time_behind_a_silent_layer(threshold):
     FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(X, Y)
 
 
-@pytest.mark.parametrize("kind", ["mean", "sum"])
-def test_a_silent_network_that_combines_its_steps(kind):
-    class Combines(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = silent()
+class Combines(nn.Module):
+    def __init__(self, body, kind):
+        super().__init__()
+        self.body, self.kind = body, kind
 
+    def forward(self, x):
+        output = self.body(x)
+        return output[-1] if self.kind == "step" else getattr(output, self.kind)(0)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 5.0])
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("kind", ["mean", "sum", "step"])
+def test_how_a_silent_or_a_random_network_combines_its_steps(kind, encoder, threshold):
+    """Its values do not tell, or are others at every call; an encoder also makes large inputs into spikes."""
+    for preflight in (True, False):
+        torch.manual_seed(0)
+        body = silent(threshold=threshold)
+        net = Combines(nn.Sequential(encoding.PoissonEncoder(), body) if encoder else body, kind)
+        functional.set_step_mode(net, "m")
+        trainer = FPTTTrainer(net, adam(net), CE, window=2, preflight=preflight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer.predict(X)
+        assert f"readout: {kind}" in trainer.explain()
+        if not encoder:  # else the windows draw other numbers
+            functional.reset_net(net)
+            torch.testing.assert_close(trainer.predict(X), net(X).detach())
+
+
+def test_a_random_network_without_a_module_at_its_end_says_what_is_assumed():
+    class Function(Combines):
         def forward(self, x):
-            return getattr(self.body(x), kind)(0)
+            return self.body(x).sum(2).sqrt().mean(0)
 
-    net = Combines()
-    trainer = FPTTTrainer(net, adam(net), CE, window=2)
-    trainer.train_sequence(X, Y)
-    assert f"readout: {kind}" in trainer.explain()
+    for options, warned in (({}, True), ({"readout": "mean"}, False)):
+        net = Function(nn.Sequential(encoding.PoissonEncoder(), silent(threshold=0.1)), "mean")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer = FPTTTrainer(net, adam(net), CE, window=2, **options)
+            trainer.predict(X)
+        assert ["readout='mean' is assumed" in str(warning.message) for warning in caught] == [True] * warned
+        assert "readout: mean" in trainer.explain()
 
 
 @pytest.mark.parametrize("bias", [False, True])
