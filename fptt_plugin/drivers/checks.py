@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -144,8 +145,7 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
         if not is_random:
             _compare_slices(driver, copy, candidate, thorough)
     if not driver.keeps_time:
-        combined = _how_it_combines(driver, copy, x, is_random)
-        driver.readout, driver.factor = combined.readout, combined.factor
+        driver.readout = _how_it_combines(driver, copy, x, is_random)  # a constant factor is in each window's output
 
 
 def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor) -> None:
@@ -210,7 +210,7 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
             raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
 
 
-def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> Returned:
+def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> str:
     """How a network that returns one output for several steps combines them.
 
     Raises:
@@ -218,24 +218,20 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random:
     """
     with torch.random.fork_rng():
         for part in lively_inputs(x):
-            # Within one run, which random numbers do not disturb, if a module returns what is combined; else from what
-            # the network returns for single steps.
-            copy.state.reset()
-            size = driver.select(copy.run(part)).numel()
-            returned, records = copy.series(part, size)
-            found = identify(driver.select(returned), records)
-            if differ(found):  # at every step the same: random numbers in their place tell the steps apart
-                returned, records = copy.series(part, size, noise={found[0].module})
-                found = identify(driver.select(returned), records) or found
+            found = _within_one_run(driver, copy, part)
+            if not _agree_on_form(found, _within_one_run(driver, copy, part[:2])):
+                found = []  # a divisor that is, or is not, the number of steps shows at another number
             if not found and not is_random:
                 copy.state.reset()
+                output = driver.select(copy.run(part))
+                copy.state.reset()
                 slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
-                found = identify(driver.select(returned), {"net": slices})
+                found = [fit for fit in identify(output, {"net": slices}) if fit.factor == 1.0]
             if len(found) < 2:
                 break
     if not found and is_random:
         driver.guesses = True
-        return Returned("net", 0, "mean")  # the usual one
+        return "mean"  # the usual one
     if not found:
         raise cannot_step(
             copy.net,
@@ -245,7 +241,26 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random:
             "loss function",
         )
     driver.guesses = differ(found)
-    return found[0]
+    return found[0].readout
+
+
+def _within_one_run(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> list[Returned]:
+    """How the output follows from what a module returns at each step, if it does; random numbers do not disturb it."""
+    copy.state.reset()
+    size = driver.select(copy.run(x)).numel()
+    returned, records = copy.series(x, size)
+    found = identify(driver.select(returned), records)
+    if differ(found):  # at every step the same: random numbers in their place tell the steps apart
+        returned, records = copy.series(x, size, noise={found[0].module})
+        found = identify(driver.select(returned), records) or found
+    return found
+
+
+def _agree_on_form(ones: list[Returned], others: list[Returned]) -> bool:
+    """Whether the first that fits each of two runs combines the steps in the same way."""
+    if not ones or not others:
+        return False
+    return ones[0].readout == others[0].readout and math.isclose(ones[0].factor, others[0].factor, rel_tol=1e-4)
 
 
 def _puts_time_first(copy: TrialCopy, x: Tensor) -> bool:

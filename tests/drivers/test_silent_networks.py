@@ -1,5 +1,6 @@
 """Networks that are silent at first, as untrained ones often are, are looked at with an input that wakes them."""
 
+import itertools
 import warnings
 
 import pytest
@@ -99,12 +100,19 @@ class Combines(nn.Module):
 
     def forward(self, x):
         output = self.body(x)
-        return output[-1] if self.kind == "step" else getattr(output, self.kind)(0)
+        if self.kind == "step":
+            return output[-1]
+        if self.kind.startswith("sum /"):
+            return output.sum(0) / int(self.kind[-1])
+        return getattr(output, self.kind)(0)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 5.0])
-@pytest.mark.parametrize("encoder", [False, True])
-@pytest.mark.parametrize("kind", ["mean", "sum", "step"])
+@pytest.mark.parametrize(
+    ("kind", "encoder"),
+    # Five are the steps of the trial: behind an encoder, a division by five then is taken for a mean, with a warning.
+    [("sum / 5", False), *itertools.product(["mean", "sum", "step", "sum / 8"], [False, True])],
+)
 def test_how_a_silent_or_a_random_network_combines_its_steps(kind, encoder, threshold):
     """Its values do not tell, or are others at every call; an encoder also makes large inputs into spikes."""
     for preflight in (True, False):
@@ -116,10 +124,26 @@ def test_how_a_silent_or_a_random_network_combines_its_steps(kind, encoder, thre
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             trainer.predict(X)
-        assert f"readout: {kind}" in trainer.explain()
+        assert f"readout: {kind.split()[0]}" in trainer.explain()
         if not encoder:  # else the windows draw other numbers
             functional.reset_net(net)
             torch.testing.assert_close(trainer.predict(X), net(X).detach())
+        else:
+            net.body[1][-1].v_threshold = -1.0  # fires at every step
+            expected = {"mean": 1, "sum": 6, "step": 1, "sum / 8": 6 / 8}[kind]
+            torch.testing.assert_close(trainer.predict(X), torch.full((4, 2), float(expected)))
+
+
+def test_a_factor_of_the_number_of_steps_is_refused():
+    """No window knows how many steps the sequence has."""
+
+    class Function(Combines):
+        def forward(self, x):
+            return self.body(x).sum(0) / len(x) ** 0.5
+
+    net = Function(silent(threshold=0.3), "")
+    with pytest.raises(CannotStepError, match="not the last, mean, sum or maximum"):
+        FPTTTrainer(net, adam(net), CE, window=2).predict(X)
 
 
 def test_a_random_network_without_a_module_at_its_end_says_what_is_assumed():
