@@ -29,6 +29,8 @@ from .drivers import (
     pack_inputs,
     preflight,
     takes_integers,
+    unwrapped,
+    warn_of_guess,
 )
 from .errors import (
     BatchShapeError,
@@ -723,6 +725,8 @@ class FPTTTrainer:
             preflight(loop.driver, x, self.schedule.window, thorough=self._preflight)
             loop.driver.check_losses(self.schedule.window, self.schedule.loss_every)
             self._use_driver(loop.driver)  # by now it knows the network's readout
+            if loop.driver.guesses and self._readout_choice is None:
+                warn_of_guess(unwrapped(self.net), loop.driver.readout)
             self._driver_is_checked = True
         if self.accelerate != "none" and loop.executor is None:
             loop.executor = Accelerator(loop, self.accelerate)

@@ -7,6 +7,7 @@ from .explicit import ExplicitDriver
 from .in_flight import InFlightDriver, check_in_flight
 from .inputs import input_hook, pack_inputs, takes_state
 from .layouts import layout_remedy, takes_integers
+from .returned import warn_of_guess
 from .slice import SliceDriver
 from .step import StepDriver
 
@@ -32,4 +33,5 @@ __all__ = [
     "takes_integers",
     "takes_state",
     "unwrapped",
+    "warn_of_guess",
 ]

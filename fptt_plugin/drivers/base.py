@@ -31,6 +31,7 @@ class Driver:
         readout (str): How the network itself combines its steps into what it returns: ``"step"`` (it returns every
             step, or the last), ``"mean"``, ``"sum"`` or ``"max"``.
         factor (float): Constant by which the network multiplies a sum over its steps. Default 1.
+        guesses (bool): Whether ``readout`` is a guess, because every output tried was the same at each step.
         combines_steps (bool): Whether :meth:`advance` gives one output for all of its steps, combined as ``readout``
             says.
         pushes (bool): ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own
@@ -54,6 +55,7 @@ class Driver:
     pushes = False
     readout = "step"
     factor = 1.0
+    guesses = False
     combines_steps = False
     mixing_remedy = ""
     sequence_remedy = "leave driver='auto', which finds out how forward() takes its time steps"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count, zip_longest
 from numbers import Number
 from typing import Any
@@ -12,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import CannotStepError, FPTTError, FPTTWarning
+from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
-from .returned import Returned, identify, lively_inputs
+from .returned import Returned, differ, identify, lively_inputs
 from .slice import SliceDriver
 from .trial import ABSENT, Call, TrialCopy
 
@@ -43,14 +46,24 @@ def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool =
     """
     if driver.pushes:
         return
-    try:
+    with _skippable():
         is_random = thorough and _check_reset(driver, x, window)
-        if isinstance(driver, SliceDriver):
-            _check_slices(driver, x, window, is_random, thorough)
-        if thorough and driver.checks_samples:
+    if isinstance(driver, SliceDriver):
+        _check_slices(driver, x, window, is_random, thorough)
+    if thorough and driver.checks_samples:
+        with _skippable():
             _check_samples(driver, x, is_random)
-            _warn_of_records(driver.net)
-    except FPTTError as error:
+        _warn_of_records(driver.net)
+
+
+@contextmanager
+def _skippable() -> Iterator[None]:
+    """Context of what ``preflight=False`` leaves out: its refusals say so. A network that does not run stays one."""
+    try:
+        yield
+    except CannotRunError:
+        raise
+    except CannotStepError as error:
         error.remedy += ". (If this is meant to be so, preflight=False skips this check)"
         raise
 
@@ -127,12 +140,12 @@ def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random:
     x = _excerpt(x, steps, _samples(copy.net, steps))
     for candidate in copy.lively(x):
         _check_slice(driver, copy, candidate, given)
-        if window is None or is_random:
+        if window is None:
             return
-        _compare_slices(driver, copy, candidate, thorough)
+        if not is_random:
+            _compare_slices(driver, copy, candidate, thorough)
     if not driver.keeps_time:
-        combined = _how_it_combines(driver, copy, x)
-        driver.readout, driver.factor = combined.readout, combined.factor
+        driver.readout = _how_it_combines(driver, copy, x, is_random)  # a constant factor is in each window's output
 
 
 def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor) -> None:
@@ -173,7 +186,7 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
     """Check that slice by slice the network computes what it computes on several time steps at once."""
     copy.state.reset()
     output = driver.select(copy.run(x))
-    after = copy.state.get()
+    after = copy.carried()
     copy.state.reset()
     try:
         slices = [driver.select(copy.run(x_t)) for x_t in x.split(1)]
@@ -185,7 +198,7 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
             f"runs on {len(x)} time steps at once and not on one ({error!r}), so it cannot be trained online",
             "replace the layer that needs the whole sequence, or train with BPTT",
         ) from error
-    state = copy.state.get()
+    state = copy.carried()
     if not thorough:
         return
     forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
@@ -193,10 +206,11 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
     if driver.keeps_time:
         whole = _alike([output], [torch.cat(slices)])
     if not whole or forgetful or not tensors_in(after):
-        raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
+        with _skippable():
+            raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
 
 
-def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returned:
+def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> str:
     """How a network that returns one output for several steps combines them.
 
     Raises:
@@ -204,21 +218,20 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
     """
     with torch.random.fork_rng():
         for part in lively_inputs(x):
-            copy.state.reset()
-            output = driver.select(copy.run(part))
-            copy.state.reset()
-            slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
-            found = identify(output, {"net": slices})
+            found = _within_one_run(driver, copy, part)
+            if not _agree_on_form(found, _within_one_run(driver, copy, part[:2])):
+                found = []  # a divisor that is, or is not, the number of steps shows at another number
+            if not found and not is_random:
+                copy.state.reset()
+                output = driver.select(copy.run(part))
+                copy.state.reset()
+                slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
+                found = [fit for fit in identify(output, {"net": slices}) if fit.factor == 1.0]
             if len(found) < 2:
                 break
-    if not output.any():
-        warnings.warn(
-            f"{type(copy.net).__name__} returns nothing but zeros, whatever its input, so it does not show how it "
-            "combines its time steps: readout='mean' is assumed. Pass readout to the trainer, or lower the thresholds",
-            FPTTWarning,
-            stacklevel=3,
-        )
-        return Returned("net", 0, "mean")  # the usual one
+    if not found and is_random:
+        driver.guesses = True
+        return "mean"  # the usual one
     if not found:
         raise cannot_step(
             copy.net,
@@ -227,7 +240,27 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> Returne
             "let forward() return its output of every step, [T, B, ...], or their mean, and do what follows in the "
             "loss function",
         )
-    return found[0]
+    driver.guesses = differ(found)
+    return found[0].readout
+
+
+def _within_one_run(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> list[Returned]:
+    """How the output follows from what a module returns at each step, if it does; random numbers do not disturb it."""
+    copy.state.reset()
+    size = driver.select(copy.run(x)).numel()
+    returned, records = copy.series(x, size)
+    found = identify(driver.select(returned), records)
+    if differ(found):  # at every step the same: random numbers in their place tell the steps apart
+        returned, records = copy.series(x, size, noise={found[0].module})
+        found = identify(driver.select(returned), records) or found
+    return found
+
+
+def _agree_on_form(ones: list[Returned], others: list[Returned]) -> bool:
+    """Whether the first that fits each of two runs combines the steps in the same way."""
+    if not ones or not others:
+        return False
+    return ones[0].readout == others[0].readout and math.isclose(ones[0].factor, others[0].factor, rel_tol=1e-4)
 
 
 def _puts_time_first(copy: TrialCopy, x: Tensor) -> bool:
@@ -240,7 +273,7 @@ def _puts_time_first(copy: TrialCopy, x: Tensor) -> bool:
                 copy.run(piece)
         except Exception:
             return False
-        ends.append(tensors_in(copy.state.get()))
+        ends.append(tensors_in(copy.carried()))
     return bool(ends[0]) and _alike(ends[0], ends[1])
 
 
@@ -260,8 +293,8 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
         return cannot_step(
             net,
             f"{reason}{', '.join(map(repr, single))} in 's' mode take time steps for samples",
-            "set the whole network to one mode, functional.set_step_mode(net, 'm') or "
-            "functional.set_step_mode(net, 's')",
+            "set the whole network to one mode, "
+            + " or ".join(f"functional.set_step_mode(net, {mode!r})" for mode in _common_modes(net)),
         )
     where = f" ({', '.join(map(repr, forgetful))} end in another state)" if forgetful else ""
     return cannot_step(
@@ -270,6 +303,12 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
         "move a reset (functional.reset_net) out of forward(), the trainer resets before each sequence; a layer that "
         "needs the whole sequence cannot be trained online: replace it, or train with BPTT",
     )
+
+
+def _common_modes(net: nn.Module) -> list[str]:
+    """The step modes of a network of both modes that all of its modules have: containers such as SeqToANN have one."""
+    modules: list[Any] = [module for module in net.modules() if hasattr(module, "supported_step_mode")]
+    return [mode for mode in ("m", "s") if all(mode in module.supported_step_mode() for module in modules)] or ["m"]
 
 
 def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
@@ -281,7 +320,7 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
             outputs, calls = copy.followed(candidate)
         except Exception:  # says in training what is wrong
             return
-        after = tensors_in(copy.state.get())
+        after = tensors_in(copy.carried())
         output = torch.stack(outputs)
         if output.shape[1:2] != (samples,):
             reason = f"returned shape {tuple(output.shape[1:])} for {samples} samples"
@@ -291,7 +330,7 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
         fresh = TrialCopy(driver.net, driver)  # without what a reset of the other does not reach
         fresh.take_drawn_weights(copy)
         alone, calls_alone = fresh.followed(candidate[:, -1:])
-        ones, others = _last_sample(after, tensors_in(fresh.state.get()))
+        ones, others = _last_sample(after, tensors_in(fresh.carried()))
         mix = not _alike([output[:, -1:], *ones], [torch.stack(alone), *others])
         if mix or _loops_over_samples(calls, calls_alone, samples):
             raise _samples_mix(driver, calls, calls_alone)

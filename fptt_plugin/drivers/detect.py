@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .base import Driver, Select, cannot_step, driver_named, driver_names, step_
 from .failures import does_not_run
 from .in_flight import InFlightDriver, TimeAxis, check_eager
 from .inputs import takes_state
-from .returned import Returned, StepOutput, identify, lively_inputs
+from .returned import Returned, StepOutput, differ, identify, lively_inputs
 from .step import StepDriver
 from .trial import Calls, TrialCopy
 
@@ -299,16 +299,14 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
     with torch.random.fork_rng():
         for part in lively_inputs(few):
             try:
-                returned, records = copy.records(part, time(part))
+                returned, records, made, fits = _fits(copy, part, time, select)
             except Exception:  # it may need all samples
                 rows = torch.arange(x.shape[batch], device=x.device) % part.shape[batch]
                 part = part.index_select(batch, rows)
-                returned, records = copy.records(part, time(part))
-            tensors = tensors_in(returned)
-            made = _made(select, returned, tensors)
-            fits = [identify(tensor, records) for tensor in [*tensors, *made]]
+                returned, records, made, fits = _fits(copy, part, time, select)
             if all(len(found) < 2 for found in fits):
                 break
+    tensors = tensors_in(returned)
     if not tensors:
         return None
     sources = [found[0] if found else None for found in fits]
@@ -327,15 +325,37 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
             "pass what the loss is to see through an nn.Identity() at the end of the loop's body and return that, or "
             "name the module with output_module",
         )
-    if len({fit.readout for fit in fits[place]}) > 1:
-        warnings.warn(
-            f"{type(copy.net).__name__} returns much the same at every time step, whatever its input, so it does not "
-            f"show how it combines them: readout={source.readout!r} is assumed. Pass readout to the trainer, or "
-            "change the thresholds",
-            FPTTWarning,
-            stacklevel=4,
-        )
-    return StepOutput(returned, sources, source)
+    return StepOutput(returned, sources, source, guessed=differ(fits[place]))
+
+
+class _Fits(NamedTuple):
+    """What ``forward`` returns, and what is known of it.
+
+    Attributes:
+        returned: What it returns.
+        records: What its modules return in each step.
+        made: See :func:`_made`.
+        fits: What fits each tensor that it returns, and those in ``made``.
+    """
+
+    returned: Any
+    records: dict[str, list[list[Tensor | None]]]
+    made: list[Tensor]
+    fits: list[list[Returned]]
+
+
+def _fits(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select) -> _Fits:
+    def outputs(returned: Any) -> list[Tensor]:
+        tensors = tensors_in(returned)
+        return [*tensors, *_made(select, returned, tensors)]
+
+    returned, records = copy.records(x, time(x))
+    fits = [identify(tensor, records) for tensor in outputs(returned)]
+    alike = {found[0].module for found in fits if differ(found)}
+    if alike:  # at every step: random numbers in their place tell the steps apart
+        noisy, noise = copy.records(x, time(x), noise=alike)
+        fits = [identify(tensor, noise) or found for tensor, found in zip(outputs(noisy), fits, strict=True)]
+    return _Fits(returned, records, _made(select, returned, tensors_in(returned)), fits)
 
 
 def _selected(select: Select, returned: Any, tensors: list[Tensor]) -> int | None:

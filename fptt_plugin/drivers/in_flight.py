@@ -76,7 +76,7 @@ class InFlightDriver(Driver):
         self.every = every
         self.step = step
         if step is not None:
-            self.readout, self.factor = step.chosen.readout, step.chosen.factor
+            self.readout, self.factor, self.guesses = step.chosen.readout, step.chosen.factor, step.guessed
         self.hoisted: list[str] = []  # layers that ran before the loop in the dry run
         self._in_place: list[Tensor] = []
 

@@ -7,12 +7,14 @@ be known as a function of what some module returns in each step: their stack, th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import FPTTWarning
 from ..tree import map_tensors
 
 _SCALES = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -43,14 +45,22 @@ class StepOutput:
             for those of which nothing is known.
         chosen: The source of the output that the loss sees, or one of several that it is computed from.
         computed: Whether the output is computed from several.
+        guessed: Whether the chosen source is but one of several that combine the steps in different ways.
     """
 
     def __init__(
-        self, returned: Any, sources: list[Returned | None], chosen: Returned, *, computed: bool = False
+        self,
+        returned: Any,
+        sources: list[Returned | None],
+        chosen: Returned,
+        *,
+        computed: bool = False,
+        guessed: bool = False,
     ) -> None:
         self._template = map_tensors(lambda tensor: tensor.new_empty(0), returned)
         self.sources = sources if computed else [chosen]
         self.chosen = chosen
+        self.guessed = guessed
         self._computed = computed
 
     def output(self, latest: Mapping[tuple[str, int], Tensor], select: Callable[[Any], Tensor]) -> Tensor:
@@ -94,6 +104,21 @@ def identify(result: Tensor, records: dict[str, list[list[Tensor | None]]]) -> l
     return []
 
 
+def differ(fits: list[Returned]) -> bool:
+    """Whether several fit that combine the steps in different ways, so that the first of them is a guess."""
+    return len({fit.readout for fit in fits}) > 1
+
+
+def warn_of_guess(net: nn.Module, readout: str) -> None:
+    """Warn that the values of a network did not tell how it combines its time steps."""
+    warnings.warn(
+        f"{type(net).__name__} does not show how it combines its time steps, because its output is random, or much the "
+        f"same at every step, whatever the input: readout={readout!r} is assumed. Pass readout to the trainer",
+        FPTTWarning,
+        stacklevel=4,
+    )
+
+
 def lively_inputs(x: Tensor) -> Iterator[Tensor]:
     """The input, then other ones: a network that never fires, or always does, does not show what it computes."""
     if not x.is_floating_point():  # tokens: others might be out of range
@@ -113,6 +138,8 @@ def _forms(result: Tensor, series: Tensor) -> Iterator[tuple[str, float]]:
     counts = torch.arange(1, len(series) + 1, device=series.device, dtype=series.dtype)
     means = sums / counts.view(-1, *[1] * (series.dim() - 1))
     records = {"step": series, "mean": means, "sum": sums, "max": series.cummax(0).values}
+    if len(series) > 1 and result.numel() == series[0].numel():  # of one step's size: where values do not tell, a mean
+        records = {"mean": records.pop("mean"), **records}
     for readout, record in records.items():
         candidates = [record[-1], *(record.movedim(0, axis) for axis in range(record.dim()))]
         if any(_same(result, candidate, tolerance) for candidate in candidates):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,14 +13,14 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
-from ..state import ModelState, isolated, random_state
+from ..state import ModelState, StateDict, isolated, random_state
 from ..tree import map_tensors, tensors_in
 from .base import Driver, unwrapped
 from .inputs import InputHook
 from .returned import lively_inputs
 
 ABSENT = object()  # stands for an attribute that is not there
-_RECORDS = ("store_v_seq", "store_state_seqs")  # SpikingJelly's options to keep every step
+_RECORDS = ("v_seq", "state_seqs")  # where SpikingJelly's nodes record every step, beside their state
 _MODULE_ATTRIBUTES = vars(nn.Module()).keys()
 
 
@@ -85,7 +85,7 @@ class TrialCopy:
 
     Args:
         net: The network, or its wrapper.
-        driver: A driver to bind to the copy, which then is in evaluation mode and keeps no records of its steps.
+        driver: A driver to bind to the copy, which then is in evaluation mode.
 
     Attributes:
         net: The copy.
@@ -104,10 +104,6 @@ class TrialCopy:
         self._driver = driver
         if driver is not None:
             self.net.eval()
-            for module in self.net.modules():
-                for option in _RECORDS:
-                    if getattr(module, option, False):
-                        setattr(module, option, False)
             self._driver = driver.on_copy(self.net, self.state)
             self.state.reset()
 
@@ -177,26 +173,49 @@ class TrialCopy:
             self.run(x_t)
         return forgotten
 
-    def records(self, x: Tensor, steps: int) -> tuple[Any, dict[str, list[list[Tensor | None]]]]:
+    def records(
+        self, x: Tensor, steps: int, noise: Container[str] = ()
+    ) -> tuple[Any, dict[str, list[list[Tensor | None]]]]:
         """What the copy returns on ``x``, and what its modules return in each of the ``steps``, without gradients.
 
         Modules that are not called in every step are left out, and ``None`` stands for tensors whose size shows that
-        they are not part of the result. The modules come in the order of their calls within the last step.
+        they are not part of the result. The modules come in the order of their calls within the last step. Those in
+        ``noise`` return random numbers in place of what they compute.
         """
         returned = self._recorded(x, {}, set())
         sizes = {tensor.numel() for tensor in tensors_in(returned)}
         sizes |= {size // steps for size in sizes if size % steps == 0}
         calls: dict[str, list[list[Tensor | None]]] = {}
-        returned = self._recorded(x, calls, sizes)
+        returned = self._recorded(x, calls, sizes, noise)
         every = {name: len(found) // steps for name, found in calls.items() if len(found) % steps == 0}
         return returned, {name: calls[name][count - 1 :: count] for name, count in every.items()}
 
-    def _recorded(self, x: Tensor, calls: dict[str, list[list[Tensor | None]]], sizes: set[int]) -> Any:
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def series(
+        self, x: Tensor, size: int, noise: Container[str] = ()
+    ) -> tuple[Any, dict[str, list[list[Tensor | None]]]]:
+        """The same of a copy that takes several steps at once: modules that return ``size`` numbers a step, time first.
+
+        Of modules that are called several times, the last call counts.
+        """
+        calls: dict[str, list[list[Tensor | None]]] = {}
+        returned = self._recorded(x, calls, {size * len(x)}, noise)
+        records: dict[str, list[list[Tensor | None]]] = {}
+        for name, found in calls.items():
+            series = [tensor.reshape(len(x), size) for tensor in found[-1] if tensor is not None]
+            records[name] = [list(step) for step in zip(*series, strict=True)]
+        return returned, records
+
+    def _recorded(
+        self, x: Tensor, calls: dict[str, list[list[Tensor | None]]], sizes: set[int], noise: Container[str] = ()
+    ) -> Any:
+        def keep(name: str) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
+                if name in noise:
+                    output = map_tensors(_noise, output)
                 tensors = [tensor.clone() if tensor.numel() in sizes else None for tensor in tensors_in(output)]
                 if any(tensor is not None for tensor in tensors):
                     calls[name] = [*calls.pop(name, []), tensors]  # to the end: the order of the last calls
+                return output
 
             return hook
 
@@ -268,9 +287,14 @@ class TrialCopy:
         """Outputs and states after some steps from reset; empty if the network does not run."""
         self.state.reset()
         try:
-            return [tensor.clone() for tensor in (*self.advance(x), *tensors_in(self.state.get()))]
+            return [tensor.clone() for tensor in (*self.advance(x), *tensors_in(self.carried()))]
         except Exception:  # training, or a later check, says what is wrong
             return []
+
+    def carried(self) -> dict[str, StateDict]:
+        """The state that the next call goes on from: without the records of the steps of this one."""
+        states = self.state.get().items()
+        return {name: {key: state[key] for key in state if key not in _RECORDS} for name, state in states}
 
     def attributes(self) -> dict[str, Any]:
         """Copies of what the modules hold, by name; without parameters."""
@@ -337,6 +361,10 @@ def _hooks(module: nn.Module) -> list[dict[int, Any]]:
 def _computes(hook: Any) -> bool:
     """Whether a hook is part of what is computed (several inputs, lazy layers, weight normalisation), no monitor."""
     return isinstance(hook, InputHook) or (getattr(hook, "__module__", None) or "").startswith("torch.")
+
+
+def _noise(tensor: Tensor) -> Tensor:
+    return torch.rand_like(tensor) if tensor.is_floating_point() else tensor
 
 
 def _nothing(*_: Any) -> None:

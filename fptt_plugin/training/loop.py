@@ -18,6 +18,7 @@ from .batch import Batch, Window
 from .finite import all_finite
 from .objective import Objective
 from .processes import Processes
+from .readout import summable
 from .replay import Replay
 from .restart import check_rows
 from .run_state import RunState
@@ -337,7 +338,7 @@ class TrainingLoop:
         finite: int | Tensor = 1
         if self.on_nonfinite == "skip":  # a skipped window does not count in the mean loss
             loss, finite = loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite()
-        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        self._loss_sum = loss if self._loss_sum is None else summable(self._loss_sum) + loss
         self._loss_count = self._loss_count + finite
 
     def _run_compiled(self, window: Window) -> int:

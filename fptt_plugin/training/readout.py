@@ -42,6 +42,7 @@ class Readout:
         """
         if self.mode == "step":
             return output
+        dtype, output = output.dtype, summable(output)
         if self.mode == "mean" and steps > 1:
             output = steps * output
         if self.total is None or self.mode == "max":
@@ -54,8 +55,8 @@ class Readout:
             self.total = torch.maximum(self.total, output) if self.mode == "max" else self.total + output
         self.count = self.count + steps
         if self.mode == "mean":
-            return self.total / self.count
-        return self.total if self.factor == 1.0 else self.factor * self.total
+            return (self.total / self.count).to(dtype)
+        return (self.total if self.factor == 1.0 else self.factor * self.total).to(dtype)
 
     def restart(self, rows: Tensor) -> None:
         """Restart the readout of some rows of the batch, boolean ``[B]``."""
@@ -76,6 +77,11 @@ class Readout:
     def set(self, state: tuple[Tensor | None, int | Tensor]) -> None:
         """Restore what :meth:`get` returned."""
         self.total, self.count = state
+
+
+def summable(tensor: Tensor) -> Tensor:
+    """The tensor in single precision at least: sums over many steps come to a stop in bfloat16 (at 256 spikes)."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def warn_of_liquid_counts(readout: Readout, state: ModelState) -> None:

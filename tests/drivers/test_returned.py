@@ -355,11 +355,34 @@ def test_one_sample_dropout_half_precision_and_a_silent_network(kind):
         trained(Net(end=lambda record: torch.stack(record).mean(0)), kind=kind)
 
 
-def test_a_network_that_never_fires_says_what_is_assumed():
-    net = Ordinary(ENDS["rate"][0])
-    net.lif2.threshold = torch.tensor(1e9)
-    with pytest.warns(FPTTWarning, match="much the same at every time step, whatever its input"):
-        FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(*data())
+def never_fires(end):
+    net = Ordinary(end)
+    net.lif1.threshold = net.lif2.threshold = torch.tensor(1e9)
+    nn.init.zeros_(net.fc2.bias)
+    return net
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_network_that_never_fires_shows_what_it_returns(end):
+    """Its spikes and membranes are zero at every step, whatever the input."""
+    make, place, readout, _ = ENDS[end]
+    net = never_fires(make)
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.predict(data()[0])
+    driver = trainer._loop.driver
+    assert (*driver.step.chosen[:2], driver.readout) == ("lif2", place, readout)
+
+
+def test_a_guess_is_said_unless_the_user_knows():
+    x, _ = data()
+    for options, warned in (({}, True), ({"readout": "mean"}, False), ({"readout": "step"}, False)):
+        net = never_fires(lambda h, s, m: s.tanh().mean(0))  # what no module returns
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            FPTTTrainer(net, adam(net), CE, **options).predict(x)
+        assert [str(warning.message).partition("readout=")[2][:6] for warning in caught] == ["'mean'"] * warned
 
 
 def test_identify_takes_nothing_for_something():

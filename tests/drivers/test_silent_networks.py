@@ -1,9 +1,12 @@
 """Networks that are silent at first, as untrained ones often are, are looked at with an input that wakes them."""
 
+import itertools
+import warnings
+
 import pytest
 import torch
 from nets import CE, adam, copies, identical, sgd
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
@@ -90,20 +93,100 @@ def test_a_layer_that_looks_across_time_behind_a_silent_layer(threshold):
     FPTTTrainer(net, adam(net), CE, readout="mean").train_sequence(X, Y)
 
 
-@pytest.mark.parametrize("kind", ["mean", "sum"])
-def test_a_silent_network_that_combines_its_steps(kind):
-    class Combines(nn.Module):
+class Combines(nn.Module):
+    def __init__(self, body, kind):
+        super().__init__()
+        self.body, self.kind = body, kind
+
+    def forward(self, x):
+        output = self.body(x)
+        if self.kind == "step":
+            return output[-1]
+        if self.kind.startswith("sum /"):
+            return output.sum(0) / int(self.kind[-1])
+        return getattr(output, self.kind)(0)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 5.0])
+@pytest.mark.parametrize(
+    ("kind", "encoder"),
+    # Five are the steps of the trial: behind an encoder, a division by five then is taken for a mean, with a warning.
+    [("sum / 5", False), *itertools.product(["mean", "sum", "step", "sum / 8"], [False, True])],
+)
+def test_how_a_silent_or_a_random_network_combines_its_steps(kind, encoder, threshold):
+    """Its values do not tell, or are others at every call; an encoder also makes large inputs into spikes."""
+    for preflight in (True, False):
+        torch.manual_seed(0)
+        body = silent(threshold=threshold)
+        net = Combines(nn.Sequential(encoding.PoissonEncoder(), body) if encoder else body, kind)
+        functional.set_step_mode(net, "m")
+        trainer = FPTTTrainer(net, adam(net), CE, window=2, preflight=preflight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer.predict(X)
+        assert f"readout: {kind.split()[0]}" in trainer.explain()
+        if not encoder:  # else the windows draw other numbers
+            functional.reset_net(net)
+            torch.testing.assert_close(trainer.predict(X), net(X).detach())
+        else:
+            net.body[1][-1].v_threshold = -1.0  # fires at every step
+            expected = {"mean": 1, "sum": 6, "step": 1, "sum / 8": 6 / 8}[kind]
+            torch.testing.assert_close(trainer.predict(X), torch.full((4, 2), float(expected)))
+
+
+def test_a_factor_of_the_number_of_steps_is_refused():
+    """No window knows how many steps the sequence has."""
+
+    class Function(Combines):
+        def forward(self, x):
+            return self.body(x).sum(0) / len(x) ** 0.5
+
+    net = Function(silent(threshold=0.3), "")
+    with pytest.raises(CannotStepError, match="not the last, mean, sum or maximum"):
+        FPTTTrainer(net, adam(net), CE, window=2).predict(X)
+
+
+def test_a_random_network_without_a_module_at_its_end_says_what_is_assumed():
+    class Function(Combines):
+        def forward(self, x):
+            return self.body(x).sum(2).sqrt().mean(0)
+
+    for options, warned in (({}, True), ({"readout": "mean"}, False)):
+        net = Function(nn.Sequential(encoding.PoissonEncoder(), silent(threshold=0.1)), "mean")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer = FPTTTrainer(net, adam(net), CE, window=2, **options)
+            trainer.predict(X)
+        assert ["readout='mean' is assumed" in str(warning.message) for warning in caught] == [True] * warned
+        assert "readout: mean" in trainer.explain()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_last_step_without_spikes_is_still_the_last_step(window, bias):
+    """Its zeros are not those of a silent network: the steps before it spike."""
+
+    class Last(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body = silent()
+            self.body = nn.Sequential(layer.Linear(3, 8, bias=bias), neuron.IFNode(v_threshold=0.3))
+            functional.set_step_mode(self, "m")
 
         def forward(self, x):
-            return getattr(self.body(x), kind)(0)
+            return self.body(x)[-1]
 
-    net = Combines()
-    trainer = FPTTTrainer(net, adam(net), CE, window=2)
-    trainer.train_sequence(X, Y)
-    assert f"readout: {kind}" in trainer.explain()
+    torch.manual_seed(0)
+    net, x = Last(), torch.cat([3 * X[:4], torch.zeros_like(X[:1])])  # in the fifth step nothing drives the neurons
+    if bias:
+        nn.init.constant_(net.body[0].bias, -0.1)
+    with torch.no_grad():
+        assert net.body[:1](x[:4]).max() > 0.3
+        assert not net(x).any()
+    trainer = FPTTTrainer(net, adam(net), CE, window=window)
+    trainer.train_sequence(x, Y)
+    assert "readout: step" in trainer.explain()
+    functional.reset_net(net)
+    torch.testing.assert_close(trainer.predict(x, averaged=False), net(x))
 
 
 @pytest.mark.parametrize("use_temporal", [True, False])

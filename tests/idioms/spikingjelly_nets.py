@@ -48,6 +48,21 @@ def voting():
     return net
 
 
+class Recorded(nn.Module):
+    """Returns the membrane of its last node from the record that it keeps of every step, or the mean over it."""
+
+    def __init__(self, mean=False):
+        super().__init__()
+        self.body = nn.Sequential(layer.Linear(6, 8), lif(), layer.Linear(8, 3), lif(store_v_seq=True))
+        self.mean = mean
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x):
+        self.body(x)
+        record = self.body[-1].v_seq
+        return record.mean(0) if self.mean else record
+
+
 class Looping(nn.Module):
     """Single-step layers under a loop over time in forward(); spikes are counted."""
 

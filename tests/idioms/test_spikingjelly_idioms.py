@@ -50,6 +50,7 @@ MULTI = {
     "conv": (lambda: zoo.EventFrames(mean=False), FRAMES),
     "still image": (zoo.StillImage, FRAMES),
     "liquid": (lambda: zoo.liquid("m"), VECTORS),
+    "v_seq": (zoo.Recorded, VECTORS),
 }
 
 
@@ -73,6 +74,10 @@ def test_a_mean_over_time_in_forward_is_the_mean_over_the_slice():
     net = lively(zoo.EventFrames(mean=True))
     agrees(net, sequence(FRAMES), Y, averaged, driver="slice", readout="step")
     is_flat(net, sequence(FRAMES), Y)
+
+
+def test_a_mean_over_the_recorded_membrane_is_the_mean_over_the_slice():
+    agrees(lively(zoo.Recorded(mean=True)), sequence(), Y, averaged, driver="slice", readout="step")
 
 
 @pytest.mark.parametrize("name", [name for name in SINGLE if name in MULTI])

@@ -119,11 +119,41 @@ def test_a_layer_in_single_step_mode_takes_time_steps_for_samples():
 
 def test_a_multi_step_container_in_a_single_step_network():
     net = lively(nn.Sequential(layer.Linear(6, 8), zoo.lif(), layer.MultiStepContainer(layer.Linear(8, 3), zoo.lif())))
-    with pytest.raises(ValueError, match=r"'1' in 's' mode.*set_step_mode\(net, 'm'\)"):
+    with pytest.raises(ValueError, match=r"'1' in 's' mode.*set_step_mode\(net, 'm'\)") as refused:
         train(net, vectors())
+    assert "set_step_mode(net, 's')" not in str(refused.value)  # the container has no such mode
     functional.set_step_mode(net, "m")
     with spikes(net):
         train(net, vectors(), readout="mean")
+
+
+class Combined(nn.Module):
+    """A multi-step network whose result is none of the ways to combine steps that can be trained."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.body = lively(zoo.dense(mode="m"))
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda spikes: spikes.no_such_method(),
+        lambda spikes: spikes.sum(0).sqrt(),
+        lambda spikes: spikes.transpose(0, 1),
+        lambda spikes: [spikes, "name"],
+    ],
+    ids=["error", "root", "transposed", "no output"],
+)
+def test_what_no_option_can_skip_does_not_offer_it(combine):
+    for preflight in (True, False):
+        with pytest.raises(Exception) as refused:  # noqa: PT011 - the same twice, whatever it is
+            train(Combined(combine), vectors(), preflight=preflight)
+        assert "preflight" not in str(refused.value)
 
 
 def test_the_step_driver_on_a_multi_step_network():

@@ -201,3 +201,28 @@ def test_weights_that_change_within_a_context_are_seen(change, tmp_path):
         expected = trainer.predict(x, averaged=change == "swap")
     assert torch.equal(found, expected)
     assert not torch.equal(found, before)
+
+
+@pytest.mark.parametrize("precision", ["autocast", "weights"])
+@pytest.mark.parametrize(("readout", "expected"), [("mean", [1.0, 0.5]), ("sum", [600.0, 300.0]), ("step", [1.0, 1.0])])
+def test_sums_over_many_steps_do_not_stop(precision, readout, expected):
+    """In bfloat16, 256 + 1 is 256."""
+    net = nn.Sequential(layer.Linear(1, 2, bias=False), neuron.IFNode())
+    functional.set_step_mode(net, "m")
+    nn.init.constant_(net[0].weight, 0.5)
+    nn.init.constant_(net[0].weight[0], 1.0)  # fires at every step, the other at every second
+    x, y = torch.ones(600, 3, 1), torch.ones(3, dtype=torch.int64)
+    if precision == "weights":
+        net, x = net.bfloat16(), x.bfloat16()
+
+    def loss_fn(output, target):
+        return (output - output.detach() + 1).mean()  # 1, in the precision of the output
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    trainer = FPTTTrainer(net, optimizer, loss_fn, window=2, readout=readout, **PLAIN)
+    with torch.autocast(**BF16) if precision == "autocast" else nullcontext():
+        result, predicted = trainer.train_sequence(x, y), trainer.predict(x)
+    assert result.loss == 1
+    for output in (result.output, predicted):
+        assert output.dtype == torch.bfloat16
+        torch.testing.assert_close(output.float(), torch.tensor([expected] * 3), rtol=0.01, atol=0)
