@@ -40,6 +40,7 @@ from .errors import (
     CheckpointError,
     ConfigurationError,
     ErrorList,
+    check_choice,
     check_entry,
 )
 from .fit import Batching, Callbacks, Metrics, Progress, accuracy
@@ -72,6 +73,12 @@ from .training import (
     warn_of_liquid_counts,
     warn_of_spikes,
 )
+
+# Attributes that the trainer's parts hold as well, and options that may be changed at any time.
+_BUILT_FROM = frozenset(
+    ("net", "optimizer", "state", "objective", "regularizer", "schedule", "output_module", "grad_scaler", "accelerate")
+)
+_CHOICES = {"average_weights": ("epoch", "sequence", "never"), "targets": TARGETS}
 
 
 class FPTTTrainer:
@@ -198,9 +205,9 @@ class FPTTTrainer:
         check_optimizer(problems, optimizer)
         check_objective(problems, loss_fn, output, loss_ramp, auxiliary)
         check_schedule(problems, window, loss_every, update_every, variant)
-        problems.check_choice("average_weights", average_weights, (None, "epoch", "sequence", "never"))
+        problems.check_choice("average_weights", average_weights, (None, *_CHOICES["average_weights"]))
         problems.check_choice("readout", readout, (None, *READOUTS))
-        problems.check_choice("targets", targets, TARGETS)
+        problems.check_choice("targets", targets, _CHOICES["targets"])
         check_driver(problems, net, driver, output_module)
         problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         problems.check_choice("accelerate", accelerate, MODES)
@@ -245,6 +252,16 @@ class FPTTTrainer:
         self._use_driver(known_driver(driver, net, state, self.objective.select))
         if self._loop.driver is not None:
             self._step_modes = StepModes(net)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _BUILT_FROM and value is not vars(self).get(name, value):
+            raise ConfigurationError(
+                f"trainer.{name} cannot be replaced: what the trainer is built from holds on to the old one",
+                "build a new trainer; optimizer.load_state_dict() and net.load_state_dict() take over what was learned",
+            )
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        super().__setattr__(name, value)
 
     @property
     def steps(self) -> int:

@@ -36,6 +36,22 @@ Entry = dict[str, Any]
 _outside_of_compile = torch._disable_dynamo
 
 
+class _Number:
+    """An option that is checked whenever it is set."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, regularizer: Any, owner: type) -> Any:
+        return self if regularizer is None else vars(regularizer)[self._name]
+
+    def __set__(self, regularizer: Any, value: Any) -> None:
+        problems = ErrorList(type(regularizer).__name__)
+        _check_number(problems, self._name, value)
+        problems.raise_any()
+        vars(regularizer)[self._name] = None if value is None else float(value)
+
+
 class DynamicRegularizer:
     """Turn the steps of an optimizer into FPTT updates.
 
@@ -81,7 +97,8 @@ class DynamicRegularizer:
         max_grad_norm: Largest global 2-norm of the regularised gradient; ``None`` does not clip.
 
     Attributes:
-        alpha (float): May be changed: ``lam`` stays as it is. A step with 0 drops the averages.
+        alpha (float): May be changed: ``lam`` stays as it is. A step with 0 drops the averages. ``beta``, ``rho`` and
+            ``max_grad_norm`` may be changed as well; each is checked when it is set.
         grad_norm (Tensor | None): Norm of the last update's gradient before clipping, a 0-d tensor; ``None`` without
             clipping.
         updates (int): Optimizer steps so far; steps that a ``GradScaler`` skipped do not count.
@@ -107,6 +124,11 @@ class DynamicRegularizer:
         ['fptt_average', 'fptt_dual']
     """
 
+    alpha = _Number()
+    beta = _Number()
+    rho = _Number()
+    max_grad_norm = _Number()
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -122,15 +144,13 @@ class DynamicRegularizer:
         check_optimizer(problems, optimizer)
         problems.raise_any()
         self.optimizer = optimizer
-        self._alpha = float(alpha)
-        self.beta = float(beta)
-        self.rho = float(rho)
-        self.variant = variant
+        self.alpha, self.beta, self.rho = alpha, beta, rho
+        self._variant = variant
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self.updates = 0
         self.check_norm: Callable[[Tensor], None] | None = None
-        self._dual_unit = self._alpha  # lam = _dual_unit * d: the alpha of the last update
+        self._dual_unit = self.alpha  # lam = _dual_unit * d: the alpha of the last update
         self._swapped = False
         self._awaits_gradient = False
         self._updated: list[Tensor] = []  # parameters of the step in progress, their averages and scaled duals
@@ -145,20 +165,13 @@ class DynamicRegularizer:
         self._adopt(optimizer)
 
     @property
-    def alpha(self) -> float:
-        return self._alpha
-
-    @alpha.setter
-    def alpha(self, alpha: float) -> None:
-        problems = ErrorList("DynamicRegularizer")
-        check_regularizer_options(problems, alpha, self.beta, self.rho, self.variant, self.max_grad_norm)
-        problems.raise_any()
-        self._alpha = float(alpha)
+    def variant(self) -> str:
+        return self._variant  # what the averages mean, so it stays
 
     @property
     def dual_weight(self) -> float:
         """Factor of the dual in the gradient."""
-        return (1 - self.rho) * (1.0 if self.variant == "dual" else 0.5)
+        return float(1 - self.rho) * (1.0 if self.variant == "dual" else 0.5)
 
     # ------------------------------------------------------------------ one update, in the order of its equations
 
@@ -192,7 +205,7 @@ class DynamicRegularizer:
                 FPTTWarning,
                 stacklevel=4,
             )
-        if self._dual_unit != self._alpha:
+        if self._dual_unit != self.alpha:
             self._change_unit()
         self._updated, self._averages, self._duals, self._signs, self._begun = [], [], [], [], {}
         for group, weights in zip(optimizer.param_groups, groups, strict=True):
@@ -201,10 +214,10 @@ class DynamicRegularizer:
             grads = [weight.grad for weight in weights]
             self._unscale(optimizer, grads)
             sign = -1 if group.get("maximize") else 1
-            if self._alpha > 0:
+            if self.alpha > 0:
                 averages, duals = self._take(weights)
                 add_regularizer_gradient_(
-                    grads, weights, averages, duals, alpha=sign * self._alpha, dual_weight=self.dual_weight
+                    grads, weights, averages, duals, alpha=sign * self.alpha, dual_weight=self.dual_weight
                 )
                 self._averages += averages
                 self._duals += duals
@@ -237,7 +250,7 @@ class DynamicRegularizer:
             self._watch.note_unchanged(self._updated)  # it may have written to them
             return
         self.updates += 1
-        if self._alpha == 0 or not self._updated:
+        if self.alpha == 0 or not self._updated:
             return
         # Only now: an optimizer takes whatever it finds in a parameter's state at the first step for its own.
         for weight, entry in self._begun.items():
@@ -266,7 +279,7 @@ class DynamicRegularizer:
             CallOrderError: If no update of that variant is waiting.
         """
         if not self._awaits_gradient:
-            if self._alpha == 0 and self.variant == "gradient":
+            if self.alpha == 0 and self.variant == "gradient":
                 return
             raise CallOrderError(
                 "second_gradient() completes an update of variant='gradient', and none is waiting",
@@ -274,7 +287,7 @@ class DynamicRegularizer:
             )
         self._awaits_gradient = False
         grads = torch.autograd.grad(loss(), self._updated, allow_unused=True, materialize_grads=True)
-        self._move_averages([sign * grad / self._alpha for sign, grad in zip(self._signs, grads, strict=True)])
+        self._move_averages([sign * grad / self.alpha for sign, grad in zip(self._signs, grads, strict=True)])
 
     # ------------------------------------------------------------------ W_bar and dual of each weight
 
@@ -297,13 +310,13 @@ class DynamicRegularizer:
 
     def _change_unit(self) -> None:
         """Bring the scaled duals to the present ``alpha``, so that ``lam`` stays; with ``alpha=0`` drop all."""
-        if self._alpha == 0:
+        if self.alpha == 0:
             self._drop_averages()
         elif self._dual_unit > 0:
             entries = [entry for weight in self._parameters() if (entry := self._entry(weight)) is not None]
             if entries:
-                torch._foreach_mul_([entry[DUAL] for entry in entries], self._dual_unit / self._alpha)
-        self._dual_unit = self._alpha
+                torch._foreach_mul_([entry[DUAL] for entry in entries], self._dual_unit / self.alpha)
+        self._dual_unit = self.alpha
 
     def _drop_averages(self) -> None:
         for entry in self.optimizer.state.values():
@@ -315,7 +328,7 @@ class DynamicRegularizer:
 
     def _averaged(self) -> list[tuple[Tensor, Tensor]]:
         """The weights that are not their own average, each with its average."""
-        if self._alpha == 0:
+        if self.alpha == 0:
             return []
         state, found = self.optimizer.state, []
         for weight in self._parameters():
@@ -336,7 +349,7 @@ class DynamicRegularizer:
             Its average, detached. It is the parameter itself if that is frozen, before its first update, and with
             ``alpha=0``.
         """
-        entry = self._entry(parameter) if parameter.requires_grad and self._alpha > 0 else None
+        entry = self._entry(parameter) if parameter.requires_grad and self.alpha > 0 else None
         average: Tensor = parameter.detach() if entry is None else entry[AVERAGE]
         return average
 
@@ -349,7 +362,7 @@ class DynamicRegularizer:
         Returns:
             Its dual, detached; zero before the first update and with ``alpha=0``.
         """
-        entry = self._entry(parameter) if self._alpha > 0 else None
+        entry = self._entry(parameter) if self.alpha > 0 else None
         if entry is None:
             return torch.zeros_like(parameter, requires_grad=False)
         dual: Tensor = self._dual_unit * entry[DUAL]
@@ -418,7 +431,7 @@ class DynamicRegularizer:
 
     def remember_values(self) -> None:
         """Remember the norms of the weights, for :meth:`check_values`."""
-        if self._alpha > 0:
+        if self.alpha > 0:
             self._watch.remember_norms()
 
     def check_values(self) -> None:
@@ -506,9 +519,9 @@ class DynamicRegularizer:
             Two lists over the weights, empty with ``alpha=0``; ``None`` while one of them has not been updated, so
             that ``optimizer.step()`` has to come first.
         """
-        if self._dual_unit != self._alpha:
+        if self._dual_unit != self.alpha:
             self._change_unit()
-        if self._alpha == 0:
+        if self.alpha == 0:
             return [], []
         entries = [self.optimizer.state.get(weight, {}) for weight in weights]
         if not all(AVERAGE in entry for entry in entries):
@@ -565,7 +578,7 @@ class DynamicRegularizer:
                 self._check_variant(group[f"{RECORD}_variant"])
 
     def _check_variant(self, variant: str) -> None:
-        if variant != self.variant and self._alpha > 0:
+        if variant != self.variant and self.alpha > 0:
             raise CheckpointError(
                 f"the state is of variant={variant!r}, this regulariser of {self.variant!r}, whose dual is another",
                 f"build the regulariser with variant={variant!r}",
@@ -599,7 +612,7 @@ class DynamicRegularizer:
             record |= {key: group.pop(key) for key in [*group] if str(key).startswith(f"{RECORD}_")}
         self.updates = record.get(f"{RECORD}_updates", self.updates)
         # Without a record, averages of a copied optimizer are taken to be in the present unit; alpha=0 drops them.
-        self._dual_unit = record.get(f"{RECORD}_alpha") or self._alpha or 1.0
+        self._dual_unit = record.get(f"{RECORD}_alpha") or self.alpha or 1.0
         for weight, entry in optimizer.state.items():
             if isinstance(entry, dict) and AVERAGE in entry:  # loading shares tensors with the state it read
                 entry[AVERAGE], entry[DUAL] = entry[AVERAGE].clone(), entry[DUAL].clone()
@@ -615,14 +628,14 @@ class DynamicRegularizer:
             A dictionary of numbers, names and, from a 0.1 checkpoint, tensors.
         """
         waiting = {i: self._waiting[p] for i, p in enumerate(self._parameters()) if p in self._waiting}
-        scale = self._dual_unit / self._alpha if self._alpha > 0 else 0.0
+        scale = self._dual_unit / self.alpha if self.alpha > 0 else 0.0
         averages: dict[str, Any] = {
             "averages": {i: entry[AVERAGE].clone() for i, entry in waiting.items()},
             "duals": {i: scale * entry[DUAL] for i, entry in waiting.items()},
         }
         return {
             **(averages if waiting else {}),
-            "alpha": self._alpha,
+            "alpha": self.alpha,
             "beta": self.beta,
             "rho": self.rho,
             "variant": self.variant,
@@ -641,7 +654,7 @@ class DynamicRegularizer:
             CheckpointError: If the state belongs to another network or variant. Nothing is changed then.
         """
         self.check_state_dict(state)
-        self._alpha, self.beta, self.rho = float(state["alpha"]), state["beta"], state["rho"]
+        self.alpha, self.beta, self.rho = state["alpha"], state["beta"], state["rho"]
         self.updates = state["updates"]
         if "averages" in state:
             self._drop_averages()
@@ -653,7 +666,7 @@ class DynamicRegularizer:
                 }
                 for i, average in state["averages"].items()
             }
-            self._dual_unit = self._alpha
+            self._dual_unit = self.alpha
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
         """Check that :meth:`load_state_dict` can read a state.
@@ -743,24 +756,31 @@ def _check_shapes(averages: list[tuple[Tensor, Tensor]]) -> None:
             )
 
 
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "alpha": (lambda value: 0 <= value < float("inf"), "be >= 0 and finite (0 is plain truncated BPTT)"),
+    "beta": (lambda value: 0 < value <= 1, "lie in (0, 1]; the paper uses 0.5"),
+    "rho": (lambda value: 0 <= value <= 1, "lie in [0, 1]; the paper uses 0"),
+    "max_grad_norm": (lambda value: value is None or value > 0, "be > 0, or None to not clip"),
+}
+
+
 def check_regularizer_options(
     problems: ErrorList, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
 ) -> None:
     """Record options of the regulariser that are not numbers or out of range."""
-
-    def check(name: str, value: object, fits: Callable[[Any], bool], rule: str) -> None:
-        if isinstance(value, SupportsFloat):
-            problems.check(fits(value), f"{name}={value!r} must {rule}")
-        else:  # YAML reads 1e-1 as text
-            number = "pass a number" + (f", float({value!r})" if isinstance(value, str) else "")
-            problems.check(False, f"{name}={value!r} is of type {type(value).__name__}", number)
-
-    check("alpha", alpha, lambda value: 0 <= value < float("inf"), "be >= 0 and finite (0 is plain truncated BPTT)")
-    check("beta", beta, lambda value: 0 < value <= 1, "lie in (0, 1]; the paper uses 0.5")
-    check("rho", rho, lambda value: 0 <= value <= 1, "lie in [0, 1]; the paper uses 0")
+    options = {"alpha": alpha, "beta": beta, "rho": rho, "max_grad_norm": max_grad_norm}
+    for name, value in options.items():
+        _check_number(problems, name, value)
     problems.check_choice("variant", variant, ("dual", "gradient"))
-    if max_grad_norm is not None:
-        check("max_grad_norm", max_grad_norm, lambda value: value > 0, "be > 0, or None to not clip")
+
+
+def _check_number(problems: ErrorList, name: str, value: object) -> None:
+    fits, rule = _RULES[name]
+    if isinstance(value, SupportsFloat) or (name == "max_grad_norm" and value is None):
+        problems.check(fits(value), f"{name}={value!r} must {rule}")
+    else:  # YAML reads 1e-1 as text
+        number = "pass a number" + (f", float({value!r})" if isinstance(value, str) else "")
+        problems.check(False, f"{name}={value!r} is of type {type(value).__name__}", number)
 
 
 def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:

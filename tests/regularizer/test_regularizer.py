@@ -286,3 +286,23 @@ def test_a_removed_regularizer_frees_the_optimizer_for_another():
     other = DynamicRegularizer(optimizer)
     assert identical(map(other.average_of, net.parameters()), [p.detach() for p in net.parameters()])
     train(net, optimizer, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [("alpha", -0.1, 0.2), ("beta", 7, 1), ("rho", -3, 0.5), ("max_grad_norm", -1, None), ("beta", "0.5", 0.25)],
+)
+def test_options_are_checked_when_they_are_changed(name, wrong, right):
+    regularizer = DynamicRegularizer(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), max_grad_norm=1.0)
+    before = getattr(regularizer, name)
+    with pytest.raises(ConfigurationError, match=name):
+        setattr(regularizer, name, wrong)
+    assert getattr(regularizer, name) == before
+    setattr(regularizer, name, right)
+    assert getattr(regularizer, name) == right
+
+
+def test_the_variant_stays():
+    regularizer = DynamicRegularizer(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    with pytest.raises(AttributeError, match="variant"):
+        regularizer.variant = "gradient"

@@ -10,7 +10,7 @@ from torch import nn
 from twin import Twin
 
 from fptt_plugin import BPTT, FPTTTrainer, TruncatedBPTT
-from fptt_plugin.errors import FPTTWarning
+from fptt_plugin.errors import ConfigurationError, FPTTWarning
 
 PLAIN = {"auxiliary": False, "loss_ramp": "constant"}  # cross-entropy and nothing else
 CE = nn.CrossEntropyLoss()
@@ -280,3 +280,31 @@ def test_a_layer_that_joins_later_is_trained_like_the_others():
     trainer.train_sequence(x, y)
     assert first.abs().max() > 0
     assert torch.equal(net.head.weight.grad, second)
+
+
+@pytest.mark.parametrize("name", ["net", "optimizer", "state", "objective", "regularizer", "schedule", "grad_scaler"])
+def test_what_a_trainer_is_built_from_cannot_be_replaced(name):
+    net = spiking_net()
+    trainer, other = FPTTTrainer(net, adam(net), CE), spiking_net()
+    before = getattr(trainer, name)
+    with pytest.raises(ConfigurationError, match=f"trainer.{name}"):
+        setattr(trainer, name, getattr(FPTTTrainer(other, adam(other), CE), name) or torch.amp.GradScaler("cpu"))
+    assert getattr(trainer, name) is before
+    setattr(trainer, name, before)
+    again = copy.deepcopy(trainer)
+    again.train_sequence(*batch())
+    trainer.train_sequence(*batch())
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"), [("average_weights", "epcoh", "never"), ("targets", "all", "step")]
+)
+def test_options_that_may_be_changed_are_checked(name, wrong, right):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    before = getattr(trainer, name)
+    with pytest.raises(ConfigurationError, match=name):
+        setattr(trainer, name, wrong)
+    assert getattr(trainer, name) == before
+    setattr(trainer, name, right)
+    assert getattr(trainer, name) == right
