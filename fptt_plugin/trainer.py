@@ -76,9 +76,9 @@ from .training import (
 
 # Attributes that the trainer's parts hold as well, and options that may be changed at any time.
 _BUILT_FROM = frozenset(
-    ("net", "optimizer", "state", "objective", "regularizer", "schedule", "output_module", "grad_scaler", "accelerate")
+    ("net", "optimizer", "state", "objective", "regularizer", "schedule", "output_module", "grad_scaler")
 )
-_CHOICES = {"average_weights": ("epoch", "sequence", "never"), "targets": TARGETS}
+_CHOICES = {"average_weights": ("epoch", "sequence", "never"), "targets": TARGETS, "accelerate": MODES}
 
 
 class FPTTTrainer:
@@ -210,7 +210,7 @@ class FPTTTrainer:
         problems.check_choice("targets", targets, _CHOICES["targets"])
         check_driver(problems, net, driver, output_module)
         problems.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-        problems.check_choice("accelerate", accelerate, MODES)
+        problems.check_choice("accelerate", accelerate, _CHOICES["accelerate"])
         problems.check(
             grad_scaler is None or isinstance(grad_scaler, GradScaler),
             f"grad_scaler must be a torch.amp.GradScaler or None, got {type(grad_scaler).__name__}",
@@ -261,6 +261,8 @@ class FPTTTrainer:
             )
         if name in _CHOICES:
             check_choice(name, value, _CHOICES[name])
+        if name == "accelerate" and hasattr(self, "_loop"):
+            self._loop.executor = None  # the next batch finds out what can be compiled
         super().__setattr__(name, value)
 
     @property
@@ -325,7 +327,7 @@ class FPTTTrainer:
             NotFiniteError: If loss or gradient is not finite (``on_nonfinite="raise"``); the state is back where it
                 was after the last update.
         """
-        _check_mode()
+        _check_mode(learns=y_t is not None)
         self.regularizer.check_weights()
         self._structure.check()
         x_t = self._inputs(x_t)
@@ -885,7 +887,7 @@ class FPTTTrainer:
         Raises:
             CheckpointError: If the file is damaged or belongs to another network. Nothing is changed then.
         """
-        _check_mode()
+        _check_mode(learns=False)
         content = _checkpoint.load(path, self.net, weights_only=weights_only)
         self.regularizer.check_weights()
         _checkpoint.check(
@@ -904,15 +906,24 @@ class FPTTTrainer:
             self.load_state_dict(state)
 
 
-def _check_mode() -> None:
+def _check_mode(*, learns: bool = True) -> None:
     """Check that tensors made now can take part in training.
 
+    Args:
+        learns: Whether there is a loss, which needs gradients.
+
     Raises:
-        CallOrderError: Within ``torch.inference_mode()``.
+        CallOrderError: Within ``torch.inference_mode()``, and where something is to be learned within
+            ``torch.no_grad()``.
     """
     if torch.is_inference_mode_enabled():
         raise CallOrderError(
             "within torch.inference_mode() nothing can be trained or loaded: no training afterwards takes the tensors "
             "that are made there",
             "leave the context first; predict() and evaluate() may be called within it",
+        )
+    if learns and not torch.is_grad_enabled():
+        raise CallOrderError(
+            "gradients are off (torch.no_grad() or torch.set_grad_enabled(False)), so nothing would be learned",
+            "leave the context first, or call torch.set_grad_enabled(True); predict() and evaluate() need no gradients",
         )

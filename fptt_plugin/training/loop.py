@@ -366,8 +366,7 @@ class TrainingLoop:
             self._warned = True
             warnings.warn(
                 "no loss of this sequence depends on a parameter, so nothing was learned. Possible causes: the output "
-                "is detached, all parameters are frozen, gradients are off (torch.no_grad), or a delay in the network "
-                "is longer than the window",
+                "is detached, all parameters are frozen, or a delay in the network is longer than the window",
                 FPTTWarning,
                 stacklevel=4,
             )

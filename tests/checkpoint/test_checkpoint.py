@@ -140,7 +140,7 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     damage(file)
     stream(trainer, 1)
     before = Before(trainer)
-    with pytest.raises(ValueError, match=r"a.pt is not a valid checkpoint"):
+    with pytest.raises(ValueError, match=r"a.pt (is not a valid checkpoint|lacks 'optimizer', 'trainer')"):
         trainer.load(file)
     assert before.differs() == []
 
@@ -317,6 +317,30 @@ def test_nothing_is_trained_or_loaded_in_inference_mode(tmp_path, call):
         trainer.predict(batch()[0])
     trainer.step(batch()[0][0], batch()[1])
     assert trainer.train_sequence(*batch()).updates == 6
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda trainer: trainer.train_sequence(*batch()),
+        lambda trainer: trainer.step(batch()[0][0], batch()[1]),
+        lambda trainer: trainer.fit([batch()], progress=False),
+    ],
+)
+@pytest.mark.parametrize("accelerate", ["none", "compile"])
+def test_nothing_is_learned_without_gradients(tmp_path, call, accelerate):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), nn.CrossEntropyLoss(), accelerate=accelerate)
+    with torch.no_grad(), pytest.raises(CallOrderError, match="gradients are off"):
+        call(trainer)
+    assert trainer.updates == 0
+    with torch.no_grad():
+        trainer.save(tmp_path / "a.pt")
+        trainer.load(tmp_path / "a.pt")
+        trainer.step(batch()[0][0])  # without a target it only predicts
+        trainer.reset()
+    if accelerate == "none":
+        assert trainer.train_sequence(*batch()).updates == 6
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,21 @@ def test_another_alpha(graph_steps, alphas):
     assert not torch.equal(regularizer.average_of(weight), weight)
 
 
+def test_another_mode(graph_steps):
+    counts = []
+
+    def train_switching(trainer):
+        for mode in (trainer.accelerate, "none", trainer.accelerate):
+            trainer.accelerate = mode
+            train(trainer)
+            counts.append(sum(graph_steps))
+
+    train_both(pair(), train_switching)
+    eager, compiled = counts[:3], counts[3:]
+    assert eager == [0, 0, 0]
+    assert 0 < compiled[0] == compiled[1] < compiled[2]
+
+
 def test_a_layer_that_joins_later(graph_steps):
     def train_growing(trainer):
         train(trainer)

@@ -149,7 +149,7 @@ def test_a_factor_of_the_number_of_steps_is_refused():
 def test_a_random_network_without_a_module_at_its_end_says_what_is_assumed():
     class Function(Combines):
         def forward(self, x):
-            return self.body(x).sum(2).sqrt().mean(0)
+            return self.body(x).sum(2, keepdim=True).sqrt().mean(0)
 
     for options, warned in (({}, True), ({"readout": "mean"}, False)):
         net = Function(nn.Sequential(encoding.PoissonEncoder(), silent(threshold=0.1)), "mean")
