@@ -119,6 +119,27 @@ def test_which_window(rows, table, name):
         assert f"| {row.runs[0]['saved_for_backward_bytes'] / MIB:.3g} |" in page("docs/tutorials/choosing.md")
 
 
+def test_which_part_of_the_recipe_and_which_window(rows):
+    text, arm = page("docs/tutorials/choosing.md"), "FPTT, alpha = 0.1, no auxiliary term"
+    parts = {row.values: 100 * mean(row.scores()) for row in rows("normalized-parts") if row.arm == arm}
+    gamma = "norm_gamma 1"
+    ordered = [
+        ("norm step", gamma, "spread"),
+        ("norm none", gamma, "spread"),
+        ("norm layer", gamma, "spread"),
+        ("norm accumulated", gamma, "spread"),
+        ("norm step", "norm_gamma 0.1", "spread"),
+        ("norm step", gamma),
+    ]
+    assert f"| {' | '.join(f'{parts[values]:.1f}' for values in ordered)} |" in text
+    windows = {row.values[0]: 100 * mean(row.scores()) for row in rows("normalized-window")}
+    for window, name in ((14, "14"), (28, "28 steps"), (7, "7"), (56, "56"), (1, "1"), (196, "the whole sequence")):
+        assert f"{name} ({windows[f'window {window}']:.1f})" in text
+    short = {row.arm: mean(row.scores()) for row in rows("normalized") if "lr 0.003" in row.values}
+    gain = 100 * (short[arm] - short["alpha = 0, no auxiliary term"])
+    assert round(gain) == 3
+
+
 def test_which_alpha(rows):
     scores = {row.arm: 100 * mean(row.scores()) for row in rows("detection")}
     stated = f"{scores['alpha = 0']:.1f} % at 0, {scores['FPTT, alpha = 0.1']:.1f} % at 0.1"
