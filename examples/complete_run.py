@@ -28,8 +28,7 @@ options = parser.parse_args()
 options.folder.mkdir(parents=True, exist_ok=True)
 last = options.folder / "last.pt"
 
-# At each of 20 time steps, a pixel fires with a probability equal to its brightness.
-# Samples are dictionaries.
+# In each of 20 steps a pixel fires with a probability equal to its brightness.
 torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
 frames = torch.tensor(images / 16).float().unsqueeze(1).expand(-1, 20, -1).bernoulli()

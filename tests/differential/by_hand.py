@@ -126,10 +126,13 @@ class ByHand:
         if self.readout == "max":
             self.past = output if self.past is None else torch.maximum(self.past, output)
             return self.past
+        dtype = output.dtype
+        if dtype == torch.bfloat16:
+            output = output.float()  # in bfloat16 a sum of spikes ends at 256
         if self.readout == "mean" and steps > 1:
             output = steps * output
         self.past = output if self.past is None else self.past + output
-        return self.past / self.seen if self.readout == "mean" else self.factor * self.past
+        return (self.past / self.seen if self.readout == "mean" else self.factor * self.past).to(dtype)
 
     def detach(self) -> None:
         self.memories.detach()
