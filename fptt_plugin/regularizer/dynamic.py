@@ -37,19 +37,27 @@ _outside_of_compile = torch._disable_dynamo
 
 
 class _Number:
-    """An option that is checked whenever it is set."""
+    """An option that is checked whenever it is set; without ``__get__``, reading it costs what any attribute costs."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
-
-    def __get__(self, regularizer: Any, owner: type) -> Any:
-        return self if regularizer is None else vars(regularizer)[self._name]
 
     def __set__(self, regularizer: Any, value: Any) -> None:
         problems = ErrorList(type(regularizer).__name__)
         _check_number(problems, self._name, value)
         problems.raise_any()
         vars(regularizer)[self._name] = None if value is None else float(value)
+
+
+class _Variant:
+    """What the averages mean, so it stays as it is first set."""
+
+    def __set__(self, regularizer: Any, value: str) -> None:
+        if vars(regularizer).setdefault("variant", value) != value:
+            raise ConfigurationError(
+                "variant cannot be changed, because it says what the averages mean",
+                "build another optimizer and regulariser",
+            )
 
 
 class DynamicRegularizer:
@@ -124,10 +132,11 @@ class DynamicRegularizer:
         ['fptt_average', 'fptt_dual']
     """
 
-    alpha = _Number()
-    beta = _Number()
-    rho = _Number()
-    max_grad_norm = _Number()
+    alpha: float = _Number()  # type: ignore[assignment]
+    beta: float = _Number()  # type: ignore[assignment]
+    rho: float = _Number()  # type: ignore[assignment]
+    max_grad_norm: float | None = _Number()  # type: ignore[assignment]
+    variant: str = _Variant()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -145,7 +154,7 @@ class DynamicRegularizer:
         problems.raise_any()
         self.optimizer = optimizer
         self.alpha, self.beta, self.rho = alpha, beta, rho
-        self._variant = variant
+        self.variant = variant
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self.updates = 0
@@ -165,13 +174,9 @@ class DynamicRegularizer:
         self._adopt(optimizer)
 
     @property
-    def variant(self) -> str:
-        return self._variant  # what the averages mean, so it stays
-
-    @property
     def dual_weight(self) -> float:
         """Factor of the dual in the gradient."""
-        return float(1 - self.rho) * (1.0 if self.variant == "dual" else 0.5)
+        return (1 - self.rho) * (1.0 if self.variant == "dual" else 0.5)
 
     # ------------------------------------------------------------------ one update, in the order of its equations
 

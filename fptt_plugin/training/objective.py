@@ -292,7 +292,7 @@ class Objective:
     def loss_of(self, output: Any, target: Any) -> Tensor:
         """``loss_fn`` of an output and its target as loss and user see them."""
         single = isinstance(output, Tensor) and isinstance(target, Tensor)
-        if single and output.shape != target.shape:
+        if single and output.shape != target.shape and not self._takes_labels:
             self._check_broadcast(output, target)
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
@@ -315,16 +315,18 @@ class Objective:
         Raises:
             BatchError: For torch's regression losses.
         """
+        refused = isinstance(self.loss_fn, _REGRESSION) or _function(self.loss_fn) in _REGRESSION_FUNCTIONS
+        if not refused:
+            may_be_labels = self._is_binary or not (target.is_floating_point() or _is_one(output))
+            if self._warned_of_shapes or may_be_labels or not _broadcasts(output, target):
+                return
         reason = f"the output has shape {tuple(output.shape)} and the target {tuple(target.shape)}"
         remedy = _like(output, target)
-        if isinstance(self.loss_fn, _REGRESSION) or _function(self.loss_fn) in _REGRESSION_FUNCTIONS:
+        if refused:
             raise BatchError(f"{reason}, which {self.name} would broadcast against each other", remedy)
-        if self._takes_labels or self._is_binary or not (target.is_floating_point() or _is_one(output)):
-            return
-        if not self._warned_of_shapes and _broadcasts(output, target):
-            self._warned_of_shapes = True
-            text = f"{reason}; if loss_fn subtracts them, every output is compared with every target: {remedy}"
-            warnings.warn(text, FPTTWarning, stacklevel=2)
+        self._warned_of_shapes = True
+        text = f"{reason}; if loss_fn subtracts them, every output is compared with every target: {remedy}"
+        warnings.warn(text, FPTTWarning, stacklevel=2)
 
     @property
     def _is_binary(self) -> bool:

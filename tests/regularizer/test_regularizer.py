@@ -304,5 +304,6 @@ def test_options_are_checked_when_they_are_changed(name, wrong, right):
 
 def test_the_variant_stays():
     regularizer = DynamicRegularizer(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
-    with pytest.raises(AttributeError, match="variant"):
+    with pytest.raises(ConfigurationError, match="variant"):
         regularizer.variant = "gradient"
+    assert regularizer.variant == "dual"
