@@ -3,10 +3,12 @@
 import copy
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import nn
 
 from fptt_plugin import FiringRates, FPTTTrainer
+from fptt_plugin.errors import ConfigurationError
 from fptt_plugin.functional import MultiGaussian
 from fptt_plugin.state import AttributeHandler, ModelState, register_state_handler
 from fptt_plugin.tree import map_tensors
@@ -148,3 +150,13 @@ class Before:
     def differs(self):
         """Names of what has changed."""
         return [name for name, tensors in self.look().items() if not identical(tensors, self.seen[name])]
+
+
+def check_setting(owner, name, wrong, right):
+    """An option of ``owner`` refuses one value, by its name and without a change, and takes another."""
+    before = getattr(owner, name)
+    with pytest.raises(ConfigurationError, match=name):
+        setattr(owner, name, wrong)
+    assert getattr(owner, name) == before
+    setattr(owner, name, right)
+    assert getattr(owner, name) == right

@@ -16,7 +16,7 @@ class NoEmptyLastLine(SphinxPostTransform):
         for block in self.document.findall(nodes.literal_block):
             if block.astext().endswith("\n"):
                 block.rawsource = block.astext().rstrip()
-                block.children = [nodes.Text(block.rawsource)]
+                block[:] = [nodes.Text(block.rawsource)]  # so that the text knows its parent
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -17,13 +17,12 @@ class Units(SphinxPostTransform):
     default_priority = 900
 
     def run(self, **_: object) -> None:
-        # From the parents' side: not every text of an extension knows its parent.
-        for parent in list(self.document.findall(nodes.Element)):
-            if isinstance(parent, nodes.literal | nodes.literal_block | nodes.raw | nodes.math | nodes.math_block):
+        for text in list(self.document.findall(nodes.Text)):
+            if isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.raw | nodes.math | nodes.math_block):
                 continue
-            for index, child in enumerate(parent.children):
-                if isinstance(child, nodes.Text):
-                    parent[index] = nodes.Text(UNIT.sub("\N{NO-BREAK SPACE}", child))
+            kept = UNIT.sub("\N{NO-BREAK SPACE}", text)
+            if kept != text:
+                text.parent.replace(text, nodes.Text(kept))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

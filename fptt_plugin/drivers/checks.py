@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from itertools import count, zip_longest
 from numbers import Number
@@ -19,7 +19,7 @@ from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..tree import tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
-from .returned import Returned, differ, identify, lively_inputs
+from .returned import Returned, differ, identify, lively_inputs, told_apart
 from .slice import SliceDriver
 from .trial import ABSENT, Call, TrialCopy
 
@@ -248,12 +248,12 @@ def _within_one_run(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> list[Ret
     """How the output follows from what a module returns at each step, if it does; random numbers do not disturb it."""
     copy.state.reset()
     size = driver.select(copy.run(x)).numel()
-    returned, records = copy.series(x, size)
-    found = identify(driver.select(returned), records)
-    if differ(found):  # at every step the same: random numbers in their place tell the steps apart
-        returned, records = copy.series(x, size, noise={found[0].module})
-        found = identify(driver.select(returned), records) or found
-    return found
+
+    def run(noise: Container[str] = ()) -> list[list[Returned]]:
+        returned, records = copy.series(x, size, noise)
+        return [identify(driver.select(returned), records)]
+
+    return told_apart(run(), run)[0]
 
 
 def _agree_on_form(ones: list[Returned], others: list[Returned]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Container
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from .base import Driver, Select, cannot_step, driver_named, driver_names, step_
 from .failures import does_not_run
 from .in_flight import InFlightDriver, TimeAxis, check_eager
 from .inputs import takes_state
-from .returned import Returned, StepOutput, differ, identify, lively_inputs
+from .returned import Returned, StepOutput, differ, identify, lively_inputs, told_apart
 from .step import StepDriver
 from .trial import Calls, TrialCopy
 
@@ -345,17 +346,14 @@ class _Fits(NamedTuple):
 
 
 def _fits(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select) -> _Fits:
-    def outputs(returned: Any) -> list[Tensor]:
+    def run(noise: Container[str] = ()) -> _Fits:
+        returned, records = copy.records(x, time(x), noise)
         tensors = tensors_in(returned)
-        return [*tensors, *_made(select, returned, tensors)]
+        made = _made(select, returned, tensors)
+        return _Fits(returned, records, made, [identify(tensor, records) for tensor in [*tensors, *made]])
 
-    returned, records = copy.records(x, time(x))
-    fits = [identify(tensor, records) for tensor in outputs(returned)]
-    alike = {found[0].module for found in fits if differ(found)}
-    if alike:  # at every step: random numbers in their place tell the steps apart
-        noisy, noise = copy.records(x, time(x), noise=alike)
-        fits = [identify(tensor, noise) or found for tensor, found in zip(outputs(noisy), fits, strict=True)]
-    return _Fits(returned, records, _made(select, returned, tensors_in(returned)), fits)
+    found = run()
+    return found._replace(fits=told_apart(found.fits, lambda alike: run(alike).fits))
 
 
 def _selected(select: Select, returned: Any, tensors: list[Tensor]) -> int | None:

@@ -109,6 +109,17 @@ def differ(fits: list[Returned]) -> bool:
     return len({fit.readout for fit in fits}) > 1
 
 
+def told_apart(fits: list[list[Returned]], noisy: Callable[[set[str]], list[list[Returned]]]) -> list[list[Returned]]:
+    """The fits, those that differ replaced by what fits with random numbers in place of what is the same at every step.
+
+    Args:
+        fits: What fits each of some tensors.
+        noisy: Called with the names of the modules whose output is to be random; returns what then fits the same.
+    """
+    alike = {found[0].module for found in fits if differ(found)}
+    return [other or found for other, found in zip(noisy(alike), fits, strict=True)] if alike else fits
+
+
 def warn_of_guess(net: nn.Module, readout: str) -> None:
     """Warn that the values of a network did not tell how it combines its time steps."""
     warnings.warn(
