@@ -4,6 +4,7 @@ from .base import Driver, StepModes, driver_names, register_driver, step_modes, 
 from .checks import preflight
 from .detect import check_driver, check_network, find_driver, known_driver
 from .explicit import ExplicitDriver
+from .failures import neurons_rest
 from .in_flight import InFlightDriver, check_in_flight
 from .inputs import input_hook, pack_inputs, takes_state
 from .layouts import layout_remedy, takes_integers
@@ -26,6 +27,7 @@ __all__ = [
     "input_hook",
     "known_driver",
     "layout_remedy",
+    "neurons_rest",
     "pack_inputs",
     "preflight",
     "register_driver",

@@ -16,7 +16,7 @@ from ..errors import BatchError, CannotRunError, CannotStepError, ErrorList, FPT
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
-from .failures import does_not_run
+from .failures import does_not_run, neurons_rest
 from .in_flight import InFlightDriver, TimeAxis, check_eager
 from .inputs import takes_state
 from .returned import Returned, StepOutput, differ, identify, lively_inputs, told_apart
@@ -158,7 +158,8 @@ def check_network(
         problems.check(
             foreign == 0,
             f"the optimizer has {foreign} parameter(s) that are not the network's",
-            "build it from net.parameters(), after the last change to the network",
+            "build it from net.parameters(), after the last change to the network; parameters of a loss function join "
+            "the network with net.register_parameter(name, parameter)",
         )
 
 
@@ -415,7 +416,8 @@ def _rehearse(driver: InFlightDriver, x: Tensor, copy: TrialCopy, hoisted: list[
     def take(output: Tensor) -> bool:
         nonlocal count
         if output.requires_grad:
-            output.sum().backward()
+            with neurons_rest(copy.state):
+                output.sum().backward()
         copy.state.detach()
         count += 1
         if count == 3:
@@ -451,7 +453,12 @@ def _warn_of_resets(copy: TrialCopy, rows: Tensor) -> None:
 def _not_stepwise(net: nn.Module, calls: Calls) -> CannotStepError:
     neurons = calls.neurons
     if not neurons:
-        return cannot_step(net, "calls none of its neurons", "check forward() on your data by hand")
+        return cannot_step(
+            net,
+            "calls none of its neurons",
+            "check forward() on your data by hand; if it takes one time step and reaches them in another way, as "
+            "SpikingJelly's memopt does, pass driver='step'",
+        )
     if calls.unique:
         return cannot_step(
             net,

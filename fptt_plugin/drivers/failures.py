@@ -1,16 +1,20 @@
-"""Why a network does not run on an input: the layer that raised the exception, and what to do about it."""
+"""Why a network does not run: the layer that raised the exception, and what to do about it."""
 
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import CannotRunError, CannotStepError, FPTTError
-from ..state import AttributeHandler, handler_for
+from ..state import AttributeHandler, ModelState, handler_for
+from ..tree import tensors_in
 from .base import cannot_step, step_modes, unwrapped
 from .inputs import input_hook
 from .trial import TrialCopy
@@ -190,3 +194,38 @@ def _further_arguments(net: nn.Module) -> str:
         "they are states, wrap it in a module whose forward(x_t, state) returns (output, state), where state is a "
         "tuple of the states, and None at the start of a sequence"
     )
+
+
+@contextmanager
+def neurons_rest(state: ModelState) -> Iterator[None]:
+    """Check that a backward pass steps no neuron, as it does where it runs layers again to save memory.
+
+    SpikingJelly's own checkpointing gives the neurons the state that they had at first. The state after the step,
+    from which torch's starts, is the wrong one.
+
+    Raises:
+        CannotStepError: If a neuron is called with the state after the step.
+    """
+    states = state.get()
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(neuron: nn.Module, args: Any) -> None:
+            now, after = tensors_in(state.get()[name]), tensors_in(states[name])
+            if len(now) == len(after) and all(map(operator.is_, now, after)):
+                raise CannotStepError(
+                    "is stepped a second time by the backward pass, which runs it again (torch.utils.checkpoint), "
+                    "so that its gradients are wrong",
+                    "leave stateful layers out of torch.utils.checkpoint, or use SpikingJelly's "
+                    "memopt.checkpoint_module, which keeps their state",
+                    layer=name,
+                    layer_type=type(neuron).__name__,
+                )
+
+        return hook
+
+    hooks = [neuron.register_forward_pre_hook(watch(name)) for name, neuron in state.modules()]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()

@@ -43,6 +43,8 @@ class Trainer(Protocol):
 
     @property
     def updates(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
     def prepare(self, x: Any, y: Any, mask: Any = None) -> Batch: ...
     def train_batch(self, batch: Batch, visitor: Callable[[int, Any], None] | None = None) -> SequenceResult: ...
     def evaluation(self, averaged: bool | None = None) -> AbstractContextManager[None]: ...
@@ -124,12 +126,14 @@ def _epochs(
 ) -> Iterator[EpochRecord]:
     for epoch in range(first, count + 1):
         run.callbacks.call("on_epoch_begin", trainer, epoch)
-        begin = time.perf_counter()
+        begin, updates, skipped = time.perf_counter(), trainer.updates, trainer.skipped
         batches = loader(epoch) if callable(loader) else loader
         _set_epoch(batches, epoch)
         with bar_of(batches, run.bar, f"epoch {epoch}/{count}") as bar:
             record = _train_epoch(trainer, batches, epoch, run, bar)
         seconds = time.perf_counter() - begin
+        if trainer.updates == updates:
+            _warn_of_idleness(epoch, trainer.skipped - skipped)
         if epoch == 1:
             _warn_of_silence(record.firing_rates)
         if trainer.average_weights == "epoch":
@@ -404,6 +408,17 @@ def _device(trainer: Trainer) -> torch.device:
     return next(trainer.net.parameters()).device
 
 
+def _warn_of_idleness(epoch: int, skipped: int) -> None:
+    """Warn of an epoch that left the weights as they were."""
+    cause = (
+        f"all of its {skipped} updates were skipped because something was not finite: lower the learning rate, or the "
+        "initial scale of the GradScaler"
+        if skipped
+        else "none of its targets counts: look at the mask, and for labels that equal the loss function's ignore_index"
+    )
+    warnings.warn(f"epoch {epoch} made no update; {cause}", FPTTWarning, stacklevel=5)
+
+
 def _warn_of_silence(rates: dict[str, float]) -> None:
     """Warn of layers that hardly fire in the first epoch: what lies behind them gets little to learn from."""
     silent = [f"{name!r} ({100 * rate:.2g} %)" for name, rate in rates.items() if rate < SILENT]
@@ -413,5 +428,5 @@ def _warn_of_silence(rates: dict[str, float]) -> None:
             "Lower the threshold or beta (an LTCLeaky with beta=0.9 takes in a tenth of its input per step, and needs "
             "tens of steps to reach its threshold), or scale up the input or the initial weights",
             FPTTWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

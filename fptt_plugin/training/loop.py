@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..drivers import Driver
+from ..drivers import Driver, neurons_rest
 from ..errors import BatchError, FPTTWarning, NotFiniteError
 from ..interrupts import Interruptible, Uninterrupted
 from ..results import SequenceResult, StepResult
@@ -112,7 +112,7 @@ class TrainingLoop:
         self._loss_sum: Tensor | None = None  # of the windows of this sequence
         self._loss_count: int | Tensor = 0
         self._had_loss = self._loss_reaches_weights = False
-        self._warned = self._padding_warned = self._rows_checked = False
+        self._warned = self._padding_warned = self._rows_checked = self._backward_checked = False
         self._streams = True  # False within a batch of sequences
         self._visitor: Visitor | None = None
 
@@ -270,7 +270,9 @@ class TrainingLoop:
         if loss is not None:
             self._count_loss(loss.detach())
             if teaches:
-                updater.backward(loss, first=backwards == 0)
+                with nullcontext() if self._backward_checked else neurons_rest(run_state.model):
+                    updater.backward(loss, first=backwards == 0)
+                self._backward_checked = True
                 backwards += 1
                 self._loss_reaches_weights = True
             run_state.losses = []

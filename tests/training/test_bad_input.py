@@ -184,6 +184,25 @@ def test_options(options, words):
     assert FPTTTrainer(net, optimizer, CE).train_sequence(*batch()).updates == 6
 
 
+def test_a_loss_function_with_a_parameter_of_its_own():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, output, target):
+            return nn.functional.cross_entropy(self.scale * output, target)
+
+    net, loss_fn = spiking_net(), Scaled()
+    with pytest.raises(ValueError, match=r"1 parameter\(s\).*net.register_parameter\(name, parameter\)"):
+        FPTTTrainer(net, torch.optim.SGD([*net.parameters(), loss_fn.scale], lr=0.1), loss_fn)
+    net.register_parameter("scale", loss_fn.scale)
+    trainer = FPTTTrainer(net, sgd(net), loss_fn)
+    trainer.train_sequence(*batch())
+    assert loss_fn.scale != 2.0
+    assert trainer.regularizer.average_of(loss_fn.scale) != 2.0
+
+
 def test_networks_and_optimizers():
     net, other = spiking_net(), spiking_net()
     with pytest.raises(ValueError, match=r"4 parameter\(s\) that are not the network's: build it from net.parameters"):

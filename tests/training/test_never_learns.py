@@ -147,3 +147,23 @@ def test_a_liquid_output_layer_that_is_read_by_counts(combine):
         texts = [str(entry.message) for entry in caught if "its spikes are counted" in str(entry.message)]
         assert len(texts) == warned
         assert all("'3' (LTCLeaky) is the output layer" in text and "LTCIntegrator()" in text for text in texts)
+
+
+@pytest.mark.parametrize("how", ["mask", "ignore_index"])
+def test_an_epoch_in_which_no_target_counts(how):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    x, y = batch()
+    nothing = (x, torch.full_like(y, -100)) if how == "ignore_index" else (x, y, torch.zeros(len(y), dtype=torch.bool))
+    with pytest.warns(FPTTWarning, match="epoch 1 made no update; none of its targets counts"):
+        trainer.fit([nothing], progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit([nothing, (x, y)], progress=False)  # the other batch teaches
+
+
+def test_an_epoch_in_which_every_update_is_skipped():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), lambda output, y: CE(output, y) * torch.inf, on_nonfinite="skip")
+    with pytest.warns(FPTTWarning, match=r"epoch 1 made no update; all of its \d+ updates were skipped"):
+        trainer.fit([batch()], progress=False)
