@@ -167,8 +167,9 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
 
     Args:
         lengths: Time steps of each measurement.
-        sizes: Its bytes, such as :attr:`SavedForBackward.peak <fptt_plugin.SavedForBackward>`.
-        label: Name of the way to train in the legend. A method gets its colour, see :func:`method_color`.
+        sizes: Bytes of each measurement, such as :attr:`SavedForBackward.peak <fptt_plugin.SavedForBackward>`; drawn in
+            MiB.
+        label: Name in the legend. A method gets its colour, see :func:`method_color`.
         axes: Axes to draw on.
 
     Returns:

@@ -117,7 +117,7 @@ class EpochRecord(NamedTuple):
     grad_norm: float | None = None
 
     def scalars(self) -> dict[str, float]:
-        """Every figure by a name such as ``"val/accuracy"``, for a logger; those that there are not are left out.
+        """Every figure by a name such as ``"val/accuracy"``, for a logger; missing values are omitted.
 
         Returns:
             Numbers by name.

@@ -96,7 +96,8 @@ class FPTTTrainer:
         alpha: Strength of the dynamic regulariser, >= 0; 0 is truncated BPTT, the control. Default 0.1.
         beta: Rate of the running average, in (0, 1]. Default 0.5.
         rho: Fraction of the dual left out of the gradient. Default 0.
-        variant: ``"dual"`` (the authors' code) or ``"gradient"`` (Algorithm 2), see :class:`DynamicRegularizer`.
+        variant: ``"dual"`` (the authors' code, the default) or ``"gradient"`` (Algorithm 2), see
+            :class:`DynamicRegularizer`.
         window: Steps that a gradient reaches back; then the state is detached. Default 1; ``None`` is the whole
             sequence.
         loss_every: A loss at every n-th step; ``None``, the default, at the last step of each window. The last step
@@ -109,34 +110,36 @@ class FPTTTrainer:
             ``variant="gradient"``, whose averages carry the last raw gradients.
         output: Which output of the network the loss sees, see :class:`~fptt_plugin.training.Objective`.
         readout: What loss and decision see at a step: ``"step"``: its output; ``"mean"``, ``"sum"``, ``"max"``: the
-            mean, sum or maximum of the outputs so far, the past without gradient. ``None``, the default: what the
-            network itself returns when the sequence ends there, the step's output for networks that return every step.
-            Networks that end in spikes need ``"mean"``.
+            mean, sum or maximum of the outputs so far, the past without gradient; ``"rate"``: the loss sees the step's
+            output, and the decision is the mean so far. ``None``, the default: what the network itself returns when the
+            sequence ends there; for networks that return every step, the step's output, and ``"rate"`` with snnTorch's
+            ``SF.ce_rate_loss``. Networks that end in spikes need ``"mean"`` or ``"rate"``.
         loss_ramp: Weight of the loss over time, see :class:`~fptt_plugin.training.Objective`.
         auxiliary: Class-distribution term, see :class:`~fptt_plugin.training.Objective`.
-        targets: Whether ``y`` holds one target per ``"sequence"`` or per ``"step"``; ``"auto"`` decides by its shape.
+        targets: Whether ``y`` holds one target per ``"sequence"`` or per ``"step"``; ``"auto"``, the default,
+            decides by its shape.
         batch_first: Sequences are ``[B, T, ...]`` instead of ``[T, B, ...]``.
         driver: How the network is called in time. ``"step"``: ``net(x_t)``; ``"slice"``: ``net(x[t:t+window])``,
             SpikingJelly in 'm' mode; ``"in-flight"``: ``net(x)`` once, for networks that loop over time in ``forward``;
             ``"explicit"``: ``net(x_t, state) -> (output, state)``; a name registered with
             :func:`~fptt_plugin.drivers.register_driver`, or a :class:`~fptt_plugin.drivers.Driver` of your own.
-            ``"auto"`` finds out at the first batch, see :meth:`explain`.
+            ``"auto"``, the default, finds out at the first batch, see :meth:`explain`.
         output_module: For the in-flight driver: the module whose call ends a time step, and whose output is trained;
             found if ``None``.
         preflight: Check on copies, with a few steps of the first batch, that no sequence depends on the one before, and
-            that SpikingJelly networks and those with explicit state keep time steps and samples apart. ``False`` for
-            networks that mix these on purpose.
-        on_nonfinite: ``"raise"`` or ``"skip"`` an update whose loss or gradient is not finite; either way weights,
-            running statistics and state are as they were after the update before it. With ``"skip"``, a stream also
-            leaves out a step whose input is not finite, and a target that is not.
+            that SpikingJelly networks and those with explicit state keep time steps and samples apart. Default
+            ``True``; ``False`` for networks that mix these on purpose.
+        on_nonfinite: ``"raise"`` (the default) or ``"skip"`` an update whose loss or gradient is not finite; either way
+            weights, running statistics and state are as they were after the update before it. With ``"skip"``, a stream
+            also leaves out a step whose input is not finite, and a target that is not.
         grad_scaler: A ``torch.amp.GradScaler`` for float16: scales the loss and steps the optimizer. Updates that it
             skips for infinite gradients count as skipped.
-        accelerate: ``"none"``; ``"compile"`` compiles windows of up to eight steps into one graph, from forward pass to
-            weight update (up to two with convolutions). For longer ones it compiles the network's step and the update
-            (10 seconds to a minute for each new shape); ``"cudagraph"`` also records windows in one graph on a GPU;
-            ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results are those of ``"none"`` within
-            rounding, from which the two runs drift apart as soon as a spike flips. What cannot be compiled runs
-            eagerly; :meth:`explain` says what and why.
+        accelerate: ``"none"``, the default; ``"compile"`` compiles windows of up to eight steps into one graph, from
+            forward pass to weight update (up to two with convolutions). For longer ones it compiles the network's step
+            and the update (10 seconds to a minute for each new shape); ``"cudagraph"`` also records windows in one
+            graph on a GPU; ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results are those of
+            ``"none"`` within rounding, from which the two runs drift apart as soon as a spike flips. What cannot be
+            compiled runs eagerly; :meth:`explain` says what and why.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.
@@ -462,7 +465,7 @@ class FPTTTrainer:
             )
 
     def train_batch(self, batch: Batch, visitor: Callable[[int, Any], None] | None = None) -> SequenceResult:
-        """Train on what :meth:`prepare` returned; :meth:`train_sequence` is these two.
+        """Train on what :meth:`prepare` returned; :meth:`train_sequence` calls both.
 
         Args:
             batch: From :meth:`prepare`.
@@ -531,15 +534,14 @@ class FPTTTrainer:
                 and ``reset``, such as those of torchmetrics, which sees a whole pass, or a function of a whole pass,
                 :class:`~fptt_plugin.fit.EpochMetric`; several of these by name in a dictionary; or ``None``. Default:
                 accuracy.
-            monitor: What decides which epoch is best: the name of a metric, or ``"loss"``, that of the decision.
-                ``None``, the default, is the first metric, and the loss without any. Of validation, if there is a
-                ``val_loader``, else of training.
+            monitor: What decides which epoch is best: the name of a metric, or ``"loss"``, the decision's loss.
+                ``None``, the default, is the first metric, or the loss if there is no metric. Computed on the
+                validation data if there is a ``val_loader``, else on the training data.
             higher_is_better: Direction of what is monitored. ``None``, the default: higher, but lower for the loss.
             patience: Stop after so many epochs that were not better than the best before them; ``None``, the default,
                 does not. Epochs of earlier calls and of a loaded checkpoint count.
-            checkpoint: File for the best epoch so far: of all calls, and of the run that was loaded, as long as the
-                file is there and they agree in its name, what is monitored, the direction and whether there is a
-                ``val_loader``.
+            checkpoint: File for the best epoch. The best score of earlier calls, and of a run that was loaded, counts
+                if the file exists and name, ``monitor``, direction and the use of a ``val_loader`` are the same.
             callbacks: Objects with hooks, see :class:`~fptt_plugin.fit.Callback`, or functions that are called after
                 each epoch as ``function(trainer, record)``.
             progress: Print a line per epoch, and show a bar in between where ``tqdm`` is installed.
@@ -655,7 +657,7 @@ class FPTTTrainer:
     def evaluation(self, averaged: bool | None = None) -> Iterator[None]:
         """Context in evaluation mode, without gradients and with ``W_bar`` (see :meth:`evaluate`).
 
-        Whatever was in progress is as before afterwards.
+        On exit, state, modes and weights are restored, and training continues where it was.
 
         Args:
             averaged: See :meth:`evaluate`.
@@ -776,7 +778,7 @@ class FPTTTrainer:
         self._loop.driver = driver  # type: ignore[assignment]
         if driver is not None:
             readout = self._run_state.readout
-            readout.mode = self._readout_choice or driver.readout
+            readout.mode = self._readout_choice or self.objective.readout_of(driver.readout)
             readout.factor = 1.0 if self._readout_choice else driver.factor
 
     # ------------------------------------------------------------------ checkpoints

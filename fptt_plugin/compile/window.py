@@ -264,13 +264,13 @@ class CompiledWindow:
                     output = readout(raw, span)
                     outputs.append(output.detach())
                     if k in spec.due:
-                        i = len(losses)
+                        i, seen = len(losses), readout.for_loss(raw, output)
                         if inputs.factors is None:
-                            losses.append(objective.plain_loss(output, inputs.targets[i]))
+                            losses.append(objective.plain_loss(seen, inputs.targets[i]))
                         else:
                             row = rows[i] if spec.mixed else None
                             factor = inputs.factors[i]
-                            losses.append(objective.weighted_loss(output, inputs.targets[i], factor, row))
+                            losses.append(objective.weighted_loss(seen, inputs.targets[i], factor, row))
                 loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
                 if not loss.requires_grad:
                     return None

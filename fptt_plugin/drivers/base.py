@@ -45,7 +45,7 @@ class Driver:
         ...     def advance(self, x):
         ...         return [self.select((self.net(x_t), self.net(x_t))[1]) for x_t in x]
         >>> register_driver("repeats", Repeats)
-        >>> driver_named("repeats").explain()
+        >>> Repeats().explain()
         'driver: Repeats'
     """
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import BatchError, CannotRunError, CannotStepError, ErrorList, FPTTWarning
+from ..errors import BatchError, CannotRunError, CannotStepError, ConfigurationError, ErrorList, FPTTWarning
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
@@ -65,6 +65,7 @@ def find_driver(
     Raises:
         CannotStepError: If the network cannot be stepped; says why, and what to do.
         BatchError: If the batch is empty.
+        ConfigurationError: If ``batch_first`` contradicts the loop in ``forward``.
     """
     if 0 in x.shape[:2]:
         raise BatchError(f"x of shape {tuple(x.shape)} is empty", "leave it out, or check how the data were cut")
@@ -79,6 +80,12 @@ def find_driver(
     except Exception as error:
         raise does_not_run(net, copy, x, error, on_step=failure) from error
     steps, time, calls = _time_axis(copy, calls, x, output_module, batch_first)
+    if batch_first and time.axis == 0:
+        raise ConfigurationError(
+            f"batch_first=True says that the input is [B, T, ...], and {type(net).__name__} loops over its first axis",
+            "let forward() loop over the second, for x_t in x.transpose(0, 1), or pass [T, B, ...] and leave out "
+            "batch_first=True",
+        )
     module = output_module or _end_of_step(calls, steps)
     late = [m for m in _after(calls, module) if m and calls.modules.count(m) < steps and copy.trainable(m)]
     if late:

@@ -93,7 +93,7 @@ def epochs(
         trainer: An :class:`~fptt_plugin.FPTTTrainer`.
         loader: Gives batches as :meth:`~fptt_plugin.FPTTTrainer.fit` takes them; or ``loader(epoch)``, called at the
             start of each epoch, returns what does: the place to seed a sampler or to set a learning rate.
-        count: Number of the last epoch.
+        count: Number of the last epoch, inclusive.
         first: Number of the first epoch, to resume.
         val_loader: Evaluated after each epoch.
         metric: See :meth:`~fptt_plugin.FPTTTrainer.fit`.

@@ -46,7 +46,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
         A 0-d tensor.
 
     Raises:
-        BatchError: If the shapes are others.
+        BatchError: If output or target has another shape.
 
     Example:
         >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).item()
@@ -63,7 +63,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 
 class EpochMetric:
-    """A function of all decisions of a pass at once: for F1, average precision and others that are no mean.
+    """A function of all decisions of a pass at once: for F1 and others that are not means over samples.
 
     Those of scikit-learn, for example. An object by torchmetrics' protocol, which counts instead of collecting, takes
     less memory.

@@ -51,7 +51,7 @@ def initial_state(zeros: Tensor, kind: str = "zeros") -> LTCState:
 
 
 def membrane_step(x: Tensor, u: Tensor, mem_gate: Tensor) -> Tensor:
-    """Leaky integration with a gated time constant, ``u + sigmoid(mem_gate) * (x - u)`` (paper Eq. 8).
+    """Leaky integration with a gated time constant, ``u + sigmoid(mem_gate) * (x - u)`` (Eq. 8 of the paper).
 
     Args:
         x: Input current, shape ``[B, ...]``.
@@ -84,7 +84,7 @@ def ltc_step(
     quantize: Callable[[Tensor], Tensor] | None = None,
     inhibition: bool = False,
 ) -> tuple[Tensor, LTCState]:
-    """One time step of a layer of liquid time-constant spiking neurons (paper Eq. 8-9).
+    """One time step of a layer of liquid time-constant spiking neurons (Eq. 8-9 of the paper).
 
     The gates' logits are computed by the caller from ``x`` and the *old* state (``u`` for ``mem_gate``, ``b`` for
     ``adp_gate``), so this function holds the dynamics alone.

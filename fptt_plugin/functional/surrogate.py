@@ -54,12 +54,15 @@ def multi_gaussian(
 ) -> Tensor:
     r"""Multi-Gaussian pseudo-derivative of the spike function.
 
-    .. math:: \gamma\,[(1+h)\,N(v; 0, \sigma^2) - h\,N(v; \sigma, (s\sigma)^2) - h\,N(v; -\sigma, (s\sigma)^2)]
+    .. math::
+
+        \gamma\,\bigl[ & (1+h)\,N(v; 0, \sigma^2) \\
+        & - h\,N(v; \sigma, (s\sigma)^2) - h\,N(v; {-\sigma}, (s\sigma)^2)\bigr]
 
     Args:
         v: Distance of the membrane from its threshold, any shape.
         sigma: Width of the centre Gaussian, in units of the membrane.
-        scale: Width of the two negative side lobes, in units of ``sigma``.
+        scale: Width ``s`` of the two negative side lobes, in units of ``sigma``.
         height: Weight ``h`` of each side lobe.
         gamma: Overall factor.
 

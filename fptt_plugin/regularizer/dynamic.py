@@ -64,7 +64,9 @@ class DynamicRegularizer:
     """Turn the steps of an optimizer into FPTT updates.
 
     Before each ``optimizer.step()`` the gradient of the regulariser is added to every ``.grad`` and the sum is clipped;
-    after it the dual and the running average move (``W`` weights, ``W_bar`` their running average, ``lam`` the dual)::
+    after it the dual and the running average move (``W`` weights, ``W_bar`` their running average, ``lam`` the dual):
+
+    .. code-block:: text
 
         g    += alpha (W - W_bar) - (1 - rho) lam
         clip g by its global norm
@@ -348,7 +350,7 @@ class DynamicRegularizer:
         """Return ``W_bar`` of a parameter.
 
         Args:
-            parameter: One of the optimizer's.
+            parameter: A parameter of the optimizer.
 
         Returns:
             Its average, detached. It is the parameter itself if that is frozen, before its first update, and with
@@ -362,7 +364,7 @@ class DynamicRegularizer:
         """Return ``lam`` of a parameter.
 
         Args:
-            parameter: One of the optimizer's.
+            parameter: A parameter of the optimizer.
 
         Returns:
             Its dual, detached; zero before the first update and with ``alpha=0``.
@@ -440,7 +442,7 @@ class DynamicRegularizer:
             self._watch.remember_norms()
 
     def check_values(self) -> None:
-        """Check that the weights have the norms that :meth:`remember_values` saw; the host waits for a device.
+        """Check that the weights have the norms that :meth:`remember_values` saw. Synchronises with the device.
 
         Compares nothing once the weights have moved by an update or one of the regulariser's methods.
 
@@ -627,7 +629,7 @@ class DynamicRegularizer:
     def state_dict(self) -> dict[str, Any]:
         """Return hyperparameters and counter; ``W_bar`` and the dual are in ``optimizer.state_dict()``.
 
-        Those of a 0.1 checkpoint that wait for their parameter's next step are here, as they were there.
+        Averages that came from a checkpoint of version 0.1 are included until the first step after loading.
 
         Returns:
             A dictionary of numbers, names and, from a 0.1 checkpoint, tensors.

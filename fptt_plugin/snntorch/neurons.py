@@ -166,11 +166,19 @@ def as_float(value: Tensor | float) -> Tensor:
 
 
 class LTCLeaky(LiquidSpikingNeuron, Leaky):
-    """Liquid time-constant spiking neuron in place of ``snn.Leaky`` (paper Eq. 8-9).
+    """Liquid time-constant spiking neuron in place of ``snn.Leaky`` (Eq. 8-9 of Yin, Corradi, Bohté 2023).
 
-    ``kappa = sigmoid(mem_gate([x, u]))``, ``rho = sigmoid(adp_gate([x, b]))``, then
-    ``b = rho b + (1 - rho) s``, ``theta = threshold + adaptation b``, ``u = u + kappa (x - u)``,
-    ``s = H(u - theta)`` and a reset, see :func:`fptt_plugin.functional.ltc_step`.
+    One step, with input ``x``, membrane ``u``, adaptation ``b`` and spikes ``s``, followed by a reset
+    (:func:`fptt_plugin.functional.ltc_step`):
+
+    .. code-block:: text
+
+        kappa = sigmoid(mem_gate([x, u]))
+        rho   = sigmoid(adp_gate([x, b]))
+        b     = rho b + (1 - rho) s
+        theta = threshold + adaptation b
+        u     = u + kappa (x - u)
+        s     = H(u - theta)
 
     What differs from ``snn.Leaky``:
 
@@ -206,7 +214,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         spike_grad: Surrogate spike function of ``mem - theta``. Default :class:`~fptt_plugin.functional.MultiGaussian`.
         surrogate_disable: Spikes without any gradient.
         init_hidden: Keep the state inside and return ``spk`` alone.
-        inhibition: Only the most excited neuron of each row fires.
+        inhibition: Only the most excited neuron of each sample fires.
         learn_beta: Train the gates.
         learn_threshold: Train the threshold.
         reset_mechanism: ``"zero"``, ``"subtract"`` or ``"none"``.
@@ -221,7 +229,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
-        kernel_size: Of the convolutional gates, odd. Default 3.
+        kernel_size: Kernel size of the convolutional gates; must be odd. Default 3.
         init_state: ``"zeros"``, or ``"random"``: membrane uniform in [0, 1), ``b = 0.1`` (the authors' code).
 
     Shape:
@@ -293,7 +301,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         self._init_liquid(gates, adaptation, init_state)
 
     def reset_mem(self) -> Tensor:
-        """Bring the whole state to its initial value, of the current shape.
+        """Reset the whole state to its initial value, keeping its shape.
 
         Returns:
             The membrane.

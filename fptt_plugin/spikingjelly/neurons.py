@@ -107,12 +107,21 @@ def _check_tau(tau: Any) -> Any:
 
 
 class LTCLeaky(LiquidNode, neuron.BaseNode):
-    """Liquid time-constant spiking neuron in place of ``neuron.LIFNode`` (paper Eq. 8-9).
+    """Liquid time-constant spiking neuron in place of ``neuron.LIFNode`` (Eq. 8-9 of Yin, Corradi, Bohté 2023).
 
-    ``kappa = sigmoid(mem_gate([x, v]))``, ``rho = sigmoid(adp_gate([x, b]))``, then
-    ``b = rho b + (1 - rho) s``, ``theta = v_threshold + adaptation b``, ``v = v + kappa (x - v)``,
-    ``s = H(v - theta)`` and a reset, see :func:`fptt_plugin.functional.ltc_step`. Memories: ``v``, ``b`` and ``spike``
-    (the last spikes).
+    One step, with input ``x``, membrane ``v``, adaptation ``b`` and spikes ``s``, followed by a reset
+    (:func:`fptt_plugin.functional.ltc_step`):
+
+    .. code-block:: text
+
+        kappa = sigmoid(mem_gate([x, v]))
+        rho   = sigmoid(adp_gate([x, b]))
+        b     = rho b + (1 - rho) s
+        theta = v_threshold + adaptation b
+        v     = v + kappa (x - v)
+        s     = H(v - theta)
+
+    Memories: ``v``, ``b`` and ``spike`` (the last spikes).
 
     What differs from ``neuron.LIFNode``:
 
@@ -134,7 +143,7 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
     ====================== ============================== ==========================================
 
     Args:
-        *positional: Refused, with what to write instead: the first argument of SpikingJelly's nodes is ``tau``.
+        *positional: Not accepted: the error names the keyword. The first argument of SpikingJelly's nodes is ``tau``.
         v_threshold: Resting threshold.
         v_reset: Membrane after a spike and before the first input; ``None`` subtracts the threshold and starts at 0.
         surrogate_function: Spike function of ``v - theta``. Default :class:`~fptt_plugin.functional.MultiGaussian`.

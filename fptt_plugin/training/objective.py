@@ -41,8 +41,9 @@ class Objective:
         output: Picks the output from what the network returns: an index, a key or attribute name, or a callable.
             ``None``: a tensor as it is; of snnTorch's ``(spk, ..., mem)`` the membrane, for spike losses the spikes.
             A callable that returns several tensors, in a tuple, list or dictionary, gives loss and metric all of them:
-            ``lambda returned: returned`` whatever the network returns. Of a ``forward`` that loops over time, it gets
-            the tensors of one step, or makes the decision of the records: ``lambda returned: returned[0].sum(0)``.
+            ``lambda returned: returned`` whatever the network returns. For a ``forward`` that loops over time, the
+            callable may pick one of the records that it returns, or reduce it over time, as
+            ``lambda returned: returned[0].sum(0)`` does.
         ramp: ``"linear"`` (``r_t = (t + 1) / T``), ``"constant"`` (1), a callable ``(t, T) -> float``, or ``None``:
             linear for one class label per sequence, constant otherwise.
         auxiliary: Use the divergence term: ``True``, ``False``, your own
@@ -111,13 +112,20 @@ class Objective:
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         if tensors and len(tensors) == len(entries) and len({tensor.shape for tensor in tensors}) == 1:
             place = self.default_index % len(tensors)
-            self._output = f"output {place} of the {len(tensors)} that the network returns"
+            self._output = f"output[{place}] of the {len(tensors)} that the network returns"
             return tensors[place]
         raise OutputError(
             f"there is no single output in {_describe(returned)}; say which one the loss sees, e.g. output=0, "
             "output='name' or output=lambda returned: returned[0]; for a loss_fn that takes all of them, "
             "output=lambda returned: returned"
         )
+
+    def readout_of(self, own: str) -> str:
+        """The readout for a network with a readout of its own.
+
+        snnTorch's loss of spike rates is taken step by step, and its accuracy over the whole record.
+        """
+        return "rate" if own == "step" and _snntorch_name(self.loss_fn) == "ce_rate_loss" else own
 
     def _packed(self, picked: Any) -> Tensor:
         """What a callable picked, as one tensor."""
@@ -218,11 +226,12 @@ class Objective:
                 visitor(t, output.detach())
             if batch.y is None or not (t in due or batch.carries_loss(t, due)):
                 continue
+            seen = readout.for_loss(raw, output)
             if batch.mask is None:
                 target = batch.y if batch.per_sequence or batch.steps is None else batch.y[t]
-                losses.append(self.loss(output, target, t, batch.steps, batch.per_sequence, update=update))
+                losses.append(self.loss(seen, target, t, batch.steps, batch.per_sequence, update=update))
             else:
-                losses += self._losses_of_labelled(output, batch, t, due, update)
+                losses += self._losses_of_labelled(seen, batch, t, due, update)
         assert decision is not None
         return decision, losses
 

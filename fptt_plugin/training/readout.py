@@ -10,14 +10,15 @@ from torch import Tensor
 from ..errors import FPTTWarning
 from ..state import ModelState
 
-READOUTS = ("step", "mean", "sum", "max")
+READOUTS = ("step", "rate", "mean", "sum", "max")
 
 
 class Readout:
     """Turns the outputs of the steps into what loss and decision see.
 
     Args:
-        mode: ``"step"``: each output by itself; ``"mean"``, ``"sum"``, ``"max"``: of the outputs so far.
+        mode: ``"step"``: each output by itself; ``"mean"``, ``"sum"``, ``"max"``: of the outputs so far; ``"rate"``:
+            the loss sees each output by itself, the decision the mean so far.
         factor: Constant that a sum is multiplied with.
 
     Example:
@@ -34,7 +35,7 @@ class Readout:
         self.count: int | Tensor = 0  # of time steps: a number, or one per sample
 
     def __call__(self, output: Tensor, steps: int = 1) -> Tensor:
-        """What loss and decision see.
+        """What the decision sees, and the loss too unless :meth:`for_loss` says otherwise.
 
         Args:
             output: Output ``[B, ...]`` of one step, or of several, combined by the network in the same mode.
@@ -42,7 +43,7 @@ class Readout:
         """
         if self.mode == "step":
             return output
-        dtype, output = output.dtype, summable(output)
+        dtype, output = output.dtype, summable(output.detach() if self.mode == "rate" else output)
         if self.mode == "mean" and steps > 1:
             output = steps * output
         if self.total is None or self.mode == "max":
@@ -54,9 +55,13 @@ class Readout:
         else:
             self.total = torch.maximum(self.total, output) if self.mode == "max" else self.total + output
         self.count = self.count + steps
-        if self.mode == "mean":
+        if self.mode in ("mean", "rate"):
             return (self.total / self.count).to(dtype)
         return (self.total if self.factor == 1.0 else self.factor * self.total).to(dtype)
+
+    def for_loss(self, output: Tensor, seen: Tensor) -> Tensor:
+        """What the loss sees of an output, for which a call returned ``seen``."""
+        return output if self.mode == "rate" else seen
 
     def restart(self, rows: Tensor) -> None:
         """Restart the readout of some rows of the batch, boolean ``[B]``."""
@@ -87,7 +92,7 @@ def summable(tensor: Tensor) -> Tensor:
 def warn_of_liquid_counts(readout: Readout, state: ModelState) -> None:
     """Warn of a liquid neuron with adaptation at the output of a network whose spikes are counted."""
     layers, total = state.modules(), readout.total
-    if not layers or readout.mode not in ("mean", "sum") or total is None or not total.any():
+    if not layers or readout.mode not in ("rate", "mean", "sum") or total is None or not total.any():
         return
     name, last = layers[-1]
     if hasattr(last, "adp_gate") and bool((total == total.round()).all()):

@@ -88,6 +88,7 @@ def test_every_driver(build, window, graph_steps):
         {"max_grad_norm": None},
         {"max_grad_norm": 1e-3},
         {"readout": "mean"},
+        {"readout": "rate"},
         {"readout": "mean", "window": 3, "loss_every": 1},
         {"loss_ramp": "constant"},
         {"loss_ramp": "linear", "auxiliary": False},

@@ -15,6 +15,7 @@ from snntorch.functional import probe
 from torch import nn
 
 from fptt_plugin import BPTT, FPTTTrainer
+from fptt_plugin.errors import ConfigurationError
 from fptt_plugin.snntorch import LTCLeaky
 from fptt_plugin.state import ModelState
 
@@ -211,6 +212,43 @@ def test_snntorch_losses_train_a_looping_network(loss):
         assert own.grad.abs().max() > 0
     net = lively(nets.Static())
     assert FPTTTrainer(net, sgd(net), loss()).train_sequence(x, y).updates == 6
+
+
+def spiking_sequential():
+    last = nets.leaky(init_hidden=True, output=True)
+    return nn.Sequential(nn.Linear(5, 10), nets.leaky(init_hidden=True), nn.Linear(10, 3), last)
+
+
+@pytest.mark.parametrize("make", [nets.Static, spiking_sequential])
+def test_the_loss_of_spike_rates_is_decided_by_the_spike_rate(make):
+    """As snnTorch pairs them: ``SF.ce_rate_loss`` step by step, ``SF.accuracy_rate`` on the record of all steps."""
+    net, y = lively(make()), labels(24)
+    x = torch.rand(24, 5) if make is nets.Static else torch.rand(8, 24, 5)
+    trainer = FPTTTrainer(net, sgd(net), SF.ce_rate_loss())
+    trainer.train_sequence(x, y)
+    assert "readout: rate" in trainer.explain()
+    ModelState(net).reset()
+    with torch.no_grad():
+        spk_rec = net(x)[0] if make is nets.Static else torch.stack([net(x_t)[0] for x_t in x])
+    assert 0 < spk_rec.mean() < 1
+    assert torch.allclose(trainer.predict(x, averaged=False), spk_rec.mean(0))
+    assert trainer.evaluate([(x, y)], averaged=False) == pytest.approx(float(SF.accuracy_rate(spk_rec, y)))
+    twin = copy.deepcopy(net)
+    step = FPTTTrainer(twin, sgd(twin), SF.ce_rate_loss(), readout="step")
+    assert torch.equal(step.predict(x, averaged=False), spk_rec[-1])
+    assert not torch.equal(spk_rec[-1], spk_rec.mean(0))
+
+
+def test_batch_first_is_refused_for_a_loop_over_the_first_axis():
+    """Whatever the sizes: with as many samples as steps nothing else would show that samples are taken for steps."""
+    for steps in (6, 4):
+        net = nets.Sequence()
+        trainer = FPTTTrainer(net, sgd(net), CE, batch_first=True)
+        with pytest.raises(ConfigurationError, match="loops over its first axis") as caught:
+            trainer.train_sequence(torch.rand(4, steps, 5), labels(4))
+        assert "x.transpose(0, 1)" in caught.value.remedy
+        trainer = FPTTTrainer(net, sgd(net), CE)
+        assert trainer.train_sequence(torch.rand(4, steps, 5).transpose(0, 1), labels(4)).updates == steps
 
 
 def test_learns_from_rate_code_while_monitors_look_on():
