@@ -38,7 +38,11 @@ class Panel(NamedTuple):
 PICTURES = {
     "adding": [
         Panel("adding-0.1", "iterations", "Adding, T = 100, threshold 0.1"),
+    ],
+    "adding_threshold": [
         Panel("adding-0.5", "iterations", "Adding, T = 100, threshold 0.5"),
+    ],
+    "adding_neurons": [
         Panel("adding-neurons", "iterations", "Adding, T = 100, threshold 0.1: other neurons, FPTT", ("length 100",)),
     ],
     "adding_long": [
@@ -48,8 +52,10 @@ PICTURES = {
     "window": [
         Panel("window", "cpu_seconds", "Sequential digits, T = 64", best_rate=True),
         Panel("window", "memory", "Sequential digits, T = 64: accuracy and memory", best_rate=True),
-        Panel("window-long", "cpu_seconds", "S-MNIST at half resolution, T = 196", best_rate=True),
-        Panel("window-long", "memory", "S-MNIST at half resolution: accuracy and memory", best_rate=True),
+    ],
+    "window_long": [
+        Panel("window-long", "cpu_seconds", "S-MNIST at half size, T = 196", best_rate=True),
+        Panel("window-long", "memory", "S-MNIST at half size: accuracy and memory", best_rate=True),
     ],
     "rmnist": [
         Panel("rmnist", "epoch", "R-MNIST, four epochs", ("epochs 4",), above=0.9),
@@ -58,7 +64,9 @@ PICTURES = {
     ],
     "smnist": [
         Panel("smnist", "epoch", "S-MNIST, T = 784"),
-        Panel("psmnist-half", "epoch", "PS-MNIST at half resolution, T = 196"),
+    ],
+    "psmnist": [
+        Panel("psmnist-half", "epoch", "PS-MNIST at half size, T = 196"),
     ],
     "ecg": [
         Panel("ecg", "epoch", "QT-database ECG"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ SUMMARY = [
     Task("N-MNIST, 1 000 recordings", {**NMNIST, "frames": 20, "task": "dvs_gesture"}, "none",
          "level within the spread of the seeds, three to four points"),
     Task("blood cells (detection), 16 epochs", {"task": "detection", "epochs": 16, "norm": None}, "none",
-         "the regulariser costs at a given number of epochs"),
+         "the regulariser lowers the score"),
 ]  # fmt: skip
 
 
@@ -188,8 +188,19 @@ def markdown_table(table: Table, runs: list[Run]) -> str:
     heads = ["", "paper", "ours", "best score", "n", "CPU time", "updates", "firing rate", "parameters", "saved bytes"]
     if table.equal_time:
         heads.insert(4, f"at {budget:.0f} s")
-    lines = [heads, ["---"] * len(heads), *(_cells(row, table, budget) for row in found)]
+    cells = [_cells(row, table, budget) for row in found]
+    # A paper without figures, and a network of one size, need no column.
+    shown = [
+        i for i, head in enumerate(heads) if head not in ("paper", "parameters") or _tells(row[i] for row in cells)
+    ]
+    rule = ["---", *["---:"] * (len(shown) - 1)]
+    lines = [[heads[i] for i in shown], rule, *([row[i] for i in shown] for row in cells)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _tells(cells: Iterable[str]) -> bool:
+    """Whether a column has something to tell its rows apart, or the paper's figure."""
+    return len(found := set(cells)) > 1 or not (found == {"none"} or next(iter(found)).isdigit())
 
 
 def _cells(row: Row, table: Table, budget: float) -> list[str]:
@@ -197,11 +208,12 @@ def _cells(row: Row, table: Table, budget: float) -> list[str]:
     show = percent if run["higher_is_better"] else decimal
     ours = "FPTT" in row.arm and run["settings"].get("neuron") == "ltc"
     updates, firing = row.mean("updates"), row.mean("firing_rate")
-    cells = [row.label, table.paper if ours else "none", spread(row.scores(table.last), show)]
+    label = row.label.replace(" = ", "\u00a0=\u00a0").replace("lr ", "lr\u00a0").replace("window ", "window\u00a0")
+    cells = [label, table.paper if ours else "none", spread(row.scores(table.last), show)]
     cells += [spread(row.best(), show)]
     if table.equal_time:
         cells += [spread(row.scores_at(budget), show)]
-    runs = f"{len(row.runs)}, {row.diverged()} diverged" if row.diverged() else str(len(row.runs))
+    runs = f"{len(row.runs)} ({row.diverged()}\u00a0diverged)" if row.diverged() else str(len(row.runs))
     cells += [runs, f"{row.cpu_seconds():.0f} s"]
     cells += ["none" if updates is None else f"{updates:.0f}", "none" if firing is None else f"{100 * firing:.1f} %"]
     saved = run.get("saved_for_backward_bytes")
@@ -213,7 +225,7 @@ ARMS = ("FPTT", "alpha = 0", "alpha = 0, eps", "BPTT")
 
 def summary(runs: list[Run]) -> str:
     """Each task in a row, each arm at its own best learning rate, and how many rates it had."""
-    heads = ["", "paper", *ARMS, "CPU time", ""]
+    heads = ["", "paper", *ARMS, "CPU time of FPTT", "what it shows"]
     lines = [heads, ["---"] * len(heads)]
     for task in SUMMARY:
         found = rows(runs, task.where, ("lr", "window"))
@@ -245,7 +257,7 @@ def _arm_cell(found: list[Row], last: int) -> str:
     if best is None:
         return "not run"
     show = percent if best.runs[0]["higher_is_better"] else decimal
-    return f"{show(mean(best.scores(last)))} (n = {len(best.runs)}, {len(found)} tried)"
+    return f"{show(mean(best.scores(last)))} (n\u00a0=\u00a0{len(best.runs)}, {len(found)}\u00a0tried)"
 
 
 def spread(values: list[float], show: Callable[[float], str]) -> str:
@@ -254,11 +266,15 @@ def spread(values: list[float], show: Callable[[float], str]) -> str:
         return "none"
     if len(values) == 1:
         return show(values[0])
-    return f"{show(mean(values))} ({show(min(values))} to {show(max(values))})"
+    low, high = show(min(values)), show(max(values))
+    return f"{show(mean(values))} ({low.removesuffix(UNIT)} to {high})"
+
+
+UNIT = "\u00a0%"  # not to be broken from its number
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}{UNIT}"
 
 
 def decimal(value: float) -> str:

@@ -201,18 +201,20 @@ def neuron() -> plt.Figure:
 # ---------------------------------------------------------------------- thumbnails of the gallery
 
 
-def _thumbnail() -> tuple[plt.Figure, plt.Axes]:
+def _thumbnail(x: str, y: str) -> tuple[plt.Figure, plt.Axes]:
     figure, axes = plt.subplots(figsize=(3.2, 2), layout="constrained")
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
+    axes.set_xlabel(x, fontsize=7)
+    axes.set_ylabel(y, fontsize=7)
     return figure, axes
 
 
-def _curves(table: str, only: tuple[str, ...] = (), length: int | None = None) -> Callable[[], plt.Figure]:
+def _curves(table: str, only: tuple[str, ...] = (), score: str = "accuracy (%)") -> Callable[[], plt.Figure]:
     """Score over the epochs of the best run of each method in a table of the results, mean over its seeds."""
 
     def draw() -> plt.Figure:
-        figure, axes = _thumbnail()
+        figure, axes = _thumbnail("epoch", score)
         rows = results_page.table_rows(results_page.TABLES[table], load(DOCS / "results"))
         chosen: dict[str, Any] = {}
         for row in rows:
@@ -241,17 +243,18 @@ def _curves(table: str, only: tuple[str, ...] = (), length: int | None = None) -
 
 
 def _beta_rule() -> plt.Figure:
-    figure, axes = _thumbnail()
+    figure, axes = _thumbnail("initial beta", "accuracy (%)")
     cells = json.loads((DOCS / "performance" / "beta_rule.json").read_text())["cells"]
-    for steps, color in zip((5, 10, 20, 50), matplotlib.colormaps["viridis"]([0.1, 0.35, 0.6, 0.85]), strict=True):
+    for steps, grey in zip((5, 10, 20, 50), ("0.75", "0.55", "0.35", "0.1"), strict=True):
         found = [cell for cell in cells if cell["presentation"] == "constant" and cell["steps"] == steps]
         found = [cell for cell in found if cell["neuron"] == "LTCLeaky"]
-        axes.plot([c["beta"] for c in found], [100 * mean(c["test_accuracy"]) for c in found], color=color, lw=1.8)
+        axes.plot([c["beta"] for c in found], [100 * mean(c["test_accuracy"]) for c in found], color=grey, lw=1.8)
+        axes.text(found[-1]["beta"], 100 * mean(found[-1]["test_accuracy"]), f" T = {steps}", fontsize=6, color=grey)
     return figure
 
 
 def _benchmarks() -> plt.Figure:
-    figure, axes = _thumbnail()
+    figure, axes = _thumbnail("time steps", "MiB for backward")
     records = json.loads((DOCS / "performance" / "benchmarks.json").read_text())["records"]
     part = [record for record in records if record["part"] == "saved" and record["net"] == "LTC-SRNN 128"]
     for row, method in (("snnTorch BPTT", "BPTT"), ("ours, eager", "FPTT")):
@@ -263,7 +266,7 @@ def _benchmarks() -> plt.Figure:
 
 
 def _small_quickstart() -> plt.Figure:
-    figure, axes = _thumbnail()
+    figure, axes = _thumbnail("epoch", "accuracy (%)")
     for arm, curve in _quickstart_curves().items():
         axes.plot(range(1, len(curve) + 1), curve, color=METHOD_COLORS[arm], lw=1.8)
     axes.set_ylim(70, 100)
@@ -310,7 +313,7 @@ def _channels() -> plt.Figure:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    figure, axes = _thumbnail()
+    figure, axes = _thumbnail("time step", "channel")
     steps = rng.uniform(0, 100, 900)
     bands = rng.choice([150, 350, 520], 900)
     axes.scatter(steps, bands + 80 * np.sin(steps / 14 + bands) + rng.normal(0, 18, 900), s=2, marker="|", color="0.3")
@@ -324,19 +327,21 @@ LOOP = (
     "  optimizer.step()",
     "  state.detach()",
 )
-NETWORK = ("{}Linear(64, 128),", "LTCLeaky(beta=0.5),", "{}Linear(128, 10),", "LTCIntegrator(beta=0.8)")
+NETWORK = ("{0}Linear(64, 128),", "LTCLeaky({1}),", "{0}Linear(128, 10),", "LTCIntegrator({2})")
 THUMBNAILS: dict[str, Callable[[], plt.Figure]] = {
-    "first_snntorch": _text(*(line.format("nn.") for line in NETWORK)),
-    "first_spikingjelly": _text(*(line.format("layer.") for line in NETWORK), 'set_step_mode(net, "m")'),
+    "first_snntorch": _text(*(line.format("nn.", "beta=0.5", "beta=0.8") for line in NETWORK)),
+    "first_spikingjelly": _text(
+        *(line.format("layer.", "tau=2.0", "tau=5.0") for line in NETWORK), 'set_step_mode(net, "m")'
+    ),
     "quickstart": _small_quickstart,
     "beta_rule": _beta_rule,
     "benchmarks": _benchmarks,
-    "adding": _curves("adding-0.1"),
+    "adding": _curves("adding-0.1", score="error"),
     "rate_mnist": _curves("rmnist", ("epochs 20",)),
     "sequential_mnist": _curves("window-long"),
     "ecg_stream": _curves("ecg"),
     "dvs_gesture": _curves("nmnist"),
-    "detection": _curves("detection"),
+    "detection": _curves("detection", score="mean average precision (%)"),
     "speech": _channels,
     "static_images": _pixels(1),
     "dvs_cifar10": _pixels(8),
