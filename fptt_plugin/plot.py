@@ -28,7 +28,7 @@ METHOD_COLORS = {
 }
 """A colour for FPTT, for its two controls and for BPTT; colour-blind readers can tell them apart."""
 
-_SHADES = (0.0, 0.45, -0.45, 0.65, -0.75)  # parts of white, or of black, in the further runs of a method
+_SHADES = (0.0, 0.35, -0.35, 0.55, -0.6)  # parts of white, or of black, in the further runs of a method
 
 
 def method_color(label: str, shade: int = 0) -> str | None:

@@ -149,7 +149,7 @@ def tree(text):
 
 def test_the_layout_lists_every_file_of_the_package():
     """The ``__init__.py`` of a folder is its line."""
-    block = re.search(r"^:class: layout\n\n(fptt_plugin/\n.*?)^```", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    block = re.search(r"^```text\n(fptt_plugin/\n.*?)^```", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
     package = ROOT / "fptt_plugin"
     files = {str(path.relative_to(package)) for path in package.rglob("*.py")}
     assert tree(block.group(1)) == {file for file in files if not file.endswith("/__init__.py")}

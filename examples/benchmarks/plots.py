@@ -79,7 +79,8 @@ def _bars(axes: Any, records: list[Record]) -> None:
     bars = axes.barh(names, values, color=[STYLES[name]["color"] for name in names])
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=2, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
+    axes.set_axisbelow(True)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("ms per update")
 

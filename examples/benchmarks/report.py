@@ -43,7 +43,12 @@ def p10(values: list[float]) -> float:
 
 
 def _sections(figures: Figures) -> list[str]:
-    sections = ["# Benchmarks", *map(_machine, figures["machines"])]
+    # Later runs replace what they measured again; a network's part is that of the last run that names it.
+    sections = [
+        "# Benchmarks",
+        "Runs, a later one in place of what it measured again:",
+        "\n".join(map(_machine, figures["machines"])),
+    ]
     for title, part, lines in (
         ("Time per update", "nets", _updates),
         ("Time per step over the length of the sequence", "time", _lengths),
@@ -66,9 +71,8 @@ def _sections(figures: Figures) -> list[str]:
 def _machine(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("fptt_plugin", "torch", "snntorch", "spikingjelly"))
     return (
-        f"{machine['device']}, {machine['threads']} threads, float32, matmul precision "
-        f"{machine['float32_matmul_precision']!r}; {versions}, Python {machine['python']}; {machine['date']}. "
-        f"`{machine['command']}`"
+        f"* `{machine['command']}`: {machine['device']}, {machine['threads']} threads, float32, matmul precision "
+        f"{machine['float32_matmul_precision']!r}; {versions}, Python {machine['python']}; {machine['date'][:10]}"
     )
 
 
