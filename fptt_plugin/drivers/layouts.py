@@ -33,6 +33,11 @@ def layout_remedy(net: nn.Module, x: Tensor, target: tuple[int, ...], batch_firs
         copy = TrialCopy(net)
     except CannotStepError:
         return ""
+    try:
+        if target[:1] == x.shape[1:2] and _loops_over_second_axis(copy, x):
+            return f"the input looks like [T, B, ...], and forward() loops over the second axis: pass {_SWAPPED}"
+    except Exception:  # it does not run on this input
+        pass
     for remedy, layout in _candidates(net, x, batch_first):
         try:
             changed = layout(x)
@@ -103,6 +108,15 @@ def _loops(copy: TrialCopy, x: Tensor) -> bool:
         return not copy.calls(x[0]).unique
     except Exception:
         return True
+
+
+def _loops_over_second_axis(copy: TrialCopy, x: Tensor) -> bool:
+    """Whether the network makes as many steps as the second axis of its input is long, and not the first."""
+    steps, samples = x.shape[:2]
+    if steps == samples or "m" in step_modes(copy.net).values():
+        return False
+    as_passed, swapped = copy.calls(x).steps(), copy.calls(x.transpose(0, 1)).steps()
+    return as_passed % samples == 0 and swapped % steps == 0 and as_passed != swapped
 
 
 def _runs(copy: TrialCopy, x: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import FPTTWarning
 from ..state import ModelState
 
-READOUTS = ("step", "rate", "mean", "sum", "max")
+READOUTS = ("step", "mean", "sum", "max", "rate")
 
 
 class Readout:

@@ -92,6 +92,19 @@ def test_batch_first_data_for_a_loop_in_forward(samples):
     assert trained.shape == (T, samples, F)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("samples", [4, 9])
+def test_time_first_data_for_a_loop_over_the_second_axis(samples, batch_first):
+    class Second(Tutorial):
+        def forward(self, x):
+            return super().forward(x.transpose(0, 1))
+
+    x, y = torch.rand(T, samples, F), torch.arange(samples) % 2
+    trained, _, errors = follow(Second(), x, y, **({"batch_first": True} if batch_first else {}))
+    assert "forward() loops over the second axis: pass x.transpose(0, 1)" in errors[0].remedy
+    assert trained.shape == (samples, T, F)
+
+
 @pytest.mark.parametrize(
     ("net", "x"),
     [
