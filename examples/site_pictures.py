@@ -248,8 +248,9 @@ def _beta_rule() -> plt.Figure:
     for steps, grey in zip((5, 10, 20, 50), ("0.75", "0.55", "0.35", "0.1"), strict=True):
         found = [cell for cell in cells if cell["presentation"] == "constant" and cell["steps"] == steps]
         found = [cell for cell in found if cell["neuron"] == "LTCLeaky"]
-        axes.plot([c["beta"] for c in found], [100 * mean(c["test_accuracy"]) for c in found], color=grey, lw=1.8)
-        axes.text(found[-1]["beta"], 100 * mean(found[-1]["test_accuracy"]), f" T = {steps}", fontsize=6, color=grey)
+        scores = [100 * mean(cell["test_accuracy"]) for cell in found]
+        axes.plot([cell["beta"] for cell in found], scores, color=grey, lw=1.8, label=f"T = {steps}")
+    axes.legend(fontsize=6, loc="lower left")
     return figure
 
 
