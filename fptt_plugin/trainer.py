@@ -715,13 +715,15 @@ class FPTTTrainer:
         layers = ", ".join(
             f"{name} ({type(module).__name__}: {entries[name]})" for name, module in self.state.modules()
         )
+        known = loop.driver is not None or self._readout_choice is not None
+        readout = self._run_state.readout.mode if known else "found out at the first batch"
         window = "the whole sequence" if schedule.window is None else f"{schedule.window} step(s)"
         return "\n".join(
             [
                 loop.driver.explain() if loop.driver else "driver: found out at the first batch",
                 f"state: {layers}",
                 self.objective.explain(),
-                f"readout: {self._run_state.readout.mode}; window: {window}; "
+                f"readout: {readout}; window: {window}; "
                 f"loss every {schedule.loss_every or 'window'}; update every {schedule.update_every or 'window'}",
                 f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
                 f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",

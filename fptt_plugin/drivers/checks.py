@@ -165,7 +165,7 @@ def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor)
             given=given,
             what=f"{steps} steps of {samples} samples, an input",
             otherwise="forward() must take a leading time axis, [T, B, ...]; where it repeats a still image over time, "
-            "take that out of forward() and pass x.unsqueeze(0).expand(T, *x.shape)",
+            "take that out of forward() and pass x.unsqueeze(0).expand(T, *x.shape), made in the loader's collate_fn",
         ) from error
     try:
         driver.note_time_axis(output, steps, samples)

@@ -43,7 +43,7 @@ def layout_remedy(net: nn.Module, x: Tensor, target: tuple[int, ...], batch_firs
             changed = layout(x)
             steps, samples = changed.shape[:2]
             fits = target[:1] in ((), (samples,)) or target[:2] == (steps, samples)
-            if not fits or not _runs(copy, changed):
+            if not fits or steps == 1 or not _runs(copy, changed):  # an axis of one is no time
                 continue
             if "batch_first=True" in remedy and _loops(copy, changed):  # it gets the input as it is passed
                 also = remedy.partition("batch_first=True")[2]

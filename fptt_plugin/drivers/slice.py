@@ -43,7 +43,7 @@ class SliceDriver(Driver):
                 f"{samples} samples: expected [{steps}, {samples}, ...], or [{samples}, ...] from a network that "
                 "averages over time",
                 "where forward() repeats a still image over time, take that out of forward() and pass "
-                "x.unsqueeze(0).expand(T, *x.shape)",
+                "x.unsqueeze(0).expand(T, *x.shape), made in the loader's collate_fn",
             )
         self.keeps_time = output.shape[:2] == (steps, samples)
         self.combines_steps = not self.keeps_time

@@ -30,6 +30,7 @@ from .screen import bar_of, echo, line, postfix
 from .watch import Watch
 
 SILENT = 0.01  # firing rate below which a layer is warned of
+UNREACHED = 1e6  # threshold from which on a neuron is meant not to fire
 
 
 class Trainer(Protocol):
@@ -135,7 +136,7 @@ def _epochs(
         if trainer.updates == updates:
             _warn_of_idleness(epoch, trainer.skipped - skipped)
         if epoch == 1:
-            _warn_of_silence(record.firing_rates)
+            _warn_of_silence(record.firing_rates, trainer)
         if trainer.average_weights == "epoch":
             trainer.regularizer.load_averages()
         record = record._replace(updates=trainer.updates, seconds=seconds)
@@ -419,14 +420,29 @@ def _warn_of_idleness(epoch: int, skipped: int) -> None:
     warnings.warn(f"epoch {epoch} made no update; {cause}", FPTTWarning, stacklevel=5)
 
 
-def _warn_of_silence(rates: dict[str, float]) -> None:
+def _warn_of_silence(rates: dict[str, float], trainer: Trainer) -> None:
     """Warn of layers that hardly fire in the first epoch: what lies behind them gets little to learn from."""
-    silent = [f"{name!r} ({100 * rate:.2g} %)" for name, rate in rates.items() if rate < SILENT]
-    if silent:
-        warnings.warn(
-            f"{', '.join(silent)}: fired in less than {100 * SILENT:g} % of neurons and time steps in the first epoch. "
-            "Lower the threshold or beta (an LTCLeaky with beta=0.9 takes in a tenth of its input per step, and needs "
-            "tens of steps to reach its threshold), or scale up the input or the initial weights",
-            FPTTWarning,
-            stacklevel=5,
-        )
+    layers = {name: trainer.net.get_submodule(name) for name in rates}
+    silent = [name for name, rate in rates.items() if rate < SILENT and not _never_fires(layers[name])]
+    if not silent:
+        return
+    listed = ", ".join(f"{name!r} ({100 * rates[name]:.2g} %)" for name in silent)
+    liquid = any(hasattr(layers[name], "mem_gate") for name in silent)
+    remedies = ["lower the threshold, or the time constant (beta, tau) of the neurons"]
+    if liquid:
+        remedies[0] += " (an LTCLeaky with beta=0.9 takes in a tenth of its input per step)"
+    remedies += ["scale up the input or the initial weights"]
+    if trainer.regularizer.alpha > 0:
+        remedies += ["compare with alpha=0, since the regulariser slows training down where gradients are small"]
+    warnings.warn(
+        f"{listed}: fired in less than {100 * SILENT:g} % of neurons and time steps in the first epoch; "
+        + ", or ".join(remedies),
+        FPTTWarning,
+        stacklevel=5,
+    )
+
+
+def _never_fires(layer: nn.Module) -> bool:
+    """Whether a neuron has a threshold out of reach: its membrane is read instead."""
+    threshold = getattr(layer, "v_threshold", getattr(layer, "threshold", 0.0))
+    return bool(torch.as_tensor(threshold).min() >= UNREACHED)

@@ -192,7 +192,7 @@ class GradientWatch:
                 still,
                 "had a gradient of zero",
                 "the layers behind them do not fire, or stay so far from their threshold that the surrogate gradient "
-                "vanishes: lower the threshold, scale the input, or lower beta",
+                "vanishes: lower the threshold or the neurons' time constant, scale the input, or compare with alpha=0",
             )
 
     def _say(self, names: list[str], what: str, why: str) -> None:

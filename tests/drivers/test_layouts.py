@@ -92,6 +92,19 @@ def test_batch_first_data_for_a_loop_in_forward(samples):
     assert trained.shape == (T, samples, F)
 
 
+def test_an_axis_of_one_is_no_time():
+    """Images ``[B, 1, 8, 8]`` for a network that would also take their one channel for one time step."""
+    net = nn.Sequential(layer.Flatten(), layer.Linear(64, 2), neuron.LIFNode())
+    functional.set_step_mode(net, "m")
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 2
+    trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.1), CE, readout="mean")
+    with pytest.raises(FPTTError) as caught:
+        trainer.train_sequence(x, y)
+    assert "batch_first" not in caught.value.remedy
+    assert "for a still input" in caught.value.remedy
+    assert trainer.train_sequence(x.unsqueeze(0).expand(5, *x.shape), y).updates == 5
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("samples", [4, 9])
 def test_time_first_data_for_a_loop_over_the_second_axis(samples, batch_first):

@@ -121,7 +121,8 @@ def test_fit_names_layers_that_hardly_fire_once(threshold):
     net[1].threshold = threshold
     (text,) = silences(net)
     assert text.startswith("'1' (0 %): fired in less than 1 %")
-    assert "Lower the threshold" in text
+    assert "lower the threshold" in text
+    assert "compare with alpha=0" in text
 
 
 def test_fit_names_every_silent_layer():
@@ -147,6 +148,17 @@ def test_a_liquid_output_layer_that_is_read_by_counts(combine):
         texts = [str(entry.message) for entry in caught if "its spikes are counted" in str(entry.message)]
         assert len(texts) == warned
         assert all("'3' (LTCLeaky) is the output layer" in text and "LTCIntegrator()" in text for text in texts)
+
+
+def test_a_neuron_that_is_not_meant_to_fire_is_not_named():
+    """SpikingJelly's way to read a membrane: a threshold out of reach."""
+    net = nn.Sequential(nn.Linear(3, 8), neuron.LIFNode(v_threshold=0.1), nn.Linear(8, 2))
+    net.append(neuron.LIFNode(v_threshold=float("inf")))
+    assert silences(net) == []
+    net[3].v_threshold = 100.0
+    (text,) = silences(net)
+    assert text.startswith("'3' (0 %)")
+    assert "LTCLeaky" not in text
 
 
 @pytest.mark.parametrize("how", ["mask", "ignore_index"])
