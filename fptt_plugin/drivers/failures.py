@@ -62,8 +62,8 @@ def does_not_run(
             _initial_state(net, x, name, layer)
             or _pair_of_outputs(net, error)
             or _type(net, x, name, error)
-            or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
             or _without_time_axis(net, name, layer)
+            or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
             or _size(name, layer, error)
             or _further_arguments(net)
             or otherwise
