@@ -57,6 +57,9 @@ TABLES = {
     "adding-0.1": Table({**LTC, "length": 100, "threshold": 0.1}, last=4, paper=SOLVED),
     "adding-0.5": Table({**LTC, "length": 100, "threshold": 0.5}, last=4, paper=SOLVED),
     "adding-long": Table({**LTC, "length": (200, 500, 1000), "threshold": 0.1}, ("length",), last=4, paper=SOLVED),
+    "adding-normalized": Table(
+        {"task": "adding", "neuron": "ltc", "recipe": "normalized"}, ("length", "iterations"), last=4, paper=SOLVED
+    ),
     "adding-neurons": Table({**ADDING, "threshold": 0.1, "method": "fptt", "alpha": 0.5}, ("neuron", "length"), last=4),
     "window": Table({**PIXELS, "dataset": "digits", "epochs": 30}, ("window", "lr"), equal_time=True),
     "window-long": Table(
@@ -115,6 +118,15 @@ SUMMARY = [
     _adding(100, "eps does what the regulariser does"),
     _adding(200, "the same; BPTT is far behind by this number of iterations"),
     _adding(500, "unfinished, and level"),
+    *(
+        Task(f"the same, normalised, T = {length}", {"task": "adding", "recipe": "normalized", "length": length},
+             "solved", says, last=4)
+        for length, says in (
+            (200, "one seed"),
+            (500, "400 iterations learn what 800 did not; level"),
+            (1000, "one seed: it learns, and is not done"),
+        )
+    ),
     Task("digits pixel by pixel, T = 64, window 8 (BPTT: T)", {**PIXELS, "dataset": "digits", "epochs": 30,
          "window": (1, 8)}, "none", "level; FPTT trains at a wider range of learning rates"),
     Task("S-MNIST at half size, T = 196, 10 000 images, window 16", {**PIXELS, **SHORT, "dataset": "mnist",
