@@ -133,7 +133,7 @@ def _epochs(
         with bar_of(batches, run.bar, f"epoch {epoch}/{count}") as bar:
             record = _train_epoch(trainer, batches, epoch, run, bar)
         seconds = time.perf_counter() - begin
-        if trainer.updates == updates:
+        if trainer.updates == updates and (trainer.skipped > skipped or math.isnan(record.loss)):
             _warn_of_idleness(epoch, trainer.skipped - skipped)
         if epoch == 1:
             _warn_of_silence(record.firing_rates, trainer)

@@ -174,6 +174,18 @@ def test_an_epoch_in_which_no_target_counts(how):
         trainer.fit([nothing, (x, y)], progress=False)  # the other batch teaches
 
 
+def test_an_epoch_of_a_frozen_network_is_not_blamed_on_its_targets():
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    net.requires_grad_(False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit([batch()], progress=False)
+    texts = [str(entry.message) for entry in caught]
+    assert texts
+    assert not any("targets" in text for text in texts)
+
+
 def test_an_epoch_in_which_every_update_is_skipped():
     net = spiking_net()
     trainer = FPTTTrainer(net, adam(net), lambda output, y: CE(output, y) * torch.inf, on_nonfinite="skip")
