@@ -44,7 +44,8 @@ class Readout:
         if self.mode == "step":
             return output
         dtype, output = output.dtype, summable(output.detach() if self.mode == "rate" else output)
-        if self.mode == "mean" and steps > 1:
+        averages = self.mode in ("mean", "rate")
+        if averages and steps > 1:
             output = steps * output
         if self.total is None or self.mode == "max":
             # A neuron that changes its membrane in place and returns it would change what is kept here: the first
@@ -55,7 +56,7 @@ class Readout:
         else:
             self.total = torch.maximum(self.total, output) if self.mode == "max" else self.total + output
         self.count = self.count + steps
-        if self.mode in ("mean", "rate"):
+        if averages:
             return (self.total / self.count).to(dtype)
         return (self.total if self.factor == 1.0 else self.factor * self.total).to(dtype)
 

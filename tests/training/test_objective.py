@@ -8,7 +8,8 @@ import pytest
 import snntorch.functional as SF
 import torch
 import torch.nn.functional as F
-from nets import adam, batch, copies, distance, identical, sgd, spikes, spiking_net
+from nets import Mean, adam, batch, copies, distance, identical, sgd, spikes, spiking_net
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
@@ -111,6 +112,22 @@ def test_readout_state_round_trip():
     expected = readout(torch.zeros(2))
     readout.set(state)
     assert torch.equal(readout(torch.zeros(2)), expected)
+
+
+@pytest.mark.parametrize("readout", ["mean", "rate"])
+@pytest.mark.parametrize("window", [1, 4, 5])
+def test_windows_that_the_network_averages_count_by_their_steps(window, readout):
+    """``forward`` ends in a mean over the steps of its slice; the last slice is a remainder."""
+    net = Mean(nn.Sequential(layer.Linear(3, 8), neuron.LIFNode(v_threshold=0.1), layer.Linear(8, 2)))
+    functional.set_step_mode(net, "m")
+    trainer = FPTTTrainer(net, adam(net), CE, window=window, readout=readout)
+    x, y = batch(steps=11)
+    trainer.train_sequence(x, y)
+    functional.reset_net(net)
+    with torch.no_grad():
+        whole = net.eval()(x)
+    assert whole.std() > 0
+    assert torch.allclose(trainer.predict(x, averaged=False), whole, atol=1e-6)
 
 
 SPK, MEM = torch.zeros(3, 2), torch.ones(3, 2)
