@@ -113,7 +113,8 @@ class FPTTTrainer:
             mean, sum or maximum of the outputs so far, the past without gradient; ``"rate"``: the loss sees the step's
             output, and the decision is the mean so far. ``None``, the default: what the network itself returns when the
             sequence ends there; for networks that return every step, the step's output, and ``"rate"`` with snnTorch's
-            ``SF.ce_rate_loss``. Networks that end in spikes need ``"mean"`` or ``"rate"``.
+            ``SF.ce_rate_loss``. Networks that end in spikes need ``"mean"`` or ``"rate"``. In a stream, "so far" is
+            since the last reset.
         loss_ramp: Weight of the loss over time, see :class:`~fptt_plugin.training.Objective`.
         auxiliary: Class-distribution term, see :class:`~fptt_plugin.training.Objective`.
         targets: Whether ``y`` holds one target per ``"sequence"`` or per ``"step"``; ``"auto"``, the default,
