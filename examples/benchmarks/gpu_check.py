@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from queue import Empty
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -132,6 +136,17 @@ CASES: dict[str, Case] = {
 }
 
 
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Context in which Adam, too, counts its steps in double precision: on a GPU it computes with the count."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@double_precision()
 def trained(case: Case, device: torch.device, mode: str, count: int) -> tuple[list[Tensor], list[Tensor], str]:
     """Weights before and after training, on the CPU, and what the trainer says of its compilation."""
     torch.manual_seed(0)
@@ -156,15 +171,12 @@ def trained(case: Case, device: torch.device, mode: str, count: int) -> tuple[li
 
 
 def check(
-    name: str, device: torch.device, modes: tuple[str, ...], count: int, time_is_up: Callable[[], bool]
+    name: str, device: torch.device, modes: tuple[str, ...], count: int, my_turn: Callable[[], None]
 ) -> Iterator[Record]:
     """Whether a network's weights are those of eager training on the CPU, by mode."""
     case, reference = CASES[name], None
     for mode in modes:
         record: Record = {"part": "right", "net": name, "mode": mode}
-        if time_is_up():
-            yield {**record, "not_run": "no time left"}
-            continue
         if reference is None:
             before, reference, _ = trained(case, torch.device("cpu"), "none", count)
             moved = [(one - other).abs().max().item() for one, other in zip(before, reference, strict=True)]
@@ -202,7 +214,7 @@ class Sizes(NamedTuple):
     rounds: int
 
 
-GPU = Sizes((512, 128), 128, 80, (1, 8), (100, 784), 784, 5)
+GPU = Sizes((512, 128), 128, 80, (1, 8, 28), (100, 784), 784, 3)
 TOYS = Sizes((8,), 4, 6, (1, 3), (4, 12), 6, 2)
 
 
@@ -227,40 +239,53 @@ def synchronized(training: Training, x: Tensor, y: Tensor) -> Callable[[], None]
     return run
 
 
-def networks(sizes: Sizes) -> list[Net]:
+def networks(sizes: Sizes) -> list[tuple[Net, tuple[int, ...]]]:
+    """The networks whose speed is measured, and the lengths of their windows."""
     found = []
     for hidden in sizes.hidden:
         srnn = partial(ltc_srnn, hidden)
         found.append(Net(f"LTC-SRNN {hidden}", "snntorch", srnn, (10,), sizes.batch, sizes.steps))
-    first = sizes.hidden[0]
+    first, ends = sizes.hidden[0], sizes.windows[:1] + sizes.windows[-1:]
     found.append(Net(f"Leaky {first}", "snntorch", partial(leaky, first), (10,), sizes.batch, sizes.steps))
     found.append(Net(f"LIFNode {first}", "spikingjelly", partial(lif, first), (10,), sizes.batch, sizes.steps))
-    return found
+    lengths = [sizes.windows, *[sizes.windows[:1]] * (len(found) - 3), ends, sizes.windows[:1]]
+    return list(zip(found, lengths, strict=True))
 
 
-def speed(net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...]) -> Iterator[Record]:
-    """Microseconds per time step and launches, by mode and window, beside BPTT and the bare passes."""
-    x, y = net.data(net.steps, device)
+def speed(
+    net: Net, window: int, sizes: Sizes, device: torch.device, modes: tuple[str, ...], my_turn: Callable[[], None]
+) -> Iterator[Record]:
+    """Microseconds per time step and launches, by mode, beside BPTT and the bare passes."""
+    x, y = net.data(max(net.steps, 6 * window), device)
     bptt = "snnTorch BPTT" if net.library == "snntorch" else "SpikingJelly BPTT"
     ways: dict[str, Callable[[], Training]] = {
         "bare passes": lambda: FLOORS[BARE].prepare(net, device),
         "BPTT": lambda: CONTENDERS[bptt].prepare(net, device),
+        **{mode: partial(ours, net, device, mode, window) for mode in modes},
     }
-    for window in sizes.windows:
-        ways |= {f"{mode}, window {window}": partial(ours, net, device, mode, window) for mode in modes}
-    ways |= {f"{mode}, BPTT": partial(ours, net, device, mode, None) for mode in modes if mode == "compile"}
+    if window == max(sizes.windows):
+        ways |= {f"{mode}, BPTT": partial(ours, net, device, mode, None) for mode in modes if mode == "compile"}
     calls: dict[str, Callable[[], object]] = {}
     records = {}
     for name, prepare in ways.items():
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FPTTWarning)
-            calls[name] = synchronized(prepare(), x, y)
-            for _ in range(2):
-                calls[name]()
+            training = prepare()
+            calls[name] = synchronized(training, x, y)
+            for _ in range(2):  # sixteen windows of one step share replays, and one has its own
+                synchronized(training, x[: max(18, 3 * window)], y)()
         notes = [str(entry.message) for entry in caught if issubclass(entry.category, FPTTWarning)]
         ready = round(time.perf_counter() - start, 1)
-        records[name] = {"part": "speed", "net": net.name, "way": name, "ready_s": ready, "notes": notes}
+        records[name] = {
+            "part": "speed",
+            "net": net.name,
+            "window": window,
+            "way": name,
+            "ready_s": ready,
+            "notes": notes,
+        }
+    my_turn()
     for name, seconds in alternate(calls, 0.0, least=sizes.rounds).items():
         us = [1e6 * value / len(x) for value in seconds]
         yield {
@@ -280,14 +305,17 @@ def launches(call: Callable[[], object]) -> int:
     return sum(event.count for event in profile.key_averages() if event.key in LAUNCHES)
 
 
-def memory(net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...]) -> Iterator[Record]:
+def memory(
+    net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...], my_turn: Callable[[], None]
+) -> Iterator[Record]:
     """Peak of the GPU's memory (on a CPU, of what is saved for the backward pass) over the length of the sequence."""
     for way in (*modes, "BPTT"):
         peaks = {}
+        training = ours(net, device, *(("none", None) if way == "BPTT" else (way, 1)))
         for steps in sizes.lengths:
-            training = ours(net, device, *(("none", None) if way == "BPTT" else (way, 1)))
             x, y = net.data(steps, device)
-            training.train(x[:3], y)
+            for _ in range(2):
+                training.train(x[: 3 if device.type == "cpu" else 18], y)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 training.train(x, y)
@@ -299,16 +327,19 @@ def memory(net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...])
         yield {"part": "memory", "net": net.name, "way": way, "bytes": peaks}
 
 
-def mnist(sizes: Sizes, device: torch.device, modes: tuple[str, ...]) -> Iterator[Record]:
+def mnist(sizes: Sizes, device: torch.device, modes: tuple[str, ...], my_turn: Callable[[], None]) -> Iterator[Record]:
     """Updates per second on sequences like those of S-MNIST: one pixel per step, an update at each."""
     build = partial(ltc_srnn, sizes.hidden[0], 1)
     net = Net("S-MNIST", "snntorch", build, (1,), sizes.batch, sizes.mnist_steps)
     x, y = net.data(sizes.mnist_steps, device)
-    for mode in modes:
-        call = synchronized(ours(net, device, mode), x, y)
-        call()
+    trainings = {mode: ours(net, device, mode) for mode in modes}
+    for training in trainings.values():
+        for _ in range(2):
+            synchronized(training, x[:60], y)()
+    my_turn()
+    for mode, training in trainings.items():
         start = time.perf_counter()
-        call()
+        synchronized(training, x, y)()
         rate = sizes.mnist_steps / (time.perf_counter() - start)
         yield {"part": "S-MNIST", "net": net.name, "way": mode, "updates_per_s": round(rate, 1)}
 
@@ -351,7 +382,7 @@ def line_of(record: Record) -> str:
     if record["part"] == "right":
         return f"{begin} {'right' if record['right'] else 'WRONG'}, off by {record['off']:.1e}"
     if record["part"] == "speed":
-        launched = record["launches_per_step"]
+        begin, launched = f"{begin} window {record['window']:2}", record["launches_per_step"]
         more = "" if launched is None else f", {launched:.1f} launches"
         return f"{begin} {median(record['us_per_step']):9.1f} us per step{more}, ready after {record['ready_s']} s"
     if record["part"] == "memory":
@@ -359,54 +390,126 @@ def line_of(record: Record) -> str:
     return f"{begin} {record['updates_per_s']} updates per second"
 
 
-def run(options: argparse.Namespace, results: Results) -> None:
-    """All parts, the quickest to go wrong first; each measurement that fails is a record, too."""
+class Job(NamedTuple):
+    """What one process does: checks a network, or measures one.
+
+    Attributes:
+        part: Of the results.
+        net: Name of the network.
+        records: Makes the records; those that measure time first call what they are given, to wait for their turn.
+        is_timed: Whether it measures time.
+    """
+
+    part: str
+    net: str
+    records: Callable[[Callable[[], None]], Iterator[Record]]
+    is_timed: bool
+
+
+def jobs(sizes: Sizes, device: torch.device, modes: tuple[str, ...], names: list[str]) -> list[Job]:
+    """Everything, the most important first."""
+    nets = networks(sizes)
+    found = [Job("right", name, partial(check, name, device, modes, 2), False) for name in names]
+    found.append(Job("memory", nets[0][0].name, partial(memory, nets[0][0], sizes, device, modes), False))
+    found.append(Job("S-MNIST", nets[0][0].name, partial(mnist, sizes, device, modes), True))
+    for net, windows in nets:
+        found += [Job("speed", net.name, partial(speed, net, k, sizes, device, modes), True) for k in windows]
+    return found
+
+
+def carry_out(job: Job, emit: Callable[[Record], None], my_turn: Callable[[], None]) -> None:
+    """Do a job; one that fails is a record, too, and must not hide the others."""
+    try:
+        for record in job.records(my_turn):
+            emit(record)
+    except Exception as error:
+        emit({"part": job.part, "net": job.net, "not_run": f"{type(error).__name__}: {error}"})
+    forget()
+
+
+def work(i: int, options: argparse.Namespace, slots: Any, queue: Any, turn: Any) -> None:
+    """A process of its own: compiles beside the others, and measures alone."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    with slots:
+        job = chosen(options)[i]
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2" if job.is_timed else "1")
+
+        def my_turn() -> None:
+            slots.release()
+            queue.put((i, "ready"))
+            turn.wait()
+            slots.acquire()
+
+        carry_out(job, lambda record: queue.put((i, record)), my_turn)
+        queue.put((i, "done"))
+
+
+def chosen(options: argparse.Namespace) -> list[Job]:
+    """The jobs of a run with these options."""
     device, sizes = torch.device(options.device), TOYS if options.smoke else GPU
     modes = ("none",) if options.smoke else MODES if device.type == "cuda" else ("none", "compile")
+    return jobs(sizes, device, modes, [*CASES][:3] if options.smoke else [*CASES])
+
+
+def run_together(options: argparse.Namespace, results: Results) -> None:
+    """All jobs in processes of their own: first what compiles, side by side; then what is timed, one after another."""
     end = time.perf_counter() + 60 * options.minutes
+    context = multiprocessing.get_context("spawn")
+    queue, slots = context.Queue(), context.Semaphore(options.jobs)
+    found = chosen(options)
+    turns = [context.Event() for _ in found]
+    processes = [
+        context.Process(target=work, args=(i, options, slots, queue, turn), daemon=False)
+        for i, turn in enumerate(turns)
+    ]
+    waiting, ready, begun = set(range(len(found))), set(), dict.fromkeys(range(len(found)), 0)
 
-    def time_is_up(share: float) -> bool:
-        left: float = end - time.perf_counter()
-        return bool(left < 60 * options.minutes * (1 - share))
+    def listen(until: Callable[[], bool], deadline: float) -> None:
+        while waiting and not until() and (left := deadline - time.perf_counter()) > 0:
+            try:
+                i, message = queue.get(timeout=min(left, 1.0))
+            except Empty:
+                dead = {i for i in waiting if processes[i].exitcode not in (None, 0)}
+                for i in dead:
+                    results.add({"part": found[i].part, "net": found[i].net, "not_run": "its process ended"})
+                waiting.difference_update(dead)
+                continue
+            if message == "ready":
+                ready.add(i)
+            elif message == "done":
+                waiting.discard(i)
+            else:
+                begun[i] += 1
+                results.add(message)
 
-    def collect(part: str, name: str, records: Iterator[Record]) -> None:
-        try:
-            for record in records:
-                results.add(record)
-        except Exception as error:  # one that fails must not hide the others
-            results.add({"part": part, "net": name, "not_run": f"{type(error).__name__}: {error}"})
-        forget()
-
-    names = [*CASES][:3] if options.smoke else [*CASES]
-    checks = modes if options.smoke else modes[:2]
-    for name in names[:4]:
-        collect("right", name, check(name, device, checks, 2, partial(time_is_up, 0.3)))
-    nets = networks(sizes)
-    for i, net in enumerate(nets):
-        if time_is_up(0.4 + 0.1 * i):
-            results.add({"part": "speed", "net": net.name, "not_run": "no time left"})
-        else:
-            collect("speed", net.name, speed(net, sizes, device, modes))
-    for part, records in (("S-MNIST", mnist), ("memory", partial(memory, nets[0]))):
-        if time_is_up(0.85):
-            results.add({"part": part, "net": nets[0].name, "not_run": "no time left"})
-        else:
-            collect(part, nets[0].name, records(sizes, device, checks))
-    for name in names[4:]:
-        collect("right", name, check(name, device, checks, 2, partial(time_is_up, 1.0)))
-    for name in names if len(modes) > len(checks) else ():
-        collect("right", name, check(name, device, modes[len(checks) :], 2, partial(time_is_up, 1.0)))
+    for process in processes:
+        process.start()
+    # What is timed waits for the compilers to be quiet, but not for ever.
+    listen(lambda: waiting <= ready, end - 60 * options.minutes * 0.45)
+    for i in [i for i in sorted(waiting) if not found[i].is_timed]:
+        processes[i].kill()
+    for i in [i for i in sorted(waiting) if found[i].is_timed]:
+        listen(lambda i=i: i in ready, end)
+        turns[i].set()
+        listen(lambda i=i: i not in waiting, end)
+    for i in sorted(waiting):
+        results.add({"part": found[i].part, "net": found[i].net, "not_run": f"no time left after {begun[i]} records"})
+    for process in processes:
+        process.kill()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=3.5, help="begin nothing new after that; default 3.5")
+    parser.add_argument("--minutes", type=float, default=3.8, help="stop after that; default 3.8")
     parser.add_argument("--smoke", action="store_true", help="toys, uncompiled: does the script run?")
+    parser.add_argument("--jobs", type=int, help="processes at once; default: one for each core, 1 with --smoke")
     parser.add_argument("--out", type=Path, default=Path("results/gpu_check.json"), help="file to write")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: PyTorch sees no GPU here")
+    options.jobs = options.jobs or (1 if options.smoke else os.cpu_count() or 1)
     torch.set_flush_denormal(True)
     conditions = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -415,7 +518,11 @@ def main() -> None:
         **versions(),
     }
     results = Results(options.out, conditions)
-    run(options, results)
+    if options.jobs == 1:
+        for job in chosen(options):
+            carry_out(job, results.add, lambda: None)
+    else:
+        run_together(options, results)
     wrong = [record for record in results.records if record.get("right") is False]
     left = sum("not_run" in record for record in results.records)
     print(f"\n{len(wrong)} wrong, {left} not run; {options.out}")

@@ -32,6 +32,7 @@ MODES = ("none", "compile", "cudagraph", "auto")
 # Window that is compiled as one graph, of dense layers and of convolutions, which take most of a step's time however
 # they are called; longer windows are called step by step, which is sooner ready.
 LONGEST, LONGEST_OF_CONVOLUTIONS = 8, 2
+LONGEST_RECORDED = 64  # half a second for each step; kernels that are replayed cost the host nothing, fused or not
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PATIENCE = 16  # windows left out of the one graph before the step is compiled for them, too
 
@@ -69,11 +70,12 @@ class Accelerator:
             self._give_up("forward and backward pass run eagerly", why)
             return
         self._step = CompiledStep(loop)
-        if self._update is not None and _fits_one_graph(loop):
-            replay = mode in ("cudagraph", "auto") and self._is_on_gpu()
-            self._window = CompiledWindow(loop, self._verdicts, replay=replay)
+        replay = mode in ("cudagraph", "auto") and self._is_on_gpu()
+        longest = _longest_fused(loop)
+        if self._update is not None and _fits_one_graph(loop, LONGEST_RECORDED if replay else longest):
+            self._window = CompiledWindow(loop, self._verdicts, longest_fused=longest, replay=replay)
         if mode == "cudagraph" and (self._window is None or self._window.recorder is None):
-            needed = f"a network on a GPU and a window of at most {_longest(loop)} steps in one graph"
+            needed = f"a network on a GPU and a window of at most {LONGEST_RECORDED} steps in one graph"
             self._give_up("kernels are launched one by one", f"a CUDA graph takes {needed}")
 
     def _is_on_gpu(self) -> bool:
@@ -162,14 +164,14 @@ def _no_step(loop: TrainingLoop) -> str | None:
     return None
 
 
-def _fits_one_graph(loop: TrainingLoop) -> bool:
+def _fits_one_graph(loop: TrainingLoop, longest: int) -> bool:
     window = loop.schedule.window
-    is_short = window is not None and window <= _longest(loop)
+    is_short = window is not None and window <= longest
     return is_short and loop.schedule.update_every in (None, window) and traces_backward()
 
 
-def _longest(loop: TrainingLoop) -> int:
-    """Length of the longest window that is compiled as one graph."""
+def _longest_fused(loop: TrainingLoop) -> int:
+    """Length of the longest window whose kernels are fused across its steps."""
     has_convolutions = any(isinstance(module, _CONVOLUTIONS) for module in loop.net.modules())
     return LONGEST_OF_CONVOLUTIONS if has_convolutions else LONGEST
 

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 # Hooks that come and go, numbers that modules count, NumPy's random numbers: nothing is assumed to stay as it was.
 _DYNAMO = {
@@ -20,6 +21,10 @@ _DYNAMO = {
 }
 # Random numbers come from PyTorch's generators, as without compilation.
 _INDUCTOR = {"fallback_random": True, "size_asserts": False}
+if TorchVersion(torch.__version__) < "2.13":
+    # On a GPU a pass of Inductor that orders loops fails where a kernel over lists of tensors was fused, as in the
+    # update of many weights: "InductorError: AssertionError".
+    _INDUCTOR["loop_ordering_after_fusion"] = False
 
 
 _numbers = itertools.count()

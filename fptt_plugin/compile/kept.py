@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..state import random_state, set_random_state
 from ..training import RunState, TrainingLoop
 from ..tree import map_tensors, tensors_in
+from .cuda_graph import copy_
 
 
 def modules_of(net: nn.Module) -> list[nn.Module]:
@@ -41,6 +42,7 @@ class Kept:
             for name, buffer in module._buffers.items()
             if id(buffer) not in recurrent
         ]
+        self._copies: list[Tensor | None] = []
         self.renew()
 
     def renew(self) -> None:
@@ -50,7 +52,7 @@ class Kept:
         self._modules = [(module, vars(module).copy()) for module in self._found]
         # Copied each time: kernels that write to a buffer need not count that in its version.
         self._buffers = [(module._buffers, name, module._buffers[name]) for module, name in self._places]
-        self._copies = [None if buffer is None else buffer.clone() for _, _, buffer in self._buffers]
+        self._copies = _copied([buffer for _, _, buffer in self._buffers], self._copies)
         self._sums = [(hook.rates, dict(hook.rates.sums)) for hook in self._observers]
 
     @torch.no_grad()
@@ -69,6 +71,18 @@ class Kept:
             rates.sums = sums
         self._run_state.restore(self._snapshot)
         set_random_state(self._random)
+
+
+def _copied(tensors: list[Tensor | None], copies: list[Tensor | None]) -> list[Tensor | None]:
+    """Copies of tensors; into those there are, with one kernel for each type of number, if they are of the same form."""
+    if list(map(_form, tensors)) != list(map(_form, copies)):
+        return [None if tensor is None else tensor.clone() for tensor in tensors]
+    copy_([copy for copy in copies if copy is not None], [tensor for tensor in tensors if tensor is not None])
+    return copies
+
+
+def _form(tensor: Tensor | None) -> object:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
 class KeptBatch:

@@ -109,6 +109,7 @@ class Books:
     def __init__(self, regularizer: DynamicRegularizer) -> None:
         self.regularizer = regularizer
         self._counts = StepCounts()
+        self._ahead: list[Tensor] = []
         self._check_steps_are_plain()
         if any(weight.is_complex() for group in regularizer.optimizer.param_groups for weight in group["params"]):
             raise CannotCompile("there are complex weights")
@@ -188,14 +189,24 @@ class Books:
     def _scalars(self, group: dict[str, Any], step: float, device: torch.device) -> Tensor:
         return on_device(self.rule.scalars(group, step + 1), device)
 
+    _at_once = 16  # updates whose scalars go to the device together
+
     def parts_after(self, updates: int, tensors: UpdateTensors) -> list[Part]:
-        """The parts after that many updates that :meth:`note` has not recorded yet."""
+        """The parts after that many updates that :meth:`note` has not recorded yet; asked for in this order."""
         if not updates:
             return tensors.parts
-        return [
-            part._replace(scalars=self._scalars(group, count + updates, part.weights[0].device))
-            for part, group, count in zip(tensors.parts, tensors.groups, tensors.counts, strict=True)
-        ]
+        row = (updates - 1) % self._at_once
+        if row == 0:
+            own = zip(tensors.parts, tensors.groups, tensors.counts, strict=True)
+            self._ahead = [
+                on_device(
+                    [self.rule.scalars(group, count + updates + k + 1) for k in range(self._at_once)],
+                    part.weights[0].device,
+                )
+                for part, group, count in own
+            ]
+        pairs = zip(tensors.parts, self._ahead, strict=True)
+        return [part._replace(scalars=scalars[row]) for part, scalars in pairs]
 
     def note(self, steps: list[Tensor], norm: Tensor | None, updates: int = 1) -> None:
         """Keep the books of optimizer and regulariser after updates of the same weights.
@@ -242,9 +253,9 @@ class StepCounts:
             self._counts = [count + updates for count in self._counts]
 
 
-def on_device(numbers: list[float], device: torch.device) -> Tensor:
-    """The numbers as a tensor in double precision; the host does not wait for a GPU."""
-    tensor = torch.tensor(numbers, dtype=torch.float64)
+def on_device(numbers: list[Any], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The numbers as a tensor; the host does not wait for a GPU."""
+    tensor = torch.tensor(numbers, dtype=dtype)
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

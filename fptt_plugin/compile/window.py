@@ -17,7 +17,7 @@ from ..tree import tensors_in
 from .cuda_graph import Recorder
 from .dynamo import CannotCompile, Compiled, first_line
 from .kept import Kept
-from .update import Books, Part, Strength, UpdateTensors, Verdicts, update_
+from .update import Books, Part, Strength, UpdateTensors, Verdicts, on_device, update_
 
 
 class WindowSpec(NamedTuple):
@@ -71,26 +71,37 @@ class WindowOutputs(NamedTuple):
     finite: Tensor
     live: list[list[bool]]
 
+    def is_whole(self) -> bool:
+        """Whether every weight has a gradient."""
+        return all(flag for own in self.live for flag in own)
+
 
 class CompiledWindow:
     """Forward pass, losses, backward pass and update of a whole window in one graph.
 
+    A replay costs the host about as much as launching twenty kernels, so short windows that are recorded share one: the
+    function then trains several, one after another, and the compiler traces what Python code does between them.
+
     Args:
         loop: Whose network, state and objective these are.
         verdicts: Where to ask whether all was finite.
+        longest_fused: Steps whose kernels are fused; PyTorch's own are recorded of longer windows.
         replay: Record the graph's kernels as a CUDA graph.
 
     Attributes:
         most: Windows that are trained before the loop goes on: their outputs are held for it.
+        together: Windows that one replay trains where nobody looks at their updates in between.
     """
 
     most = 64
 
-    def __init__(self, loop: TrainingLoop, verdicts: Verdicts, *, replay: bool = False) -> None:
+    def __init__(self, loop: TrainingLoop, verdicts: Verdicts, *, longest_fused: int = 1, replay: bool = False) -> None:
         self._loop, self._verdicts = loop, verdicts
         self._books = Books(loop.updater.regularizer)
-        self.recorder = Recorder(self._fixed) if replay else None
-        self._compiled: dict[WindowSpec, Compiled] = {}
+        length = loop.schedule.window or longest_fused
+        self.recorder = Recorder(self._fixed, fuses=length <= longest_fused) if replay else None
+        self.together = max(1, longest_fused // length) if replay else 1
+        self._compiled: dict[tuple[WindowSpec, int], Compiled] = {}
         self._succeeded = self._failed = 0
 
     def run(self, window: Window) -> WindowResult | None:
@@ -118,19 +129,22 @@ class CompiledWindow:
         count = self._tensor_count()
         kept = Kept(loop.net, loop.run_state)
         try:
-            for following in self._stretch(window, spec):
+            for windows in self._groups(window, spec):
                 if done:
                     kept.renew()
-                inputs, parts = self._inputs(following, spec), books.parts_after(len(done), tensors)
+                # The last one first: for its step the table of the class distribution grows, and is then another.
+                inputs = [self._inputs(one, spec) for one in reversed(windows)][::-1]
+                parts = [books.parts_after(len(done) + k, tensors) for k in range(len(windows))]
                 outputs = self._train(spec, inputs, parts, tensors.newcomers)
                 # A weight without state of the optimizer; or something is not finite: the eager window finds out what.
-                if outputs is None or not self._verdicts.allow(outputs.finite):
+                if not outputs or not all([self._verdicts.allow(own.finite) for own in outputs]):
                     kept.restore()
                     break
-                for row, new in zip(inputs.rows, outputs.rows, strict=True):
-                    row.copy_(new)
-                done.append(outputs)
-                if not all(flag for own in outputs.live for flag in own):
+                for one, own in zip(inputs, outputs, strict=False):
+                    for row, new in zip(one.rows, own.rows, strict=True):
+                        row.copy_(new)
+                done += outputs
+                if len(outputs) < len(windows) or not outputs[-1].is_whole():
                     break  # the next update has other parts: these weights have not been counted
         except CannotCompile:
             kept.restore()
@@ -152,15 +166,27 @@ class CompiledWindow:
             if self._spec(window) != spec:
                 return
 
+    def _groups(self, window: Window, spec: WindowSpec) -> Iterator[list[Window]]:
+        """The windows of a stretch by calls of the compiled function: :attr:`together` at a time, or one."""
+        together = 1 if self._verdicts.pending is None else self.together
+        group: list[Window] = []
+        for following in self._stretch(window, spec):
+            group.append(following)
+            if len(group) == together:
+                yield group
+                group = []
+        yield from ([rest] for rest in group)
+
     def _train(
-        self, spec: WindowSpec, inputs: WindowInputs, parts: list[Part], newcomers: list[Tensor]
-    ) -> WindowOutputs | None:
-        if spec not in self._compiled:
-            self._compiled[spec] = Compiled(self._function(spec), backend=self.recorder or "inductor")
+        self, spec: WindowSpec, inputs: list[WindowInputs], parts: list[list[Part]], newcomers: list[Tensor]
+    ) -> list[WindowOutputs]:
+        key = (spec, len(inputs))
+        if key not in self._compiled:
+            self._compiled[key] = Compiled(self._function(spec), backend=self.recorder or "inductor")
         updater = self._loop.updater
         strength, statistics = Strength.of(updater.regularizer), updater.statistics.tensors()
         try:
-            outputs: WindowOutputs | None = self._compiled[spec](inputs, parts, newcomers, strength, statistics)
+            outputs: list[WindowOutputs] = self._compiled[key](inputs, parts, newcomers, strength, statistics)
         except Exception as error:
             raise CannotCompile(first_line(error)) from error
         return outputs
@@ -207,7 +233,7 @@ class CompiledWindow:
         total, count = readout.get()
         if total is None or isinstance(count, Tensor):
             return None
-        readout.set((total, torch.tensor(count, device=total.device)))
+        readout.set((total, torch.full((), count, device=total.device)))
         return count
 
     def _spec(self, window: Window) -> WindowSpec | None:
@@ -232,7 +258,7 @@ class CompiledWindow:
         if not spec.weighted:
             return WindowInputs(window.x, targets, None, [])
         weights = [objective.weight(targets[0], t + k, batch.steps, batch.per_sequence) for k in spec.due]
-        factors = torch.tensor(weights, device=window.x.device, dtype=window.x.dtype)
+        factors = on_device(weights, window.x.device, window.x.dtype)
         rows: list[Tensor] = []
         if spec.mixed:
             estimate = objective.distribution
@@ -244,8 +270,27 @@ class CompiledWindow:
         return WindowInputs(window.x, targets, factors, rows)
 
     def _function(self, spec: WindowSpec) -> Any:
-        """The function of a window, of which the compiler makes one graph."""
+        """The function of windows of a form, of which the compiler makes one graph."""
         loop, rule = self._loop, self._books.rule
+
+        def windows(
+            inputs: list[WindowInputs],
+            parts: list[list[Part]],
+            newcomers: list[Tensor],
+            strength: Strength,
+            statistics: list[Tensor],
+        ) -> list[WindowOutputs]:
+            done: list[WindowOutputs] = []
+            for one, own in zip(inputs, parts, strict=True):
+                outputs = window(one, own, newcomers, strength, statistics)
+                if outputs is None:
+                    if done:  # only all of the batch can be undone now
+                        done[-1] = done[-1]._replace(finite=torch.zeros_like(done[-1].finite))
+                    break
+                done.append(outputs)
+                if not outputs.is_whole():
+                    break
+            return done
 
         def window(
             inputs: WindowInputs,
@@ -288,7 +333,7 @@ class CompiledWindow:
             norm, finite = update_(rule, strength, moving, known, [loss.detach(), *statistics])
             return WindowOutputs(outputs, loss.detach(), rows, norm, finite, live)
 
-        return window
+        return windows
 
 
 class CompiledStep:

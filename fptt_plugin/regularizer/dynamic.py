@@ -545,7 +545,10 @@ class DynamicRegularizer:
         self.updates += updates
         if updates and self.max_grad_norm is not None:
             self.grad_norm = grad_norm
-        self._watch.note([weight for weight, _ in self._averaged()])
+        averaged = [weight for weight, _ in self._averaged()]
+        if not updates:
+            self._watch.forget_all_but(averaged)  # an update that was undone may have been the first of the others
+        self._watch.note(averaged)
         torch.clear_autocast_cache()
 
     # ------------------------------------------------------------------ checkpoints, copies, removal

@@ -48,6 +48,11 @@ class WeightWatch:
         """Take the present weights as the result of the last update, whatever they are."""
         self._left, self._norms, self._saved = {}, None, {}
 
+    def forget_all_but(self, weights: list[Tensor]) -> None:
+        """Take other weights as the result of their last update, whatever they are."""
+        kept = set(weights)
+        self._left = {weight: seen for weight, seen in self._left.items() if weight in kept}
+
     def check(self) -> None:
         """Compare fingerprints and, once after loading, the norms.
 

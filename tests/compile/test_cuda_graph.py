@@ -12,14 +12,15 @@ from accelerated import double_net, liquid, pair, train, train_both
 from nets import batch, sgd
 from torch import nn
 
-from fptt_plugin.compile import cuda_graph
+from fptt_plugin.compile import accelerator, cuda_graph
 from fptt_plugin.compile.update import Verdicts
 from fptt_plugin.errors import FPTTWarning
 
 
-@pytest.fixture
-def recordings(monkeypatch, traced):
-    """Stands for the GPU; the replays so far."""
+@pytest.fixture(params=[3, 1], ids=["windows of up to 3 steps fused", "of 1 step"])
+def recordings(monkeypatch, traced, request):
+    """Stands for the GPU; the replays so far. Of windows of one step, the first way replays three at once."""
+    monkeypatch.setattr(accelerator, "LONGEST", request.param)
     replays = []
 
     def record(function, inputs):
@@ -74,7 +75,43 @@ def test_guards_hold_between_replays(recordings):
         train(trainer)
 
     train_both(graph_pair(), train_changing)
-    assert len(recordings) > 30
+    assert len(recordings) > 12
+
+
+@pytest.mark.parametrize("window, replays", [(1, 3), (2, 4)])
+def test_short_windows_share_a_replay(recordings, window, replays):
+    trainers = graph_pair(window=window, loss_every=1)
+    fused = accelerator.LONGEST
+    train_both(trainers, lambda trainer: train(trainer, count=2, steps=9))
+    before = len(recordings)
+    train_both(trainers, lambda trainer: train(trainer, count=1, steps=8 if window == 1 else 10))
+    # Behind the first window, which is eager: 7 windows of 1 step are two replays of three and one; 4 of 2 steps, four.
+    assert len(recordings) - before == (7 if fused == 1 and window == 1 else replays)
+
+
+class Gate(nn.Module):
+    """Lets gradients through to what is before it, or not, by the step."""
+
+    def __init__(self, blocked):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, dtype=torch.float64))
+        self.step, self.blocked = 0, blocked
+
+    def forward(self, x):
+        self.step += 1
+        return x if self.step in self.blocked else x * self.weight
+
+
+@pytest.mark.parametrize("blocked", [{4}, {1, 2}, {1, 2, 3, 4}, {5, 6}])
+@pytest.mark.parametrize("first", [set(), {*range(9)}], ids=["has state", "has no state yet"])
+def test_weights_without_gradient_within_a_replay(recordings, blocked, first):
+    def train_reset(trainer):
+        for k, (x, y) in enumerate([batch(8, dtype=torch.float64) for _ in range(3)]):
+            trainer.net[1].step, trainer.net[1].blocked = 0, blocked if k else first
+            trainer.train_sequence(2 * x, y)
+
+    train_both(graph_pair(lambda: double_net(extra=[Gate(blocked)])), train_reset)
+    assert recordings
 
 
 @pytest.mark.parametrize("fails", ["before", "after"])
