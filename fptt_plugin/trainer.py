@@ -137,10 +137,10 @@ class FPTTTrainer:
             skips for infinite gradients count as skipped.
         accelerate: ``"none"``, the default; ``"compile"`` compiles windows of up to eight steps into one graph, from
             forward pass to weight update (up to two with convolutions). For longer ones it compiles the network's step
-            and the update (10 seconds to a minute for each new shape); ``"cudagraph"`` also records windows in one
-            graph on a GPU; ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results are those of
-            ``"none"`` within rounding, from which the two runs drift apart as soon as a spike flips. What cannot be
-            compiled runs eagerly; :meth:`explain` says what and why.
+            and the update (10 seconds to a minute for each new shape). ``"cudagraph"`` records windows of up to 64
+            steps on a GPU and replays them; ``"auto"`` is the latter on a GPU, else ``"compile"``. A window's results
+            are those of ``"none"`` within rounding, from which the two runs drift apart as soon as a spike flips. What
+            cannot be compiled runs eagerly; :meth:`explain` says what and why.
 
     Attributes:
         regularizer: The :class:`DynamicRegularizer` on the optimizer.

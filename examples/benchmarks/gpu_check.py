@@ -100,6 +100,13 @@ def convolutional() -> nn.Module:
     )
 
 
+class Detour(nn.Module):
+    """Takes a number over the host, which cannot be recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * x.detach().mean().cpu().to(x.device)
+
+
 class Loops(nn.Module):
     """Runs its own loop over time."""
 
@@ -132,6 +139,7 @@ CASES: dict[str, Case] = {
     "own loop over time": Case(Loops),
     "masks": Case(stock, {"readout": "mean"}, way="masked"),
     "class weights": Case(partial(liquid, False), loss=weighted),
+    "over the host": Case(lambda: nn.Sequential(Detour(), liquid(True)), {"window": 2, "loss_every": 1}),
     "update every 2 windows": Case(stock, {"window": 2, "update_every": 4, "alpha": 0.0}),
 }
 
@@ -166,6 +174,7 @@ def trained(case: Case, device: torch.device, mode: str, count: int) -> tuple[li
         else:
             lengths = torch.randint(4, 13, (8,), generator=chance).to(device)
             trainer.train_sequence(x, y, *([lengths] if case.way == "masked" else []))
+    torch.rand(1, device=device)  # a recording that failed must not have broken the random numbers
     after = [weight.detach().cpu() for weight in net.parameters()]
     return before, after, trainer.explain().splitlines()[-1] if mode != "none" else "eager"
 
@@ -265,13 +274,14 @@ def speed(
     }
     if window == max(sizes.windows):
         ways |= {f"{mode}, BPTT": partial(ours, net, device, mode, None) for mode in modes if mode == "compile"}
+    trainings: dict[str, Training] = {}
     calls: dict[str, Callable[[], object]] = {}
     records = {}
     for name, prepare in ways.items():
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FPTTWarning)
-            training = prepare()
+            trainings[name] = training = prepare()
             calls[name] = synchronized(training, x, y)
             for _ in range(2):  # sixteen windows of one step share replays, and one has its own
                 synchronized(training, x[: max(18, 3 * window)], y)()
@@ -288,11 +298,14 @@ def speed(
     my_turn()
     for name, seconds in alternate(calls, 0.0, least=sizes.rounds).items():
         us = [1e6 * value / len(x) for value in seconds]
-        yield {
-            **records[name],
-            "us_per_step": [float(f"{value:.4g}") for value in us],
-            "launches_per_step": round(launches(calls[name]) / len(x), 2) if device.type == "cuda" else None,
-        }
+        record = {**records[name], "us_per_step": [float(f"{value:.4g}") for value in us], "launches_per_step": None}
+        if device.type == "cuda":
+            # Of the windows after the first, which trains eagerly.
+            few, more = (
+                launches(synchronized(trainings[name], x[: window + steps], y)) for steps in (0, 8 * -(-window // 8))
+            )
+            record["launches_per_step"] = round((more - few) / (8 * -(-window // 8)), 2)
+        yield record
 
 
 def launches(call: Callable[[], object]) -> int:
@@ -427,22 +440,18 @@ def carry_out(job: Job, emit: Callable[[Record], None], my_turn: Callable[[], No
     forget()
 
 
-def work(i: int, options: argparse.Namespace, slots: Any, queue: Any, turn: Any) -> None:
+def work(i: int, options: argparse.Namespace, queue: Any, turn: Any) -> None:
     """A process of its own: compiles beside the others, and measures alone."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    with slots:
-        job = chosen(options)[i]
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2" if job.is_timed else "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
-        def my_turn() -> None:
-            slots.release()
-            queue.put((i, "ready"))
-            turn.wait()
-            slots.acquire()
+    def my_turn() -> None:
+        queue.put((i, "ready"))
+        turn.wait()
 
-        carry_out(job, lambda record: queue.put((i, record)), my_turn)
-        queue.put((i, "done"))
+    carry_out(chosen(options)[i], lambda record: queue.put((i, record)), my_turn)
+    queue.put((i, "done"))
 
 
 def chosen(options: argparse.Namespace) -> list[Job]:
@@ -452,57 +461,88 @@ def chosen(options: argparse.Namespace) -> list[Job]:
     return jobs(sizes, device, modes, [*CASES][:3] if options.smoke else [*CASES])
 
 
-def run_together(options: argparse.Namespace, results: Results) -> None:
-    """All jobs in processes of their own: first what compiles, side by side; then what is timed, one after another."""
-    end = time.perf_counter() + 60 * options.minutes
-    context = multiprocessing.get_context("spawn")
-    queue, slots = context.Queue(), context.Semaphore(options.jobs)
-    found = chosen(options)
-    turns = [context.Event() for _ in found]
-    processes = [
-        context.Process(target=work, args=(i, options, slots, queue, turn), daemon=False)
-        for i, turn in enumerate(turns)
-    ]
-    waiting, ready, begun = set(range(len(found))), set(), dict.fromkeys(range(len(found)), 0)
+class Processes:
+    """Runs all jobs in processes of their own: what compiles side by side, what is timed one after another.
 
-    def listen(until: Callable[[], bool], deadline: float) -> None:
-        while waiting and not until() and (left := deadline - time.perf_counter()) > 0:
-            try:
-                i, message = queue.get(timeout=min(left, 1.0))
-            except Empty:
-                dead = {i for i in waiting if processes[i].exitcode not in (None, 0)}
-                for i in dead:
-                    results.add({"part": found[i].part, "net": found[i].net, "not_run": "its process ended"})
-                waiting.difference_update(dead)
-                continue
-            if message == "ready":
-                ready.add(i)
-            elif message == "done":
-                waiting.discard(i)
-            else:
-                begun[i] += 1
-                results.add(message)
+    Args:
+        options: Of the run.
+        results: Where the records go.
+    """
 
-    for process in processes:
-        process.start()
-    # What is timed waits for the compilers to be quiet, but not for ever.
-    listen(lambda: waiting <= ready, end - 60 * options.minutes * 0.45)
-    for i in [i for i in sorted(waiting) if not found[i].is_timed]:
-        processes[i].kill()
-    for i in [i for i in sorted(waiting) if found[i].is_timed]:
-        listen(lambda i=i: i in ready, end)
-        turns[i].set()
-        listen(lambda i=i: i not in waiting, end)
-    for i in sorted(waiting):
-        results.add({"part": found[i].part, "net": found[i].net, "not_run": f"no time left after {begun[i]} records"})
-    for process in processes:
-        process.kill()
+    def __init__(self, options: argparse.Namespace, results: Results) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._jobs, self._most, self._results = chosen(options), options.jobs, results
+        self._minutes = options.minutes
+        self._queue = context.Queue()
+        self._turns = [context.Event() for _ in self._jobs]
+        self._processes = [
+            context.Process(target=work, args=(i, options, self._queue, turn)) for i, turn in enumerate(self._turns)
+        ]
+        # The timed ones compile most, and begin first.
+        self._to_start = sorted(range(len(self._jobs)), key=lambda i: not self._jobs[i].is_timed)
+        self._left = set(self._to_start)
+        self._ready: set[int] = set()
+        self._counts = dict.fromkeys(self._to_start, 0)
+
+    def run(self) -> None:
+        """Run until all is done or the time is up."""
+        begin = time.perf_counter()
+        half, end = begin + 30 * self._minutes, begin + 60 * self._minutes
+        # What is timed waits for the compilers to be quiet, but not for ever.
+        while self._left > self._ready and self._listens(half):
+            pass
+        for i in [i for i in self._left if not self._jobs[i].is_timed]:
+            self._end(i)
+        for i in sorted(self._left):
+            while i in self._left - self._ready and self._listens(end):
+                pass
+            self._turns[i].set()
+            while i in self._left and self._listens(end):
+                pass
+        for i in sorted(self._left):
+            self._end(i)
+
+    def _end(self, i: int) -> None:
+        """End a job for which there is no time left."""
+        self._left.discard(i)
+        if i in self._to_start:
+            self._to_start.remove(i)
+        else:
+            self._processes[i].kill()
+        self._note(i, f"no time left after {self._counts[i]} records")
+
+    def _note(self, i: int, why: str) -> None:
+        self._results.add({"part": self._jobs[i].part, "net": self._jobs[i].net, "not_run": why})
+
+    def _listens(self, deadline: float) -> bool:
+        """Start what there is room for and wait for the next message; whether there is time left."""
+        while self._to_start and len(self._running()) < self._most:
+            self._processes[self._to_start.pop(0)].start()
+        left = deadline - time.perf_counter()
+        try:
+            i, message = self._queue.get(timeout=max(0.0, min(left, 1.0)))
+        except Empty:
+            for i in [i for i in self._running() if self._processes[i].exitcode not in (None, 0)]:
+                self._left.discard(i)
+                self._note(i, "its process died")
+            return left > 0
+        if message == "ready":
+            self._ready.add(i)
+        elif message == "done":
+            self._left.discard(i)
+        else:
+            self._counts[i] += 1
+            self._results.add(message)
+        return left > 0
+
+    def _running(self) -> set[int]:
+        return self._left - self._ready - {*self._to_start}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=3.8, help="stop after that; default 3.8")
+    parser.add_argument("--minutes", type=float, default=3.9, help="stop after that; default 3.9")
     parser.add_argument("--smoke", action="store_true", help="toys, uncompiled: does the script run?")
     parser.add_argument("--jobs", type=int, help="processes at once; default: one for each core, 1 with --smoke")
     parser.add_argument("--out", type=Path, default=Path("results/gpu_check.json"), help="file to write")
@@ -519,10 +559,14 @@ def main() -> None:
     }
     results = Results(options.out, conditions)
     if options.jobs == 1:
+        end = time.perf_counter() + 60 * options.minutes
         for job in chosen(options):
-            carry_out(job, results.add, lambda: None)
+            if time.perf_counter() < end:
+                carry_out(job, results.add, lambda: None)
+            else:
+                results.add({"part": job.part, "net": job.net, "not_run": "no time left"})
     else:
-        run_together(options, results)
+        Processes(options, results).run()
     wrong = [record for record in results.records if record.get("right") is False]
     left = sum("not_run" in record for record in results.records)
     print(f"\n{len(wrong)} wrong, {left} not run; {options.out}")

@@ -36,10 +36,11 @@ class Recorder:
     def __call__(self, graph: Any, inputs: list[Any], *, options: dict[str, Any]) -> Function:
         from torch._dynamo import lookup_backend
 
-        if not self._fuses:
-            return _Recorded(graph, self)
-        compiler: Any = lookup_backend("inductor")
-        return _Recorded(compiler(graph, inputs, config_patches=options), self)
+        if self._fuses:
+            inductor: Any = lookup_backend("inductor")
+            return _Recorded(inductor(graph, inputs, config_patches=options), self)
+        # Not the graph itself: its backward pass would run in autograd's threads, which cannot be captured.
+        return _Recorded(lookup_backend("aot_eager")(graph, inputs), self)
 
     def record(self, function: Function, inputs: list[Any]) -> _Recording | None:
         """Record a function; ``None``, with everything as before, where that cannot be."""
@@ -135,6 +136,12 @@ def record(function: Function, inputs: list[Tensor]) -> tuple[list[Any], Callabl
             function(*inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = list(function(*inputs))
+    try:
+        with torch.cuda.graph(graph):
+            outputs = list(function(*inputs))
+    except Exception:
+        # A capture that fails leaves the random numbers waiting for its end: "Offset increment outside graph capture".
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
     return outputs, graph.replay

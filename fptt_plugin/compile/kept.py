@@ -74,7 +74,7 @@ class Kept:
 
 
 def _copied(tensors: list[Tensor | None], copies: list[Tensor | None]) -> list[Tensor | None]:
-    """Copies of tensors; into those there are, with one kernel for each type of number, if they are of the same form."""
+    """Copies of tensors: into those there are, with one kernel for each type of number, if their forms fit."""
     if list(map(_form, tensors)) != list(map(_form, copies)):
         return [None if tensor is None else tensor.clone() for tensor in tensors]
     copy_([copy for copy in copies if copy is not None], [tensor for tensor in tensors if tensor is not None])

@@ -137,7 +137,7 @@ class CompiledWindow:
                 parts = [books.parts_after(len(done) + k, tensors) for k in range(len(windows))]
                 outputs = self._train(spec, inputs, parts, tensors.newcomers)
                 # A weight without state of the optimizer; or something is not finite: the eager window finds out what.
-                if not outputs or not all([self._verdicts.allow(own.finite) for own in outputs]):
+                if not outputs or not all(self._verdicts.allow(own.finite) for own in outputs):
                     kept.restore()
                     break
                 for one, own in zip(inputs, outputs, strict=False):

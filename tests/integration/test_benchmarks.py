@@ -341,13 +341,13 @@ def test_an_unknown_network_is_named():
 # ------------------------------------------------------------------ the check on a GPU
 
 
-def never():
-    return False
+def at_once():
+    """Nothing to wait for."""
 
 
 @pytest.mark.parametrize("name", gpu_check.CASES)
 def test_the_networks_of_the_check_learn(name):
-    (record,) = gpu_check.check(name, CPU, ("none",), 1, never)
+    (record,) = gpu_check.check(name, CPU, ("none",), 1, at_once)
     assert record["right"], record
     assert record["off"] == 0
     assert record["moved"] > 1e-4
@@ -368,7 +368,7 @@ def test_the_check_sees_what_is_wrong(monkeypatch):
         return trained(case if len(calls) < 2 else case._replace(options={"beta": 0.4}), *arguments)
 
     monkeypatch.setattr(gpu_check, "trained", second_is_wrong)
-    (record,) = gpu_check.check("recurrent LTC", CPU, ("none",), 1, never)
+    (record,) = gpu_check.check("recurrent LTC", CPU, ("none",), 1, at_once)
     assert not record["right"]
     assert "WRONG" in gpu_check.line_of(record)
 
@@ -378,9 +378,28 @@ def test_the_check_sees_what_is_wrong(monkeypatch):
 def test_compiled_networks_of_the_check_are_right(name, traced):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FPTTWarning)  # of what is not compiled
-        (record,) = gpu_check.check(name, CPU, ("compile",), 2, never)
+        (record,) = gpu_check.check(name, CPU, ("compile",), 2, at_once)
     assert record["right"], record
     assert "compiled: " in record["compiled"]
+
+
+@pytest.mark.slow
+def test_the_check_runs_in_processes(tmp_path, run_example):
+    run_example("benchmarks/gpu_check.py", "--smoke", "--device", "cpu", "--jobs", "2", "--out", "check.json")
+    records = json.loads((tmp_path / "check.json").read_text())["records"]
+    assert {record["part"] for record in records} == {"right", "speed", "S-MNIST", "memory"}
+    assert not any("not_run" in record for record in records)
+
+
+def test_what_the_processes_have_no_time_for_is_in_the_results(tmp_path, monkeypatch):
+    place = tmp_path / "check.json"
+    options = ["--smoke", "--device", "cpu", "--jobs", "2", "--minutes", "0.01", "--out", str(place)]
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *options])
+    with pytest.raises(SystemExit, match="0"):
+        gpu_check.main()
+    records = json.loads(place.read_text())["records"]
+    assert len(records) == 10
+    assert all(record["not_run"] == "no time left after 0 records" for record in records)
 
 
 def test_the_check_is_one_command(run_example, tmp_path):
