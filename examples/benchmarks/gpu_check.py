@@ -62,6 +62,7 @@ class Case(NamedTuple):
         sample: Shape of one sample at one time step.
         way: ``"sequences"``, ``"masked"`` (sequences of several lengths) or ``"stream"``.
         loss: The loss function.
+        steps: Length of the sequences, of several windows.
     """
 
     build: Callable[[], nn.Module]
@@ -69,6 +70,7 @@ class Case(NamedTuple):
     sample: tuple[int, ...] = (6,)
     way: str = "sequences"
     loss: Callable[[], nn.Module] = nn.CrossEntropyLoss
+    steps: int = 12
 
 
 def liquid(recurrent: bool) -> nn.Module:
@@ -134,7 +136,8 @@ CASES: dict[str, Case] = {
     "LIFNode": Case(jelly),
     "stream": Case(partial(liquid, True), {"loss_every": 1}, way="stream"),
     "convolutions, batch normalisation": Case(convolutional, sample=(1, 8, 8)),
-    "window of 8": Case(partial(liquid, True), {"window": 8, "loss_every": 4}),
+    "window of 8": Case(partial(liquid, True), {"window": 8, "loss_every": 4}, steps=25),
+    "window of 10": Case(partial(liquid, False), {"window": 10, "loss_every": 5}, steps=30),
     "LIFNode, multi-step": Case(partial(jelly, "m"), {"window": 4}),
     "own loop over time": Case(Loops),
     "masks": Case(stock, {"readout": "mean"}, way="masked"),
@@ -165,14 +168,14 @@ def trained(case: Case, device: torch.device, mode: str, count: int) -> tuple[li
     trainer = FPTTTrainer(net, optimizer, case.loss().to(device), accelerate=mode, **(case.options or {}))
     chance = torch.Generator().manual_seed(1)
     for _ in range(count):
-        x = 2 * torch.rand(12, 8, *case.sample, generator=chance, dtype=torch.float64).to(device)
+        x = 2 * torch.rand(case.steps, 8, *case.sample, generator=chance, dtype=torch.float64).to(device)
         y = torch.randint(3, (8,), generator=chance).to(device)
         if case.way == "stream":
             trainer.reset()
             for t in range(len(x)):
                 trainer.step(x[t], None if t == 5 else y)
         else:
-            lengths = torch.randint(4, 13, (8,), generator=chance).to(device)
+            lengths = torch.randint(4, case.steps + 1, (8,), generator=chance).to(device)
             trainer.train_sequence(x, y, *([lengths] if case.way == "masked" else []))
     torch.rand(1, device=device)  # a recording that failed must not have broken the random numbers
     after = [weight.detach().cpu() for weight in net.parameters()]
@@ -262,9 +265,15 @@ def networks(sizes: Sizes) -> list[tuple[Net, tuple[int, ...]]]:
 
 
 def speed(
-    net: Net, window: int, sizes: Sizes, device: torch.device, modes: tuple[str, ...], my_turn: Callable[[], None]
+    net: Net,
+    window: int,
+    sizes: Sizes,
+    device: torch.device,
+    modes: tuple[str, ...],
+    with_memory: bool,
+    my_turn: Callable[[], None],
 ) -> Iterator[Record]:
-    """Microseconds per time step and launches, by mode, beside BPTT and the bare passes."""
+    """Microseconds per time step and launches, by mode, beside BPTT and the bare passes; memory, if asked for."""
     x, y = net.data(max(net.steps, 6 * window), device)
     bptt = "snnTorch BPTT" if net.library == "snntorch" else "SpikingJelly BPTT"
     ways: dict[str, Callable[[], Training]] = {
@@ -296,16 +305,17 @@ def speed(
             "notes": notes,
         }
     my_turn()
+    further = window * -(-8 // window)  # eight windows of one step share a replay
     for name, seconds in alternate(calls, 0.0, least=sizes.rounds).items():
         us = [1e6 * value / len(x) for value in seconds]
         record = {**records[name], "us_per_step": [float(f"{value:.4g}") for value in us], "launches_per_step": None}
         if device.type == "cuda":
             # Of the windows after the first, which trains eagerly.
-            few, more = (
-                launches(synchronized(trainings[name], x[: window + steps], y)) for steps in (0, 8 * -(-window // 8))
-            )
-            record["launches_per_step"] = round((more - few) / (8 * -(-window // 8)), 2)
+            few, more = (launches(synchronized(trainings[name], x[: window + steps], y)) for steps in (0, further))
+            record["launches_per_step"] = round((more - few) / further, 2)
         yield record
+    if with_memory:
+        yield from memory(net, sizes, device, {name: trainings[name] for name in (*modes, "BPTT")})
 
 
 def launches(call: Callable[[], object]) -> int:
@@ -318,17 +328,12 @@ def launches(call: Callable[[], object]) -> int:
     return sum(event.count for event in profile.key_averages() if event.key in LAUNCHES)
 
 
-def memory(
-    net: Net, sizes: Sizes, device: torch.device, modes: tuple[str, ...], my_turn: Callable[[], None]
-) -> Iterator[Record]:
+def memory(net: Net, sizes: Sizes, device: torch.device, trainings: dict[str, Training]) -> Iterator[Record]:
     """Peak of the GPU's memory (on a CPU, of what is saved for the backward pass) over the length of the sequence."""
-    for way in (*modes, "BPTT"):
+    for way, training in trainings.items():
         peaks = {}
-        training = ours(net, device, *(("none", None) if way == "BPTT" else (way, 1)))
         for steps in sizes.lengths:
             x, y = net.data(steps, device)
-            for _ in range(2):
-                training.train(x[: 3 if device.type == "cpu" else 18], y)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 training.train(x, y)
@@ -423,10 +428,12 @@ def jobs(sizes: Sizes, device: torch.device, modes: tuple[str, ...], names: list
     """Everything, the most important first."""
     nets = networks(sizes)
     found = [Job("right", name, partial(check, name, device, modes, 2), False) for name in names]
-    found.append(Job("memory", nets[0][0].name, partial(memory, nets[0][0], sizes, device, modes), False))
-    found.append(Job("S-MNIST", nets[0][0].name, partial(mnist, sizes, device, modes), True))
     for net, windows in nets:
-        found += [Job("speed", net.name, partial(speed, net, k, sizes, device, modes), True) for k in windows]
+        for window in windows:
+            first = net is nets[0][0] and window == windows[0]
+            found.append(Job("speed", net.name, partial(speed, net, window, sizes, device, modes, first), True))
+            if first:
+                found.append(Job("S-MNIST", net.name, partial(mnist, sizes, device, modes), True))
     return found
 
 
