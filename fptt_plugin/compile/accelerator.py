@@ -75,7 +75,7 @@ class Accelerator:
         if self._update is not None and _fits_one_graph(loop, LONGEST_RECORDED if replay else longest):
             self._window = CompiledWindow(loop, self._verdicts, longest_fused=longest, replay=replay)
         if mode == "cudagraph" and (self._window is None or self._window.recorder is None):
-            needed = f"a network on a GPU and a window of at most {LONGEST_RECORDED} steps in one graph"
+            needed = f"a network on a GPU, windows of at most {LONGEST_RECORDED} steps and an update after each"
             self._give_up("kernels are launched one by one", f"a CUDA graph takes {needed}")
 
     def _is_on_gpu(self) -> bool:

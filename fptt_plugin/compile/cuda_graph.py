@@ -47,6 +47,8 @@ class Recorder:
         try:
             if not all(isinstance(value, Tensor) and on_gpu(value) for value in inputs):
                 raise ValueError("a CUDA graph needs every tensor on the GPU, and no numbers that change")
+            if len({value.device for value in inputs}) > 1:
+                raise ValueError("a CUDA graph needs all tensors on one GPU")
             return _Recording(function, inputs, {tensor.data_ptr() for tensor in self._fixed()})
         except Exception as error:
             self.reason = first_line(error)
@@ -129,19 +131,20 @@ def on_gpu(tensor: Tensor) -> bool:
 
 def record(function: Function, inputs: list[Tensor]) -> tuple[list[Any], Callable[[], None]]:
     """Record a function on these inputs, into which it may write; return its outputs and the replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries set themselves up in the first calls, which cannot be recorded
-        for _ in range(3):
-            function(*inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            outputs = list(function(*inputs))
-    except Exception:
-        # A capture that fails leaves the random numbers waiting for its end: "Offset increment outside graph capture".
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())
-        raise
+    with torch.cuda.device(inputs[0].device):  # a stream of another GPU would record nothing
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up in the first calls, which cannot be recorded
+            for _ in range(3):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = list(function(*inputs))
+        except Exception:
+            # A capture that fails leaves the random numbers in wait: "Offset increment outside graph capture".
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
     return outputs, graph.replay

@@ -350,6 +350,16 @@ def test_the_class_distribution_learns_in_a_recording(recordings):
     assert torch.allclose(*tables)
 
 
+@pytest.mark.parametrize(
+    ("others", "why"), [([torch.ones(2, device="meta")], "all tensors on one GPU"), ([3], "every tensor on the GPU")]
+)
+def test_what_is_not_all_on_one_gpu_is_not_recorded(recordings, others, why):
+    recorder = cuda_graph.Recorder(lambda: [])
+    assert recorder.record(lambda *inputs: [inputs[0] + 1], [torch.ones(2), *others]) is None
+    assert why in recorder.reason
+    assert recorder.record(lambda x: [x + 1], [torch.ones(2)]) is not None
+
+
 @pytest.mark.slow
 def test_what_inductor_makes_of_a_graph_is_recorded(monkeypatch):
     recorder = cuda_graph.Recorder(lambda: [])
