@@ -1,8 +1,4 @@
-"""CUDA graphs on the CPU: a recorder that replays by calling the function on the same places.
-
-It does what a GPU does, and is as strict: warm-ups write to the places, capturing computes nothing, a replay reads and
-writes what was there at capture alone, and overwrites the outputs of the last one.
-"""
+"""CUDA graphs on the CPU, by the recorder that the fixture ``recordings`` puts in the GPU's place."""
 
 import warnings
 
@@ -15,38 +11,6 @@ from torch import nn
 from fptt_plugin.compile import accelerator, cuda_graph
 from fptt_plugin.compile.update import Verdicts
 from fptt_plugin.errors import FPTTWarning
-
-
-@pytest.fixture
-def recordings(monkeypatch, traced):
-    """Stands for the GPU; the replays so far. Three windows of one step share a replay."""
-    monkeypatch.setattr(accelerator, "LONGEST", 3)
-    replays = []
-
-    def record(function, inputs):
-        inputs = tuple(inputs)  # whoever puts another tensor into the list later does not reach the graph
-        for _ in range(3):
-            outputs = list(function(*inputs))
-        outputs = [
-            torch.full_like(output, 77, requires_grad=False) if isinstance(output, torch.Tensor) else output
-            for output in outputs
-        ]
-
-        def replay():
-            replays.append(1)
-            for output, value in zip(outputs, function(*inputs), strict=True):
-                if isinstance(output, torch.Tensor):
-                    output.copy_(value.detach())
-
-        return outputs, replay
-
-    compiler = torch._dynamo.lookup_backend("eager")
-    monkeypatch.setattr(
-        torch._dynamo, "lookup_backend", lambda name: lambda graph, inputs, config_patches=None: compiler(graph, inputs)
-    )
-    monkeypatch.setattr(cuda_graph, "record", record)
-    monkeypatch.setattr(cuda_graph, "on_gpu", lambda tensor: True)
-    return replays
 
 
 def graph_pair(build=double_net, **options):

@@ -389,7 +389,23 @@ def verdict(case: Case) -> str:
     return "ill-conditioned"
 
 
-def compiled_verdict(case: Case) -> str:
+def recorded_case(number: int) -> Case:
+    """A random combination whose windows can be recorded, of sequences that have several of them."""
+    chance = random.Random(number)
+    case = random_case(number)
+    while case.kind.driver == "in-flight" or case.variant != "dual":
+        case = random_case(chance.randrange(10**6))
+    return case._replace(
+        autocast=False,
+        mask="none",
+        window=chance.choice([1, 1, 1, 2, 3, 5]),
+        update_every=None,
+        loss_every=None if case.kind.combines_slices else chance.choice([None, 1]),
+        batches=tuple((chance.randint(7, 13), chance.randint(2, 5)) for _ in range(3)),
+    )
+
+
+def compiled_verdict(case: Case, mode: str = "compile") -> str:
     """``"same"`` or ``"ill-conditioned"``: compiled training against eager training.
 
     Raises:
@@ -399,7 +415,7 @@ def compiled_verdict(case: Case) -> str:
     net = network_of(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what runs eagerly
-        eager, compiled = (by_the_package(case, copy.deepcopy(net), mode) for mode in ("none", "compile"))
+        eager, compiled = (by_the_package(case, copy.deepcopy(net), mode) for mode in ("none", mode))
         found = differences(case, compiled, eager)
         if not found:
             return "same"

@@ -5,9 +5,10 @@ wrong. What the compiler's kernels round is another matter, see ``tests/compile`
 """
 
 from collections import Counter
+from functools import partial
 
 import pytest
-from differential.cases import compiled_verdict, random_case, simplest
+from differential.cases import compiled_verdict, random_case, recorded_case, simplest
 
 from fptt_plugin.compile.update import CompiledUpdate
 from fptt_plugin.compile.window import CompiledStep, CompiledWindow
@@ -63,3 +64,29 @@ def test_a_hundred_combinations(first, ran):
     compare(range(first, first + 20), ran)
     # Whole windows are rare among them: short ones without masks. tests/compile/test_windows.py has these.
     assert all(ran[kind.__name__] for kind in (CompiledStep, CompiledUpdate)), ran
+
+
+def compare_recorded(numbers, recordings):
+    """Compare random combinations that a GPU would record; in most of them something is replayed."""
+    replayed = 0
+    for number in numbers:
+        before, case = len(recordings), recorded_case(number)
+        try:
+            compiled_verdict(case, "cudagraph")
+        except Exception as error:
+            small, error = simplest(case, error, partial(compiled_verdict, mode="cudagraph"))
+            pytest.fail(
+                f"combination {number} fails, and so does\n\n    compiled_verdict({small!r}, 'cudagraph')\n\n{error!r}"
+            )
+        replayed += len(recordings) > before
+    assert replayed >= 0.7 * len(numbers)
+
+
+def test_a_few_recorded_combinations(recordings):
+    compare_recorded(range(4), recordings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(4000, 4040, 10))
+def test_forty_recorded_combinations(first, recordings):
+    compare_recorded(range(first, first + 10), recordings)
