@@ -37,17 +37,24 @@ def ran(monkeypatch):
     return counts
 
 
+def judged(number, case, mode="compile"):
+    """The verdict on a combination; the test fails with the simplest one that fails, too."""
+    try:
+        return compiled_verdict(case, mode)
+    except Exception as error:
+        small, error = simplest(case, error, partial(compiled_verdict, mode=mode))
+        pytest.fail(
+            f"combination {number} fails, and so does\n\n    compiled_verdict({small!r}, {mode!r})\n\n{error!r}"
+        )
+
+
 def compare(numbers, ran):
     """Compare random combinations, the same for the same numbers; in most of them something is compiled."""
     verdicts, compiled = Counter(), 0
     for number in numbers:
         case = random_case(number)._replace(autocast=False)
         before = ran.copy()
-        try:
-            verdicts[compiled_verdict(case)] += 1
-        except Exception as error:
-            small, error = simplest(case, error, compiled_verdict)
-            pytest.fail(f"combination {number} fails, and so does\n\n    compiled_verdict({small!r})\n\n{error!r}")
+        verdicts[judged(number, case)] += 1
         compiled += ran != before
     total = sum(verdicts.values())
     assert verdicts["ill-conditioned"] <= 0.05 * total, verdicts
@@ -71,13 +78,7 @@ def compare_recorded(numbers, recordings):
     replayed = 0
     for number in numbers:
         before, case = len(recordings), recorded_case(number)
-        try:
-            compiled_verdict(case, "cudagraph")
-        except Exception as error:
-            small, error = simplest(case, error, partial(compiled_verdict, mode="cudagraph"))
-            pytest.fail(
-                f"combination {number} fails, and so does\n\n    compiled_verdict({small!r}, 'cudagraph')\n\n{error!r}"
-            )
+        judged(number, case, "cudagraph")
         replayed += len(recordings) > before
     assert replayed >= 0.7 * len(numbers)
 
