@@ -496,7 +496,7 @@ class Processes:
         begin = time.perf_counter()
         half, end = begin + 30 * self._minutes, begin + 60 * self._minutes
         # What is timed waits for the compilers to be quiet, but not for ever.
-        while self._left > self._ready and self._listens(half):
+        while self._left - self._ready and self._listens(half):
             pass
         for i in [i for i in self._left if not self._jobs[i].is_timed]:
             self._end(i)
@@ -529,7 +529,8 @@ class Processes:
         try:
             i, message = self._queue.get(timeout=max(0.0, min(left, 1.0)))
         except Empty:
-            for i in [i for i in self._running() if self._processes[i].exitcode not in (None, 0)]:
+            begun = self._left - {*self._to_start}
+            for i in [i for i in begun if self._processes[i].exitcode not in (None, 0)]:
                 self._left.discard(i)
                 self._note(i, "its process died")
             return left > 0

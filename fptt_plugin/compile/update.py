@@ -16,6 +16,7 @@ from .dynamo import CannotCompile, Compiled, first_line
 from .rules import RULES, Moments, Rule
 
 _NOTHING: dict[str, Any] = {}  # what plain SGD keeps of a weight
+_AT_ONCE = 16  # updates whose scalars go to the device together
 
 # ---------------------------------------------------------------------- the tensors of an update
 
@@ -183,24 +184,19 @@ class Books:
             {name: [entry[name] for entry in entries] for name in rule.moments(group)},
             rule.options_of(group),
             -1 if group.get("maximize") else 1,
-            self._scalars(group, step, weights[0].device),
+            on_device(self.rule.scalars(group, step + 1), weights[0].device),
         )
-
-    def _scalars(self, group: dict[str, Any], step: float, device: torch.device) -> Tensor:
-        return on_device(self.rule.scalars(group, step + 1), device)
-
-    _at_once = 16  # updates whose scalars go to the device together
 
     def parts_after(self, updates: int, tensors: UpdateTensors) -> list[Part]:
         """The parts after that many updates that :meth:`note` has not recorded yet; asked for in this order."""
         if not updates:
             return tensors.parts
-        row = (updates - 1) % self._at_once
+        row = (updates - 1) % _AT_ONCE
         if row == 0:
             own = zip(tensors.parts, tensors.groups, tensors.counts, strict=True)
             self._ahead = [
                 on_device(
-                    [self.rule.scalars(group, count + updates + k + 1) for k in range(self._at_once)],
+                    [self.rule.scalars(group, count + updates + k + 1) for k in range(_AT_ONCE)],
                     part.weights[0].device,
                 )
                 for part, group, count in own

@@ -61,7 +61,7 @@ def test_guards_hold_between_replays(recordings):
         train(trainer)
 
     train_both(graph_pair(), train_changing)
-    assert len(recordings) > 12
+    assert len(recordings) == 22  # of one window each in the first batch, of up to three in the other eight
 
 
 @pytest.mark.parametrize(("window", "replays"), [(1, 3), (2, 4)])
@@ -75,7 +75,7 @@ def test_short_windows_share_a_replay(recordings, window, replays):
 
 
 class Gate(nn.Module):
-    """Lets gradients through to what is before it, or not, by the step."""
+    """Multiplies by its weight, except at the blocked steps, where the weight has no gradient."""
 
     def __init__(self, blocked):
         super().__init__()
@@ -310,6 +310,19 @@ def test_the_class_distribution_learns_in_a_recording(recordings):
     tables = [trainer.objective.distribution.table for trainer in trainers]
     assert tables[0].abs().sum() > 0
     assert torch.allclose(*tables)
+
+
+def test_the_class_distribution_grows_within_a_replay(recordings):
+    def train_longer(trainer):
+        for steps in (3, 14):
+            trainer.train_sequence(*batch(steps, dtype=torch.float64))
+
+    trainers = graph_pair()
+    train_both(trainers, train_longer)
+    tables = [trainer.objective.distribution.table[:14] for trainer in trainers]
+    assert tables[0][7:13].std() > 0.01
+    assert torch.allclose(*tables)
+    assert recordings
 
 
 @pytest.mark.parametrize(

@@ -48,46 +48,42 @@ def judged(number, case, mode="compile"):
         )
 
 
-def compare(numbers, ran):
-    """Compare random combinations, the same for the same numbers; in most of them something is compiled."""
+def compare(numbers, make, ran, mode="compile"):
+    """Compare random combinations, the same for the same numbers; in most of them something is compiled.
+
+    ``ran()`` counts what ran compiled so far.
+    """
     verdicts, compiled = Counter(), 0
     for number in numbers:
-        case = random_case(number)._replace(autocast=False)
-        before = ran.copy()
-        verdicts[judged(number, case)] += 1
-        compiled += ran != before
+        before = ran()
+        verdicts[judged(number, make(number), mode)] += 1
+        compiled += ran() > before
     total = sum(verdicts.values())
     assert verdicts["ill-conditioned"] <= 0.05 * total, verdicts
-    assert compiled >= 0.7 * total, f"{compiled} of {total}, {ran}"
+    assert compiled >= 0.7 * total, f"{compiled} of {total}"
+
+
+def in_double(number):
+    return random_case(number)._replace(autocast=False)
 
 
 def test_a_few_combinations(ran):
-    compare(range(6), ran)
+    compare(range(6), in_double, ran.total)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(3000, 3100, 20))
 def test_a_hundred_combinations(first, ran):
-    compare(range(first, first + 20), ran)
+    compare(range(first, first + 20), in_double, ran.total)
     # Whole windows are rare among them: short ones without masks. tests/compile/test_windows.py has these.
     assert all(ran[kind.__name__] for kind in (CompiledStep, CompiledUpdate)), ran
 
 
-def compare_recorded(numbers, recordings):
-    """Compare random combinations that a GPU would record; in most of them something is replayed."""
-    replayed = 0
-    for number in numbers:
-        before, case = len(recordings), recorded_case(number)
-        judged(number, case, "cudagraph")
-        replayed += len(recordings) > before
-    assert replayed >= 0.7 * len(numbers)
-
-
 def test_a_few_recorded_combinations(recordings):
-    compare_recorded(range(4), recordings)
+    compare(range(4), recorded_case, recordings.__len__, "cudagraph")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(4000, 4040, 10))
 def test_forty_recorded_combinations(first, recordings):
-    compare_recorded(range(first, first + 10), recordings)
+    compare(range(first, first + 10), recorded_case, recordings.__len__, "cudagraph")
