@@ -53,8 +53,8 @@ def anchor_sizes(boxes: Sequence[Boxes], count: int) -> Tensor:
     """Typical widths and heights ``[count, 2]`` of objects, the smallest first, by k-means over their logarithms."""
     places = torch.cat([entry.places for entry in boxes])
     sizes = (places[:, 2:] - places[:, :2]).clamp(min=1e-3).log()
-    centres = KMeans(count, n_init=4, random_state=0).fit(sizes.numpy()).cluster_centers_
-    found = torch.as_tensor(centres, dtype=torch.float32).exp()
+    centers = KMeans(count, n_init=4, random_state=0).fit(sizes.numpy()).cluster_centers_
+    found = torch.as_tensor(centers, dtype=torch.float32).exp()
     return found[found.prod(dim=1).argsort()]
 
 
@@ -66,9 +66,9 @@ def anchor_boxes(sizes: Tensor, maps: Sequence[tuple[int, int]]) -> Tensor:
     boxes = []
     for (height, width), own in zip(maps, sizes.chunk(len(maps)), strict=True):
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        centres = torch.stack([x / width, y / height], dim=2).view(1, -1, 2)
+        centers = torch.stack([x / width, y / height], dim=2).view(1, -1, 2)
         half = own.view(-1, 1, 2) / 2
-        boxes.append(torch.cat([centres - half, centres + half], dim=2).view(-1, 4))
+        boxes.append(torch.cat([centers - half, centers + half], dim=2).view(-1, 4))
     return torch.cat(boxes)
 
 
@@ -94,15 +94,15 @@ def encode(boxes: Sequence[Boxes], anchors: Tensor) -> Tensor:
 
 
 def decode(output: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes ``[B, N, 4]`` from shifts of the centre, in sizes of the anchor, and logarithms of its growth."""
+    """Boxes ``[B, N, 4]`` from shifts of the center, in sizes of the anchor, and logarithms of its growth."""
     size = anchors[:, 2:] - anchors[:, :2]
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2 + output[..., :2] * size
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2 + output[..., :2] * size
     half = size * output[..., 2:4].clamp(max=MAX_GROWTH).exp() / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 class DetectionLoss(nn.Module):
-    """Sum over a picture's anchors of the losses of box (generalised IoU), class and object, per matched anchor.
+    """Sum over a picture's anchors of the losses of box (generalized IoU), class and object, per matched anchor.
 
     Args:
         anchors: ``[N, 4]``, see :func:`anchor_boxes`.

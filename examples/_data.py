@@ -28,7 +28,7 @@ def digits(batch_size: int, steps: int, seed: int) -> tuple[DataLoader[Any], Dat
 
     A pixel fires at each step with a probability equal to its brightness (Poisson rate code). Training data are drawn
     again in every epoch; test data (a quarter) are drawn once. A last batch of a few samples is dropped: with an update
-    at every step it would pull the weights towards those few for a whole sequence.
+    at every step it would pull the weights toward those few for a whole sequence.
     """
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images / 16.0, labels, test_size=0.25, stratify=labels, random_state=seed)
@@ -73,7 +73,7 @@ class Split(NamedTuple):
 
 
 def images(dataset: str, data_dir: Path) -> Split:
-    """Grey images ``[N, height, width]`` in [0, 1] and labels ``[N]``.
+    """Gray images ``[N, height, width]`` in [0, 1] and labels ``[N]``.
 
     ``"mnist"`` and ``"fashion_mnist"`` are read from the four official IDX files in the folder of that name;
     ``"digits"`` are the 8x8 digits of scikit-learn, a fixed quarter of them for testing.

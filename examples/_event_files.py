@@ -28,8 +28,8 @@ def write_recordings(root: Path, train: int = 4, test: int = 2) -> None:
 def spot(label: int, classes: int, side: int, count: int, duration: int, generator: np.random.Generator) -> Events:
     """Events ``x, y, t, p`` about one place of a circle, different for each class."""
     angle = 2 * np.pi * label / classes
-    centre = np.array([[np.cos(angle)], [np.sin(angle)]]) * side / 3 + side / 2
-    x, y = np.clip(centre + generator.normal(scale=side / 12, size=(2, count)), 0, side - 1).astype(np.int64)
+    center = np.array([[np.cos(angle)], [np.sin(angle)]]) * side / 3 + side / 2
+    x, y = np.clip(center + generator.normal(scale=side / 12, size=(2, count)), 0, side - 1).astype(np.int64)
     return x, y, np.sort(generator.integers(0, duration, count)), generator.integers(0, 2, count)
 
 
@@ -60,8 +60,8 @@ def write_speech(root: Path, train: int = 4, test: int = 2) -> None:
             for label in labels:
                 count = 300
                 times.append(np.sort(generator.uniform(0, 0.9, count)).astype(np.float16))
-                centre = 700 * (label + 0.5) / classes
-                units.append(np.clip(generator.normal(centre, 5, count), 0, 699).astype(np.int64))
+                center = 700 * (label + 0.5) / classes
+                units.append(np.clip(generator.normal(center, 5, count), 0, 699).astype(np.int64))
             (root / name).mkdir(parents=True, exist_ok=True)
             with h5py.File(root / name / f"{name.lower()}_{part}.h5", "w") as file:
                 for column, values, dtype in (("times", times, np.float16), ("units", units, np.int64)):

@@ -81,7 +81,7 @@ def run(experiment: Experiment, options: argparse.Namespace) -> Results:
         ValueError: If statistics are to be recalibrated and no layer keeps any.
     """
     if options.recalibrate and all(getattr(layer, "running_mean", None) is None for layer in experiment.net.modules()):
-        raise ValueError("--recalibrate: the network has no batch normalisation with running statistics: leave it out")
+        raise ValueError("--recalibrate: the network has no batch normalization with running statistics: leave it out")
     folder = run_folder(experiment.task, experiment.variant, options)
     results = Results(folder, experiment, options)
     net = experiment.net.to(options.device)

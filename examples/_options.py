@@ -58,7 +58,7 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--library", choices=LIBRARIES, default="snntorch")
     add("--optimizer", choices=tuple(OPTIMIZERS), default="adam")
     add("--eps", type=_eps, default="1e-8", help="Adam's eps: a number, or 'auto' for alpha * lr")
-    add("--alpha", type=float, default=0.1, help="strength of the regulariser")
+    add("--alpha", type=float, default=0.1, help="strength of the regularizer")
     add("--beta", type=float, default=0.5, help="rate of the running average")
     add("--average-weights", choices=("epoch", "never"), default="epoch", help="when W_bar replaces W")
     add("--max-grad-norm", type=float, default=1.0)
@@ -79,7 +79,7 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="BATCHES",
-        help="recompute the running statistics of batch normalisation before a test, over that many training batches",
+        help="recompute the running statistics of batch normalization before a test, over that many training batches",
     )
     add(
         "--test-only", action="store_true", help="with --resume: test the last checkpoint again, with --recalibrate say"
@@ -96,7 +96,7 @@ def add_drive_options(parser: argparse.ArgumentParser) -> None:
     add("--norm", choices=NORMS, default="none", help="of the input drive and the recurrent drive; step: per time step")
     add("--norm-gamma", type=float, default=1.0, help="its initial scale; the authors' code: 0.1")
     switch = argparse.BooleanOptionalAction
-    add("--norm-readout", action=switch, default=False, help="normalise the drive of the readout, too")
+    add("--norm-readout", action=switch, default=False, help="normalize the drive of the readout, too")
     add(
         "--spread",
         action=switch,
@@ -220,7 +220,7 @@ def run_folder(task: str, variant: str, options: argparse.Namespace) -> Path:
 def open_trainer(
     net: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], options: argparse.Namespace, extra: dict[str, Any]
 ) -> FPTTTrainer:
-    """The trainer of the chosen method: only how gradients go through time differs, and the regulariser."""
+    """The trainer of the chosen method: only how gradients go through time differs, and the regularizer."""
     chosen: dict[str, Any] = {"lr": options.lr, "eps": eps_of(options)}
     if options.optimizer == "adam":
         chosen["fused"] = True

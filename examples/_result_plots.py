@@ -123,11 +123,11 @@ def _labels(found: list[Row]) -> list[str]:
 
 
 def _styles(arms: list[str]) -> Iterator[dict[str, Any]]:
-    """The colour of each arm's method; the further arms of a method have another shade and style."""
+    """The color of each arm's method; the further arms of a method have another shade and style."""
     seen: dict[str | None, Iterator[int]] = {}
     for arm in arms:
         shade = next(seen.setdefault(method_color(arm), count()))
-        yield {"color": method_color(arm, shade) or "grey", "linestyle": LINES[shade % len(LINES)]}
+        yield {"color": method_color(arm, shade) or "gray", "linestyle": LINES[shade % len(LINES)]}
 
 
 def _curves(axes: Any, found: list[Row], x: str) -> None:
@@ -142,14 +142,14 @@ def _curves(axes: Any, found: list[Row], x: str) -> None:
         positions, scores = ([[values[i] for i in shown] for values in each] for each in (positions, scores))
         scores = [[_shown_as(score, run) for score in values] for values in scores]
         if shared == 1:  # not trained in epochs: a floor
-            axes.axhline(mean(values[0] for values in scores), color="grey", linestyle="--", label=label)
+            axes.axhline(mean(values[0] for values in scores), color="gray", linestyle="--", label=label)
             continue
         across = [mean(values) for values in zip(*positions, strict=True)]
         axes.plot(across, [mean(values) for values in zip(*scores, strict=True)], label=label, **style)
         for values in scores if len(scores) > 1 else []:
             axes.plot(across, values, alpha=0.3, linewidth=0.7, **style)
     if not run["higher_is_better"]:
-        axes.axhline(run["chance"], color="grey", linestyle=":", label="always 1")
+        axes.axhline(run["chance"], color="gray", linestyle=":", label="always 1")
         axes.set_yscale("log")
     if x == "epoch":
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -182,7 +182,7 @@ def _lengths(axes: Any, found: list[Row], x: str) -> None:
 
 
 def _shown_as(score: float, run: dict[str, Any]) -> float:
-    """In per cent, as in the tables, unless it is an error."""
+    """In percent, as in the tables, unless it is an error."""
     return 100 * score if run["higher_is_better"] else score
 
 

@@ -124,7 +124,7 @@ class Results:
         self.write(self.status)
 
     def write(self, status: str) -> None:
-        """Writes JSON and CSV, each by way of a neighbour, so that nobody meets half a file."""
+        """Writes JSON and CSV, each by way of a neighbor, so that nobody meets half a file."""
         pick = max if self.higher_is_better else min
         tested = [record for record in self.records if math.isfinite(_number(record["test"]))]
         content = {
@@ -196,6 +196,6 @@ def _finite(value: Any) -> Any:
 
 
 def _replace(path: Path, text: str) -> None:
-    neighbour = path.with_suffix(".tmp")
-    neighbour.write_text(text)
-    neighbour.replace(path)
+    neighbor = path.with_suffix(".tmp")
+    neighbor.write_text(text)
+    neighbor.replace(path)

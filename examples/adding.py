@@ -5,7 +5,7 @@
     python examples/adding.py --length 100 --method tbptt --eps auto        # alpha = 0, Adam's eps = alpha * lr
     python examples/adding.py --length 100 --method bptt
     python examples/adding.py --length 100 --threshold 0.1                  # a network that spikes
-    python examples/adding.py --length 500 --recipe normalized              # normalised, time constants spread
+    python examples/adding.py --length 500 --recipe normalized              # normalized, time constants spread
 
 Each step brings a number in [0, 1) and a mark; exactly two steps are marked. Predicting 1 gives a mean squared error of
 0.167. New data are drawn in every iteration. As in the authors' code, the sequence is cut into ten windows with a loss

@@ -101,7 +101,7 @@ def grid(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def table(cells: list[dict[str, Any]], figure: str) -> str:
-    """Return means over the seeds in per cent as Markdown: a row per task, a column per ``beta``."""
+    """Return means over the seeds in percent as Markdown: a row per task, a column per ``beta``."""
     rows: dict[str, list[str]] = {}
     heads: list[str] = []
     for cell in cells:

@@ -55,15 +55,15 @@ def zoomed(x: Tensor, boxes: Sequence[Boxes], generator: torch.Generator) -> tup
     """
     count = len(x)
     scale = torch.exp(math.log(0.7) + math.log(2.0) * torch.rand(count, generator=generator))
-    centre = 0.5 + (torch.rand(count, 2, generator=generator) - 0.5) * (1 - 1 / scale).abs().unsqueeze(1)
+    center = 0.5 + (torch.rand(count, 2, generator=generator) - 0.5) * (1 - 1 / scale).abs().unsqueeze(1)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
-    theta[:, :, 2] = 2 * centre - 1
+    theta[:, :, 2] = 2 * center - 1
     grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
     moved = torch.nn.functional.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
     light = 0.8 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
     seen = []
-    for entry, factor, place in zip(boxes, scale, centre, strict=True):
+    for entry, factor, place in zip(boxes, scale, center, strict=True):
         places = (entry.places - place.repeat(2)) * factor + 0.5
         inside = places.clamp(0, 1)
         kept = _areas(inside) >= 0.4 * _areas(places)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument(
         "--rectifiers", action="store_true", help="the twin that does not spike: what data and budget give"
     )
-    parser.add_argument("--norm", choices=NORMS[:3], default="none", help="none: one normalisation for all time steps")
+    parser.add_argument("--norm", choices=NORMS[:3], default="none", help="none: one normalization for all time steps")
     parser.add_argument("--maps", type=int, choices=(2, 3), default=2, help="3: one more, for small objects")
     parser.add_argument("--augment", action="store_true", help="scale, shift and light of the training pictures")
     add_map_options(parser)

@@ -32,8 +32,8 @@ def crop(data: Split, length: int | None) -> Split:
     return Split(*pieces)
 
 
-class LabelledAccuracy:
-    """Per-step accuracy over labelled steps (class >= 0), as a mean over all steps of all sequences.
+class LabeledAccuracy:
+    """Per-step accuracy over labeled steps (class >= 0), as a mean over all steps of all sequences.
 
     Args:
         y: All labels, for the share of steps that have one.
@@ -42,11 +42,11 @@ class LabelledAccuracy:
     __name__ = "accuracy"
 
     def __init__(self, y: Tensor) -> None:
-        self.labelled = (y >= 0).float().mean()
+        self.labeled = (y >= 0).float().mean()
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         right = (output.argmax(dim=1) == target) & (target >= 0)
-        return right.float().mean() / self.labelled.to(output.device)
+        return right.float().mean() / self.labeled.to(output.device)
 
 
 RECIPES: Recipes = {"paper": {}, "normalized": {"norm": "accumulated", "spread": True, "longest": 100.0, "window": 10}}
@@ -76,7 +76,7 @@ def main() -> None:
         for index in in_order(len(data.x_test), 200):
             yield data.x_test[index].transpose(0, 1), data.y_test[index].t()
 
-    labelled = data.y_test[data.y_test >= 0]
+    labeled = data.y_test[data.y_test >= 0]
     experiment = Experiment(
         "ecg_stream",
         "-".join(
@@ -100,15 +100,15 @@ def main() -> None:
         nn.CrossEntropyLoss(),
         train,
         test,
-        metric=LabelledAccuracy(data.y_test),
+        metric=LabeledAccuracy(data.y_test),
         train_metric=no_score,  # it would be of the last steps alone
         notes={
             "train_samples": len(seen),
             "test_samples": len(data.x_test),
             "steps": data.x_train.shape[1],
             "labels_seen": seen.float().mean().item(),
-            "chance": (labelled.bincount().max() / len(labelled)).item(),
-            "test_labels_per_class": labelled.bincount(minlength=ECG_CLASSES).tolist(),
+            "chance": (labeled.bincount().max() / len(labeled)).item(),
+            "test_labels_per_class": labeled.bincount(minlength=ECG_CLASSES).tolist(),
         },
     )
     run(experiment, options)

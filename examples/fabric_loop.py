@@ -1,4 +1,4 @@
-"""FPTT in a training loop of your own with Lightning Fabric: the regulariser on the optimizer is all it needs.
+"""FPTT in a training loop of your own with Lightning Fabric: the regularizer on the optimizer is all it needs.
 
 python examples/fabric_loop.py [--smoke]
 """

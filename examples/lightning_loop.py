@@ -40,7 +40,7 @@ def make_loader(samples: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
 
 
 class OnlineClassifier(lightning.LightningModule):
-    """One update per time step. All of FPTT is the regulariser in ``configure_optimizers``."""
+    """One update per time step. All of FPTT is the regularizer in ``configure_optimizers``."""
 
     def __init__(self) -> None:
         super().__init__()

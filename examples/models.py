@@ -23,14 +23,14 @@ State = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Normalization:
-    """What normalises the drives of a recurrent network.
+    """What normalizes the drives of a recurrent network.
 
     Attributes:
         kind: ``"step"`` (batch statistics of each time step, the authors' code), ``"accumulated"`` (of all steps so
             far), ``"layer"`` (``nn.LayerNorm``) or ``"none"``.
         steps: Time steps of a sequence.
         gamma: Initial scale; the authors' code has 0.1.
-        readout: Normalise the drive of the readout, too, as the authors' code.
+        readout: Normalize the drive of the readout, too, as the authors' code.
     """
 
     kind: str = "none"
@@ -39,7 +39,7 @@ class Normalization:
     readout: bool = False
 
     def layer(self, library: str, features: int) -> list[nn.Module]:
-        """The normalisation of one drive, in a list that is empty if there is none."""
+        """The normalization of one drive, in a list that is empty if there is none."""
         if self.kind == "none":
             return []
         if self.kind == "layer":
@@ -49,9 +49,9 @@ class Normalization:
         return [self._per_step(library, "PerStepBatchNorm1d", features)]
 
     def maps(self, library: str, features: int) -> nn.Module:
-        """The normalisation of feature maps, which always have one: ``nn.BatchNorm2d``, or that of each time step."""
+        """The normalization of feature maps, which always have one: ``nn.BatchNorm2d``, or that of each time step."""
         if self.kind == "layer":
-            raise ValueError("maps are normalised over the batch: choose none, step or accumulated")
+            raise ValueError("maps are normalized over the batch: choose none, step or accumulated")
         if self.kind == "none":
             return nn.BatchNorm2d(features)
         return self._per_step(library, "PerStepBatchNorm2d", features)
@@ -101,7 +101,7 @@ def recurrent_net(
         recurrent: ``False`` leaves out the recurrent weights.
         joint_init: Draw input and recurrent weights as one ``nn.Linear`` on both, the default of torch (the authors'
             code for the Adding task). ``False``: input weights Xavier-normal, recurrent ones orthogonal, biases zero.
-        norm: Normalisation of the input drive and the recurrent drive of every layer.
+        norm: Normalization of the input drive and the recurrent drive of every layer.
         longest: Spread the liquid time constants, of membrane and adaptation, log-uniformly up to that many steps
             instead of starting all at two steps.
         encoders: ``(count, features)``: before all else that many dense layers without recurrence, side by side, each
@@ -112,7 +112,7 @@ def recurrent_net(
         raise ValueError(f"the time constants of {neuron!r} are not liquid and have a spread of their own")
     if neuron == "lstm":
         if norm.kind != "none":
-            raise ValueError("an LSTM has no drive of its own to normalise here")
+            raise ValueError("an LSTM has no drive of its own to normalize here")
         return LSTM(inputs, hidden, outputs)
     if longest is not None:
         options = {**options, "beta": spread(longest), "adaptation_beta": spread(longest)}

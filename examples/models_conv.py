@@ -29,7 +29,7 @@ def conv_net(
 ) -> nn.Module:
     """A spiking network of convolutions, dense layers and a liquid readout, that takes one step ``[B, C, H, W]``.
 
-    ``C32`` is a 3x3 convolution to 32 channels (``C32k7``: 7x7), batch-normalised, and its neurons; with ``MP`` behind
+    ``C32`` is a 3x3 convolution to 32 channels (``C32k7``: 7x7), batch-normalized, and its neurons; with ``MP`` behind
     it the drive is max-pooled before it reaches the neurons, as in the authors' code. ``512`` is a dense layer; an
     ``R`` at the end lets the dense layers feed back into themselves.
 
@@ -41,7 +41,7 @@ def conv_net(
         shape: Channels, height and width of the input.
         classes: Outputs.
         width: Factor on the number of channels and neurons.
-        gate_norm: Batch-normalise the gates of the maps, as the authors' code; only ``"ltc"`` has such gates.
+        gate_norm: Batch-normalize the gates of the maps, as the authors' code; only ``"ltc"`` has such gates.
         init_state: ``"zeros"`` or ``"random"``, see :class:`fptt_plugin.snntorch.LTCLeaky`.
 
     Raises:
@@ -82,7 +82,7 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     """Options of every network of maps."""
     add = parser.add_argument
     add("--width", type=float, default=1.0, help="factor on the number of channels and neurons")
-    add("--gate-norm", action="store_true", help="batch-normalise the gates of maps, as the authors' code")
+    add("--gate-norm", action="store_true", help="batch-normalize the gates of maps, as the authors' code")
     add("--init-state", choices=("zeros", "random"), default="zeros")
 
 
@@ -117,7 +117,7 @@ def scaled(size: str | int, width: float) -> int:
 
 
 def convolution(channels: int, features: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size of a map, or divides it by the stride; batch normalisation is to follow."""
+    """A convolution that keeps the size of a map, or divides it by the stride; batch normalization is to follow."""
     conv = nn.Conv2d(channels, features, kernel_size, stride, kernel_size // 2, bias=False)  # the norm has a shift
     nn.init.xavier_uniform_(conv.weight)
     return conv

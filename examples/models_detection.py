@@ -18,7 +18,7 @@ RARE = 0.01  # probability of an object that every anchor starts with
 class SpikingTinyYOLO(nn.Module):
     """Takes one step ``[B, 3, height, width]``, returns ``[B, N, 5 + classes]`` for all N anchors of its maps.
 
-    Every convolution is batch-normalised and drives spiking neurons where Darknet has leaky rectifiers; liquid leaky
+    Every convolution is batch-normalized and drives spiking neurons where Darknet has leaky rectifiers; liquid leaky
     integrators are read out, one for each map, the finest first. Height and width are multiples of 32.
 
     Args:
@@ -27,7 +27,7 @@ class SpikingTinyYOLO(nn.Module):
         classes: Classes of objects.
         maps: 2, or 3 with one of stride 8 for small objects (yolov4-tiny-3l.cfg).
         width: Factor on the number of maps in each layer.
-        norm: Normalisation of every convolution; ``"none"`` is one for all time steps.
+        norm: Normalization of every convolution; ``"none"`` is one for all time steps.
         rectifiers: Leaky rectifiers in place of the neurons, as Darknet: the twin that does not spike.
         **dynamics: ``gate_norm`` and ``init_state`` of :class:`fptt_plugin.snntorch.LTCLeaky`.
 

@@ -4,7 +4,7 @@
     python examples/quickstart.py --library spikingjelly
 
 One hidden layer of liquid time-constant neurons reads 20 steps of spikes; FPTT updates the weights at every step. The
-same network is then trained with the regulariser off (alpha = 0, truncated BPTT) and with BPTT over all 20 steps.
+same network is then trained with the regularizer off (alpha = 0, truncated BPTT) and with BPTT over all 20 steps.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def plot(results: list[dict[str, Any]], memory: dict[str, list[int]], lengths: l
 
 
 def draw_accuracy(axes: Axes, curves: dict[str, list[float]]) -> None:
-    """Test accuracy of each arm in per cent, by epoch."""
+    """Test accuracy of each arm in percent, by epoch."""
     for arm, curve in curves.items():
         axes.plot(range(1, len(curve) + 1), curve, color=METHOD_COLORS[arm], ls=ARMS[arm], lw=2, label=arm)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Handwritten digits, 20 steps of spikes")

@@ -115,11 +115,11 @@ def _adding(length: int, says: str) -> Task:
 
 
 SUMMARY = [
-    _adding(100, "eps does what the regulariser does"),
+    _adding(100, "eps does what the regularizer does"),
     _adding(200, "the same; BPTT is far behind by this number of iterations"),
     _adding(500, "unfinished, and level"),
     *(
-        Task(f"the same, normalised, T = {length}", {"task": "adding", "recipe": "normalized", "length": length},
+        Task(f"the same, normalized, T = {length}", {"task": "adding", "recipe": "normalized", "length": length},
              "solved", says, last=4)
         for length, says in (
             (200, "one seed"),
@@ -130,22 +130,22 @@ SUMMARY = [
     Task("digits pixel by pixel, T = 64, window 8 (BPTT: T)", {**PIXELS, "dataset": "digits", "epochs": 30,
          "window": (1, 8)}, "none", "level; FPTT trains at a wider range of learning rates"),
     Task("S-MNIST at half size, T = 196, 10 000 images, window 16", {**PIXELS, **SHORT, "dataset": "mnist",
-         "window": (1, 16)}, "none", "the regulariser or eps gain over alpha = 0"),
-    Task("the same, normalised, window 14", {**STEP, **SHORT, "permuted": False, "window": 14}, "none",
+         "window": (1, 16)}, "none", "the regularizer or eps gain over alpha = 0"),
+    Task("the same, normalized, window 14", {**STEP, **SHORT, "permuted": False, "window": 14}, "none",
          "all arms gain; FPTT is three points ahead of both controls"),
     Task("the same, pixels permuted", {**STEP, **SHORT, "permuted": True}, "none", "FPTT ahead of alpha = 0 each time"),
-    Task("S-MNIST, T = 784, not normalised", {**PIXELS, "dataset": "mnist", "steps": 784}, "97.4 %",
-         "five epochs; the authors normalise every step"),
-    Task("the same, normalised, 128 neurons, 10 epochs", {**STEP, "steps": 784, "permuted": False},
+    Task("S-MNIST, T = 784, not normalized", {**PIXELS, "dataset": "mnist", "steps": 784}, "97.4 %",
+         "five epochs; the authors normalize every step"),
+    Task("the same, normalized, 128 neurons, 10 epochs", {**STEP, "steps": 784, "permuted": False},
          "97.4 %", "one seed each: FPTT is four points ahead of eps, and nine of alpha = 0"),
     Task("R-MNIST, 20 epochs", {"task": "rate_mnist", "dataset": "mnist", "epochs": 20, **PLAIN}, "98.6 %",
          "a ReLU network on the spike counts has 98.3 %"),
     Task("ECG, T = 1301, window 10 (BPTT: T)", {"task": "ecg_stream", "steps": 1301, "epochs": 6, **PLAIN}, "none",
-         "the regulariser makes no difference"),
+         "the regularizer makes no difference"),
     Task("N-MNIST, 1 000 recordings", {**NMNIST, "frames": 20, "task": "dvs_gesture"}, "none",
          "level within the spread of the seeds, three to four points"),
     Task("blood cells (detection), 16 epochs", {"task": "detection", "epochs": 16, "norm": None}, "none",
-         "the regulariser lowers the score"),
+         "the regularizer lowers the score"),
 ]  # fmt: skip
 
 

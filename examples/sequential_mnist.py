@@ -8,8 +8,8 @@
     python examples/sequential_mnist.py --recipe normalized --pool 2 --subset 10000   # 196 steps
 
 A recurrent layer of liquid neurons and a liquid leaky integrator. The authors' code differs from the paper's text: it
-normalises every drive by batch statistics of each time step, has a second layer, and another schedule. ``normalized``
-takes over the normalisation alone, spreads the time constants, and updates once per row of the image.
+normalizes every drive by batch statistics of each time step, has a second layer, and another schedule. ``normalized``
+takes over the normalization alone, spreads the time constants, and updates once per row of the image.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _quickstart_runs() -> list[dict[str, Any]]:
 
 
 def _quickstart_curves() -> dict[str, list[float]]:
-    """Test accuracy of each method in per cent, by epoch, mean of the seeds."""
+    """Test accuracy of each method in percent, by epoch, mean of the seeds."""
     curves = {}
     for index, arm in enumerate(ARMS):
         seeds = [run["results"][index]["curve"] for run in _quickstart_runs()]
@@ -245,11 +245,11 @@ def _curves(table: str, only: tuple[str, ...] = (), score: str = "accuracy (%)")
 def _beta_rule() -> plt.Figure:
     figure, axes = _thumbnail("initial beta", "accuracy (%)")
     cells = json.loads((DOCS / "performance" / "beta_rule.json").read_text())["cells"]
-    for steps, grey in zip((5, 10, 20, 50), ("0.75", "0.55", "0.35", "0.1"), strict=True):
+    for steps, gray in zip((5, 10, 20, 50), ("0.75", "0.55", "0.35", "0.1"), strict=True):
         found = [cell for cell in cells if cell["presentation"] == "constant" and cell["steps"] == steps]
         found = [cell for cell in found if cell["neuron"] == "LTCLeaky"]
         scores = [100 * mean(cell["test_accuracy"]) for cell in found]
-        axes.plot([cell["beta"] for cell in found], scores, color=grey, lw=1.8, label=f"T = {steps}")
+        axes.plot([cell["beta"] for cell in found], scores, color=gray, lw=1.8, label=f"T = {steps}")
     axes.legend(fontsize=6, loc="lower left")
     return figure
 

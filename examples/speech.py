@@ -1,8 +1,8 @@
 """Spoken digits and commands as spikes of 700 channels of a model cochlea: SHD (20 classes) and SSC (35).
 
-    python examples/speech.py                                # SHD, normalised, 100 steps of 14 ms
+    python examples/speech.py                                # SHD, normalized, 100 steps of 14 ms
     python examples/speech.py --dataset ssc --epochs 20
-    python examples/speech.py --recipe plain                 # without normalisation, one time constant
+    python examples/speech.py --recipe plain                 # without normalization, one time constant
 
 The files are those of zenkelab.org/resources/spiking-heidelberg-datasets-shd, unpacked into ``SHD/`` and ``SSC/`` of
 the data directory and read by tonic. Not one of the paper's tasks. The last value decides; recordings that end earlier
@@ -45,7 +45,7 @@ def open_speech(name: str, root: str, train: bool, framing: Framing) -> Any:
 
 
 class _Pool:
-    """Makes one of that many neighbouring channels; tonic's ``Downsample`` rounds, some spikes one channel too low."""
+    """Makes one of that many neighboring channels; tonic's ``Downsample`` rounds, some spikes one channel too low."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=tuple(CLASSES), default="shd")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--step-ms", type=float, default=14.0, help="duration of a step")
-    parser.add_argument("--pool", type=int, default=5, help="neighbouring channels that are added up")
+    parser.add_argument("--pool", type=int, default=5, help="neighboring channels that are added up")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256])
     parser.add_argument("--subset", type=int, help="train on as many recordings, drawn by the seed")
     add_drive_options(parser)

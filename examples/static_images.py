@@ -6,7 +6,7 @@
     python examples/static_images.py --recipe code --device cuda            # the authors' code
 
 The image is the input current of the first layer at every step, and the weights move at every step. So do the
-statistics of the batch normalisation, 20 times for one batch: the test sees their running mean over steps and batches.
+statistics of the batch normalization, 20 times for one batch: the test sees their running mean over steps and batches.
 """
 
 from __future__ import annotations

@@ -15,16 +15,16 @@ _REGULARIZER = ("alpha", "beta", "rho", "variant", "average_weights")
 
 
 class TruncatedBPTT(FPTTTrainer):
-    """Truncated backpropagation through time: FPTT with the regulariser off, the control of every FPTT result.
+    """Truncated backpropagation through time: FPTT with the regularizer off, the control of every FPTT result.
 
     Args:
         net: See :class:`~fptt_plugin.FPTTTrainer`.
         optimizer: Its optimizer.
         loss_fn: Loss of one time step.
-        **options: Those of :class:`~fptt_plugin.FPTTTrainer`, except the regulariser's.
+        **options: Those of :class:`~fptt_plugin.FPTTTrainer`, except the regularizer's.
 
     Raises:
-        TypeError: If an option of the regulariser is given.
+        TypeError: If an option of the regularizer is given.
 
     Example:
         >>> import torch, snntorch as snn
@@ -38,11 +38,11 @@ class TruncatedBPTT(FPTTTrainer):
     def __init__(self, net: nn.Module, optimizer: Optimizer, loss_fn: LossFunction, **options: Any) -> None:
         given = [name for name in _REGULARIZER if name in options]
         if given:
-            raise TypeError(f"{type(self).__name__} has no regulariser and takes no {', '.join(given)}")
+            raise TypeError(f"{type(self).__name__} has no regularizer and takes no {', '.join(given)}")
         super().__init__(net, optimizer, loss_fn, alpha=0.0, average_weights="never", **options)
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that a state belongs to this network and has no regulariser, which would come back with it.
+        """Check that a state belongs to this network and has no regularizer, which would come back with it.
 
         Raises:
             CheckpointError: If it belongs to another network, or was trained with ``alpha > 0``.
@@ -51,7 +51,7 @@ class TruncatedBPTT(FPTTTrainer):
         alpha = state["regularizer"]["alpha"]
         if alpha > 0:
             raise CheckpointError(
-                f"it was trained with alpha={alpha}, and {type(self).__name__} has no regulariser",
+                f"it was trained with alpha={alpha}, and {type(self).__name__} has no regularizer",
                 "load it into an FPTTTrainer, or the weights alone, net.load_state_dict(torch.load(path)['net'])",
             )
 

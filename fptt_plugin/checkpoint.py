@@ -38,12 +38,12 @@ def save(content: dict[str, Any], path: str | PathLike[str]) -> None:
     """
     path = Path(path).resolve()  # a link stays one
     _remove_litter(path)
-    # Into a neighbour first: renaming within one directory is atomic, so no reader ever meets half a file. Its name
+    # Into a neighbor first: renaming within one directory is atomic, so no reader ever meets half a file. Its name
     # cannot be guessed, and O_EXCL follows no link that waits there.
-    neighbour = path.with_name(f"{_prefix(path)}{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    neighbor = path.with_name(f"{_prefix(path)}{os.getpid()}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     old = path.stat() if path.exists() else None
-    descriptor = os.open(neighbour, flags, 0o666 if old is None else 0o600)
+    descriptor = os.open(neighbor, flags, 0o666 if old is None else 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if old is not None and os.name == "posix":
@@ -53,9 +53,9 @@ def save(content: dict[str, Any], path: str | PathLike[str]) -> None:
             _write(content, file)
             file.flush()
             os.fsync(descriptor)
-        neighbour.replace(path)
+        neighbor.replace(path)
     except BaseException:
-        neighbour.unlink(missing_ok=True)
+        neighbor.unlink(missing_ok=True)
         raise
 
 

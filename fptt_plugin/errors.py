@@ -14,7 +14,7 @@ also derives from the built-in exception that fits it, so ``except ValueError`` 
     ├── OutputError        (ValueError)     what the network or the loss function returned cannot be used
     ├── CheckpointError    (ValueError)     a file or state that is damaged or belongs to another network
     ├── CallOrderError     (RuntimeError)   a call that is impossible at this moment
-    ├── WeightsChangedError (RuntimeError)  weights that were changed behind the regulariser's back
+    ├── WeightsChangedError (RuntimeError)  weights that were changed behind the regularizer's back
     └── NotFiniteError     (FloatingPointError)  a loss, gradient or state with nan or inf
 
     FPTTWarning (UserWarning)

@@ -1,7 +1,7 @@
 """Plots for training, as thin functions over matplotlib: ``pip install matplotlib``.
 
 Each function draws on the given axes, or on those of a new figure, and returns them. A method of training has one
-colour in all of them, :data:`METHOD_COLORS`.
+color in all of them, :data:`METHOD_COLORS`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ METHOD_COLORS = {
     "alpha = 0, eps": "#009e73",
     "BPTT": "#aa3377",
 }
-"""A colour for FPTT, for its two controls and for BPTT; colour-blind readers can tell them apart."""
+"""A color for FPTT, for its two controls and for BPTT; color-blind readers can tell them apart."""
 
 _SHADES = (0.0, 0.35, -0.35, 0.55, -0.6)  # parts of white, or of black, in the further runs of a method
 
 
 def method_color(label: str, shade: int = 0) -> str | None:
-    """Return the colour of the method that a label names.
+    """Return the color of the method that a label names.
 
     Args:
         label: Such as ``"FPTT, window=4"``, ``"alpha = 0"`` or ``"BPTT"``. ``alpha=0`` counts before FPTT, and a larger
             ``eps`` of Adam with it as a method of its own; truncated BPTT is ``alpha = 0``.
-        shade: 0 for the colour itself; 1 to 4 for lighter and darker ones, for further runs of the same method; then
+        shade: 0 for the color itself; 1 to 4 for lighter and darker ones, for further runs of the same method; then
             they begin again.
 
     Returns:
@@ -63,11 +63,11 @@ def method_color(label: str, shade: int = 0) -> str | None:
 
 
 def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Axes | None = None) -> Axes:
-    """Plot the score of each epoch in per cent: a line for validation, dashed in its colour for training.
+    """Plot the score of each epoch in percent: a line for validation, dashed in its color for training.
 
     Args:
         history: What :meth:`~fptt_plugin.FPTTTrainer.fit` returned, with a metric in [0, 1] such as the accuracy.
-        label: Name of the run in the legend. A run of a method gets the method's colour, see :func:`method_color`.
+        label: Name of the run in the legend. A run of a method gets the method's color, see :func:`method_color`.
         axes: Axes to draw on.
 
     Returns:
@@ -169,7 +169,7 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
         lengths: Time steps of each measurement.
         sizes: Bytes of each measurement, such as :attr:`SavedForBackward.peak <fptt_plugin.SavedForBackward>`; drawn in
             MiB.
-        label: Name in the legend. A method gets its colour, see :func:`method_color`.
+        label: Name in the legend. A method gets its color, see :func:`method_color`.
         axes: Axes to draw on.
 
     Returns:
@@ -206,7 +206,7 @@ def _axes(axes: Axes | None) -> Axes:
 
 
 def _color(axes: Axes, label: str) -> str | None:
-    """Return the method's colour, another shade if the axes hold a run of it; ``None`` if the label names none."""
+    """Return the method's color, another shade if the axes hold a run of it; ``None`` if the label names none."""
     used = {line.get_color() for line in axes.lines}
     shades = (method_color(label, shade) for shade in range(len(_SHADES)))
     return next((color for color in shades if color not in used), None)

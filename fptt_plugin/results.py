@@ -52,7 +52,7 @@ class BatchRecord(NamedTuple):
         size: Number of its samples.
         loss: Its mean training loss, a 0-d tensor.
         output: The decisions ``[B, ...]``.
-        grad_norm: Norm of the regularised gradient before clipping, of the batch's last update, a 0-d tensor; ``None``
+        grad_norm: Norm of the regularized gradient before clipping, of the batch's last update, a 0-d tensor; ``None``
             with ``max_grad_norm=None``.
         lr: Learning rate of the optimizer's first parameter group in this batch.
         updates: Weight updates so far.
@@ -92,7 +92,7 @@ class EpochRecord(NamedTuple):
         train_scores: Every metric by name, of the decisions made while training.
         val_scores: Every metric by name, on the validation data.
         lr: Learning rate of the optimizer's first parameter group in the last batch.
-        grad_norm: Norm of the regularised gradient before clipping, at the last update of each batch; mean over the
+        grad_norm: Norm of the regularized gradient before clipping, at the last update of each batch; mean over the
             batches. ``None`` with ``max_grad_norm=None``; ``float("inf")`` measures it and does not clip.
 
     Example:

@@ -93,7 +93,7 @@ class FPTTTrainer:
             or its ``forward`` loops over time; or takes and returns the state. See ``driver``.
         optimizer: Its ``torch.optim`` optimizer. Schedulers keep working on it.
         loss_fn: ``loss_fn(output, target) -> scalar`` for one time step.
-        alpha: Strength of the dynamic regulariser, >= 0; 0 is truncated BPTT, the control. Default 0.1.
+        alpha: Strength of the dynamic regularizer, >= 0; 0 is truncated BPTT, the control. Default 0.1.
         beta: Rate of the running average, in (0, 1]. Default 0.5.
         rho: Fraction of the dual left out of the gradient. Default 0.
         variant: ``"dual"`` (the authors' code, the default) or ``"gradient"`` (Algorithm 2), see
@@ -104,7 +104,7 @@ class FPTTTrainer:
             of a sequence always carries one. A window's loss is the mean over its steps with a loss.
         update_every: Steps between weight updates, a multiple of ``window`` (the windows' gradients are averaged);
             ``None``, the default, is ``window``.
-        max_grad_norm: Largest norm of the regularised gradient. Default 1; ``None`` does not clip.
+        max_grad_norm: Largest norm of the regularized gradient. Default 1; ``None`` does not clip.
         average_weights: When ``W_bar`` replaces ``W``: after each ``"epoch"`` of :meth:`fit` (the authors), after each
             ``"sequence"``, or ``"never"``. ``None``, the default, is ``"epoch"``, and ``"never"`` with
             ``variant="gradient"``, whose averages carry the last raw gradients.
@@ -316,7 +316,7 @@ class FPTTTrainer:
         Args:
             x_t: Input ``[B, ...]``.
             y_t: Target ``[B, ...]``; ``None`` for a step without.
-            mask: Which samples are labelled, boolean ``[B]``; the targets of the others are not looked at.
+            mask: Which samples are labeled, boolean ``[B]``; the targets of the others are not looked at.
             new_sequence: Which samples begin a new sequence with this step, boolean ``[B]``: before it, their state
                 (and their mean so far, with ``readout="mean"``) is as after :meth:`reset`; the others go on.
 
@@ -608,7 +608,7 @@ class FPTTTrainer:
             return _fit.evaluate(self, loader, metric=metric, batch=batch, averaged=averaged)
 
     def recalibrate(self, loader: Iterable[Any], *, batch: Batching = None, averaged: bool | None = None) -> int:
-        """Compute the running statistics of batch normalisation again, as means over a loader, at the present weights.
+        """Compute the running statistics of batch normalization again, as means over a loader, at the present weights.
 
         Online training changes the weights many times while running statistics average, so the statistics lag behind,
         the more the faster the weights change; and ``W_bar`` needs others than ``W``. Ten or twenty batches of training
@@ -694,7 +694,7 @@ class FPTTTrainer:
         return self.objective.unpacked(self._loop.visit(batch, self._unpacking(visitor)))
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Context in which the network holds ``W_bar``; afterwards ``W`` is back, bit for bit.
+        """Context in which the network holds ``W_bar``; afterward ``W`` is back, bit for bit.
 
         Returns:
             A context manager.
@@ -709,7 +709,7 @@ class FPTTTrainer:
         """Describe what the trainer does with this network; complete after the first batch.
 
         Returns:
-            Lines on driver, state, loss, readout and window, regulariser and compilation.
+            Lines on driver, state, loss, readout and window, regularizer and compilation.
         """
         schedule, loop = self.schedule, self._loop
         entries = {name: ", ".join(state) for name, state in self.state.get().items()}
@@ -726,7 +726,7 @@ class FPTTTrainer:
                 self.objective.explain(),
                 f"readout: {readout}; window: {window}; "
                 f"loss every {schedule.loss_every or 'window'}; update every {schedule.update_every or 'window'}",
-                f"regulariser: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
+                f"regularizer: alpha={self.regularizer.alpha}, beta={self.regularizer.beta}, "
                 f"variant={self.regularizer.variant!r}; W <- W_bar: {self.average_weights}",
                 *([loop.executor.explain()] if loop.executor is not None else []),
             ]
@@ -787,7 +787,7 @@ class FPTTTrainer:
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Options and counter of the regulariser, counters, class distribution and recurrent state.
+        """Options and counter of the regularizer, counters, class distribution and recurrent state.
 
         Network and optimizer, with ``W_bar`` and dual, have their own state dicts.
 
@@ -923,7 +923,7 @@ def _check_mode(*, learns: bool = True) -> None:
     """
     if torch.is_inference_mode_enabled():
         raise CallOrderError(
-            "within torch.inference_mode() nothing can be trained or loaded: no training afterwards takes the tensors "
+            "within torch.inference_mode() nothing can be trained or loaded: no training afterward takes the tensors "
             "that are made there",
             "leave the context first; predict() and evaluate() may be called within it",
         )

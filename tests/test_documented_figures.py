@@ -29,7 +29,7 @@ def rows(monkeypatch):
 
 @pytest.fixture
 def digits():
-    """The quickstart's arms: accuracy in per cent of every seed, and memory."""
+    """The quickstart's arms: accuracy in percent of every seed, and memory."""
     runs = [json.loads(path.read_text()) for path in sorted((DOCS / "performance").glob("quickstart_seed*.json"))]
     assert [run["settings"]["seed"] for run in runs] == [0, 1, 2]
     return {

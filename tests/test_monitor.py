@@ -44,7 +44,7 @@ def test_rates_are_exact():
     assert firing.rates() == {}
 
 
-def test_hooks_are_gone_afterwards():
+def test_hooks_are_gone_afterward():
     net = nn.Sequential(neuron())
     firing = FiringRates(net)
     net(X)

@@ -105,11 +105,11 @@ METHODS = {
 
 
 @pytest.mark.parametrize("label", METHODS)
-def test_each_method_has_its_colour(label):
+def test_each_method_has_its_color(label):
     assert plot.method_color(label) == plot.METHOD_COLORS[METHODS[label]]
 
 
-def test_colours_differ_and_so_do_the_shades_of_each():
+def test_colors_differ_and_so_do_the_shades_of_each():
     every = [plot.method_color(name, shade) for name in plot.METHOD_COLORS for shade in range(5)]
     assert len(set(every)) == 4 * 5
     rgb = [matplotlib.colors.to_rgb(color) for color in every]
@@ -117,7 +117,7 @@ def test_colours_differ_and_so_do_the_shades_of_each():
     assert plot.method_color("BPTT", 5) == plot.METHOD_COLORS["BPTT"]
 
 
-def test_pictures_use_the_colour_of_the_method_and_another_shade_for_its_next_run():
+def test_pictures_use_the_color_of_the_method_and_another_shade_for_its_next_run():
     axes = plot.memory([1, 2], [1, 2], "BPTT")
     plot.memory([1, 2], [1, 1], "FPTT, window=4", axes=axes)
     plot.memory([1, 2], [1, 1], "FPTT, window=1", axes=axes)

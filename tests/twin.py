@@ -11,7 +11,7 @@ class Twin:
         parameters: The weights to copy.
         make_optimizer: Builds an optimizer from ``[weights of group 0, weights of group 1, ...]``.
         groups: Index of each parameter's group; all in one by default.
-        sign: -1 if the loss is to be maximised.
+        sign: -1 if the loss is to be maximized.
     """
 
     def __init__(

@@ -98,7 +98,7 @@ def ours(
 
 
 def straightforward(net: Net, device: torch.device) -> Training:
-    """FPTT as one writes it down first, and as published code has it: regulariser in the loss, loops over weights."""
+    """FPTT as one writes it down first, and as published code has it: regularizer in the loss, loops over weights."""
     model = net.fresh(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     state = ModelState(model)

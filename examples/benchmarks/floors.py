@@ -22,7 +22,7 @@ Product = Callable[[], object]
 
 
 def forward_backward(net: Net, device: torch.device) -> Training:
-    """One step's loss and gradients, in eager PyTorch; no optimizer, no clipping, no regulariser."""
+    """One step's loss and gradients, in eager PyTorch; no optimizer, no clipping, no regularizer."""
     model = net.fresh(device)
     state, weights = ModelState(model), list(model.parameters())
 
@@ -38,7 +38,7 @@ def forward_backward(net: Net, device: torch.device) -> Training:
 
 
 def update_alone(net: Net, device: torch.device, *, compiled: bool) -> Training:
-    """Regulariser, clipping, Adam, dual and average of an eager network whose gradients are there already."""
+    """Regularizer, clipping, Adam, dual and average of an eager network whose gradients are there already."""
     model = net.fresh(device)
     optimizer = fused_adam(model)
     regularizer = DynamicRegularizer(optimizer, ALPHA, BETA, RHO, max_grad_norm=MAX_NORM)
@@ -136,7 +136,7 @@ def _convolution(weight: Tensor, x: Tensor, padding: Any, needs_input_gradient: 
 
 
 BARE, PRODUCTS = "floor: forward + backward", "floor: matrix products"
-UPDATE, COMPILED_UPDATE = "part: clip + Adam + regulariser, eager", "part: clip + Adam + regulariser, compiled"
+UPDATE, COMPILED_UPDATE = "part: clip + Adam + regularizer, eager", "part: clip + Adam + regularizer, compiled"
 COPIES = "floor: copying what an update writes"
 
 FLOORS: dict[str, Row] = {

@@ -94,7 +94,7 @@ def jelly(mode: str = "s") -> nn.Module:
 
 
 def convolutional() -> nn.Module:
-    # The normalisation has the bias of the layer before it.
+    # The normalization has the bias of the layer before it.
     maps = [nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.MaxPool2d(2)]
     fires = LTCLeaky(conv2d_channels=4, init_hidden=True, threshold=0.3)
     return nn.Sequential(
@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
     "Leaky": Case(stock),
     "LIFNode": Case(jelly),
     "stream": Case(partial(liquid, True), {"loss_every": 1}, way="stream"),
-    "convolutions, batch normalisation": Case(convolutional, sample=(1, 8, 8)),
+    "convolutions, batch normalization": Case(convolutional, sample=(1, 8, 8)),
     "window of 8": Case(partial(liquid, True), {"window": 8, "loss_every": 4}, steps=25),
     "window of 10": Case(partial(liquid, False), {"window": 10, "loss_every": 5}, steps=30),
     "LIFNode, multi-step": Case(partial(jelly, "m"), {"window": 4}),

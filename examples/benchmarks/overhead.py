@@ -41,7 +41,7 @@ RATIOS = ((EAGER, OWN), (EAGER, BARE), (OWN, BARE), (EAGER, BPTT))
 
 
 def own_loop(net: Net, device: torch.device) -> Training:
-    """FPTT with the package's regulariser and state in a loop of one's own, without the trainer's checks."""
+    """FPTT with the package's regularizer and state in a loop of one's own, without the trainer's checks."""
     model = net.fresh(device)
     optimizer = fused_adam(model)
     DynamicRegularizer(optimizer, ALPHA, BETA, RHO, max_grad_norm=MAX_NORM)

@@ -21,10 +21,10 @@ LINES = ("-", "--", ":", "-.", (0, (5, 1)))
 
 
 def _styles() -> dict[str, dict[str, Any]]:
-    """Colour and line of each row: a colour per method, shades and lines for ways to train by it."""
+    """Color and line of each row: a color per method, shades and lines for ways to train by it."""
     styles: dict[str, dict[str, Any]] = {}
     seen: Counter[str | None] = Counter()
-    for name in sorted(CONTENDERS, key=lambda name: name != COMPILE):  # the method's own colour is for the compiled row
+    for name in sorted(CONTENDERS, key=lambda name: name != COMPILE):  # the method's own color is for the compiled row
         label = name.replace("ours", "FPTT")
         method = method_color(label)
         shade = seen[method]

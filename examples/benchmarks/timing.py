@@ -26,7 +26,7 @@ def alternate(
     for turn in range(MOST_ROUNDS):
         if turn >= least and clock() > end:
             break
-        first = turn % len(names)  # none always runs after the same neighbour has filled the caches
+        first = turn % len(names)  # none always runs after the same neighbor has filled the caches
         for name in names[first:] + names[:first]:
             start = clock()
             calls[name]()

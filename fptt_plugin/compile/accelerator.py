@@ -3,7 +3,7 @@
 Three things can be compiled, each by ``torch.compile``, whose guards notice when anything that Python code reads has
 changed: hooks, numbers, modules, shapes. The compiler then runs again, or that call runs eagerly.
 
-* A *window* as one graph: forward pass, losses, backward pass, clipping, regulariser, optimizer, running averages. The
+* A *window* as one graph: forward pass, losses, backward pass, clipping, regularizer, optimizer, running averages. The
   fastest; its compile time grows with the window.
 * The network's *step*, called K times in a window of K steps, and where windows do not fit the one graph. The loop does
   what is left, as without compilation, so whatever trains eagerly trains this way. Ready in seconds for any window.

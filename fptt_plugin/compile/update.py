@@ -1,4 +1,4 @@
-"""One update as a function of tensors: regulariser, clipping, optimizer and running averages, compiled as a whole."""
+"""One update as a function of tensors: regularizer, clipping, optimizer and running averages, compiled as a whole."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class UpdateTensors(NamedTuple):
 
 
 class Strength(NamedTuple):
-    """Numbers of the regulariser, and the largest norm of the gradient."""
+    """Numbers of the regularizer, and the largest norm of the gradient."""
 
     alpha: float
     beta: float
@@ -98,10 +98,10 @@ class Strength(NamedTuple):
 
 
 class Books:
-    """Reads optimizer and regulariser before an update without ``optimizer.step()``, and writes to them after it.
+    """Reads optimizer and regularizer before an update without ``optimizer.step()``, and writes to them after it.
 
     Args:
-        regularizer: The regulariser on the optimizer.
+        regularizer: The regularizer on the optimizer.
 
     Raises:
         CannotCompile: If the updates of this optimizer cannot be compiled.
@@ -126,7 +126,7 @@ class Books:
             raise CannotCompile("the optimizer is differentiable")
         hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
         if any(getattr(hook, "__self__", None) is not regularizer for hook in hooks):
-            raise CannotCompile("the optimizer has step hooks besides the regulariser's")
+            raise CannotCompile("the optimizer has step hooks besides the regularizer's")
         if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             raise CannotCompile("there are step hooks on all optimizers")
         own_step = vars(optimizer).get("step")  # schedulers wrap it to see whether it is called, see note()
@@ -205,7 +205,7 @@ class Books:
         return [part._replace(scalars=scalars[row]) for part, scalars in pairs]
 
     def note(self, steps: list[Tensor], norm: Tensor | None, updates: int = 1) -> None:
-        """Keep the books of optimizer and regulariser after updates of the same weights.
+        """Keep the books of optimizer and regularizer after updates of the same weights.
 
         Args:
             steps: Step counts of the weights that moved.
@@ -291,7 +291,7 @@ def update_(
 
     Args:
         rule: The optimizer's step.
-        strength: Numbers of the regulariser.
+        strength: Numbers of the regularizer.
         parts: What is updated.
         grads: Gradients of the loss for each part; not written to.
         checked: Further tensors that must be finite.
@@ -336,7 +336,7 @@ class CompiledUpdate:
     """Does what ``optimizer.step()`` does for an optimizer with a :class:`DynamicRegularizer`, in one graph.
 
     Args:
-        regularizer: The regulariser on the optimizer.
+        regularizer: The regularizer on the optimizer.
         verdicts: Where to ask whether all was finite.
 
     Raises:
@@ -374,7 +374,7 @@ class CompiledUpdate:
             return False
         grads = [[weight.grad for weight in part.weights] for part in tensors.parts]
         if any(grad.layout != torch.strided for own in grads for grad in own):  # type: ignore[union-attr]
-            return False  # the regulariser says that
+            return False  # the regularizer says that
         factor = self._factor(windows, tensors.parts[0].weights[0].device)
         try:
             norm, finite = self._compiled(Strength.of(regularizer), tensors.parts, grads, factor, list(checked))

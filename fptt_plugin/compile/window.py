@@ -242,7 +242,7 @@ class CompiledWindow:
         if window.t == 0 or not due or batch.y is None:
             return None  # neurons make their state at the first step; a window without loss has no backward pass
         if batch.mask is not None or window.length != self._loop.schedule.window:
-            return None  # how many samples are labelled is a matter of values; remainders have many lengths
+            return None  # how many samples are labeled is a matter of values; remainders have many lengths
         objective = self._loop.objective
         target = batch.target(window.t + due[0])
         assert target is not None

@@ -359,7 +359,7 @@ def _hooks(module: nn.Module) -> list[dict[int, Any]]:
 
 
 def _computes(hook: Any) -> bool:
-    """Whether a hook is part of what is computed (several inputs, lazy layers, weight normalisation), no monitor."""
+    """Whether a hook is part of what is computed (several inputs, lazy layers, weight normalization), no monitor."""
     return isinstance(hook, InputHook) or (getattr(hook, "__module__", None) or "").startswith("torch.")
 
 

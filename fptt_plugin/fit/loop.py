@@ -264,7 +264,7 @@ def _evaluate(
             else:
                 trainer.visit(batch, decisions.visitor(batch))
     if decisions.samples == 0:
-        raise BatchError("the loader gave no batch to evaluate, or no labelled sample")
+        raise BatchError("the loader gave no batch to evaluate, or no labeled sample")
     return decisions.scores.compute(), decisions.loss
 
 
@@ -433,7 +433,7 @@ def _warn_of_silence(rates: dict[str, float], trainer: Trainer) -> None:
         remedies[0] += " (an LTCLeaky with beta=0.9 takes in a tenth of its input per step)"
     remedies += ["scale up the input or the initial weights"]
     if trainer.regularizer.alpha > 0:
-        remedies += ["compare with alpha=0, since the regulariser slows training down where gradients are small"]
+        remedies += ["compare with alpha=0, since the regularizer slows training down where gradients are small"]
     warnings.warn(
         f"{listed}: fired in less than {100 * SILENT:g} % of neurons and time steps in the first epoch; "
         + ", or ".join(remedies),

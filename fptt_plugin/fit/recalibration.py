@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation, recomputed at weights that do not move."""
+"""Running statistics of batch normalization, recomputed at weights that do not move."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recalibrate(trainer: Any, loader: Iterable[Any], *, batch: Batching = None, 
         norms = [norm for norm in norms if norm.training]
     if not norms:
         raise ConfigurationError(
-            "the network has no batch normalisation whose running statistics move", "leave recalibrate() out"
+            "the network has no batch normalization whose running statistics move", "leave recalibrate() out"
         )
     count = 0
     with trainer.evaluation(averaged), recalibrating(norms) as begin_batch:

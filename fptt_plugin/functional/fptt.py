@@ -26,7 +26,7 @@ def add_regularizer_gradient_(
     alpha: float,
     dual_weight: float = 1.0,
 ) -> None:
-    """Add the gradient of the dynamic regulariser to ``grads`` in place.
+    """Add the gradient of the dynamic regularizer to ``grads`` in place.
 
     ``g += alpha * (W - W_bar - dual_weight * d)``
 
@@ -35,7 +35,7 @@ def add_regularizer_gradient_(
         weights: ``W``, one tensor per gradient and of its shape.
         averages: ``W_bar``.
         duals: Scaled dual ``d = lambda / alpha``.
-        alpha: Strength of the regulariser; a negative value serves ``maximize=True`` optimizers.
+        alpha: Strength of the regularizer; a negative value serves ``maximize=True`` optimizers.
         dual_weight: ``1 - rho`` for the authors' code, ``(1 - rho) / 2`` for the paper's Algorithm 2.
 
     Example:

@@ -68,7 +68,7 @@ class ClassDistribution:
     The auxiliary term of FPTT's classification loss, ``(1 - r_t) * divergence(out_t, Q[y, t])``, keeps early
     steps close to this estimate instead of forcing them to the final label. Rows start uniform. At each step and for
     each class, the first *misclassified* sample of the batch overwrites the row with its softmax, as in the
-    authors' code; here for all classes at once, on the device, without a host synchronisation.
+    authors' code; here for all classes at once, on the device, without a host synchronization.
 
     Args:
         mean_over_classes: See :func:`divergence`. Default False, the paper's sum.

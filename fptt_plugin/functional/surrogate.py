@@ -61,7 +61,7 @@ def multi_gaussian(
 
     Args:
         v: Distance of the membrane from its threshold, any shape.
-        sigma: Width of the centre Gaussian, in units of the membrane.
+        sigma: Width of the center Gaussian, in units of the membrane.
         scale: Width ``s`` of the two negative side lobes, in units of ``sigma``.
         height: Weight ``h`` of each side lobe.
         gamma: Overall factor.
@@ -75,9 +75,9 @@ def multi_gaussian(
         >>> round(multi_gaussian(torch.zeros(())).item(), 3)
         0.732
     """
-    centre = (1.0 + height) * _normal_density(v, 0.0, sigma)
+    center = (1.0 + height) * _normal_density(v, 0.0, sigma)
     lobes = _normal_density(v, sigma, scale * sigma) + _normal_density(v, -sigma, scale * sigma)
-    return gamma * (centre - height * lobes)
+    return gamma * (center - height * lobes)
 
 
 class MultiGaussian:
@@ -88,7 +88,7 @@ class MultiGaussian:
     keep the dtype.
 
     Args:
-        sigma: Width of the centre Gaussian, in units of the membrane. Default 0.3.
+        sigma: Width of the center Gaussian, in units of the membrane. Default 0.3.
         scale: Width of the side lobes in units of ``sigma``. Default 6.
         height: Weight of each side lobe. Default 0.15.
         gamma: Overall factor. Default 0.5.

@@ -1,4 +1,4 @@
-"""Modules that belong to neither library: the neurons' learned gates, normalisation per time step, option checks."""
+"""Modules that belong to neither library: the neurons' learned gates, normalization per time step, option checks."""
 
 from .checks import check_number, check_version
 from .gates import (

@@ -130,7 +130,7 @@ class ConvGate(Gate):
     """Same-padded convolution on ``x + state``, the paper's form for feature maps ``[B, C, H, W]``.
 
     Weight ``[C, C, kH, kW]``, drawn Xavier-uniform as in the authors' code. With :meth:`normalize` the convolution's
-    result is batch-normalised before the bias is added.
+    result is batch-normalized before the bias is added.
 
     Example:
         >>> ConvGate(2)(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 5)).shape
@@ -154,7 +154,7 @@ class ConvGate(Gate):
         return logit + self.bias.view(-1, 1, 1)
 
     def normalize(self) -> None:
-        """Add batch normalisation, as in the authors' convolutional networks (not in the paper's equations).
+        """Add batch normalization, as in the authors' convolutional networks (not in the paper's equations).
 
         It learns a scale but no shift, which would duplicate the gate's bias. Its running statistics move once per
         training step.
@@ -195,7 +195,7 @@ GATES: dict[str, type[Gate]] = {"dense": DenseGate, "conv": ConvGate, "elementwi
 
 
 class _UnsizedParameter(UninitializedParameter):
-    # torch lets an uninitialised parameter change its precision by any of its methods but this one.
+    # torch lets an uninitialized parameter change its precision by any of its methods but this one.
     _allowed_methods = (*UninitializedParameter._allowed_methods, torch.Tensor.bfloat16)  # type: ignore[attr-defined]
 
 
@@ -203,7 +203,7 @@ class LazyGate(LazyModuleMixin, Gate):
     """Gate that takes its size, and with ``kind="auto"`` its form, from the first input, as ``nn.LazyLinear`` does.
 
     ``"auto"`` becomes a :class:`DenseGate` for ``[N]`` or ``[B, N]`` and a :class:`ConvGate` for ``[B, C, H, W]``.
-    The parameters exist, uninitialised, from the start, so that an optimizer may be built before the first batch.
+    The parameters exist, uninitialized, from the start, so that an optimizer may be built before the first batch.
 
     Args:
         kind: ``"auto"``, ``"dense"``, ``"conv"`` or ``"elementwise"``. Default ``"auto"``.
@@ -319,7 +319,7 @@ class GateOptions:
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Of a convolutional gate, odd; ``None`` means 3.
         learn: ``False`` freezes the gates.
-        norm: Batch-normalise convolutional gates, which must have an explicit size.
+        norm: Batch-normalize convolutional gates, which must have an explicit size.
 
     Example:
         >>> membrane, adaptation = GateOptions(beta=0.9, linear_features=2).build(2)
@@ -356,7 +356,7 @@ class GateOptions:
         if self.norm:
             if kind != "conv" or not self.conv2d_channels:
                 raise ConfigurationTypeError(
-                    "gate_norm=True normalises the gates of a feature map", "pass conv2d_channels, too"
+                    "gate_norm=True normalizes the gates of a feature map", "pass conv2d_channels, too"
                 )
             for gate in gates:
                 assert isinstance(gate, ConvGate)

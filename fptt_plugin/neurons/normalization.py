@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics of each time step, the ingredient of the authors' recurrent networks.
+"""Batch normalization with statistics of each time step, the ingredient of the authors' recurrent networks.
 
 The drive of a recurrent spiking network changes over the steps of a sequence: one set of statistics for all of them
 fits none. Here each step has its own running statistics, and the module counts the steps of each sample by itself.
@@ -42,7 +42,7 @@ class PerStepNorm(nn.Module):
         momentum: Share of the batch in the running statistics.
         gamma: Initial scale of each feature.
         affine: Learn scale and shift, which all steps share.
-        accumulate: Normalise by the statistics of all steps so far instead of those of the step alone.
+        accumulate: Normalize by the statistics of all steps so far instead of those of the step alone.
 
     Raises:
         ConfigurationError: If an option has an impossible value.
@@ -105,7 +105,7 @@ class PerStepNorm(nn.Module):
         if self.training and not self.accumulate and x.numel() == self.num_features:
             raise BatchShapeError(
                 "a batch of one sample has no statistics of its own",
-                "pass accumulate=True, which normalises by all steps so far, or a larger batch",
+                "pass accumulate=True, which normalizes by all steps so far, or a larger batch",
             )
 
     def initial_state(self, x: Tensor) -> NormState:
@@ -115,14 +115,14 @@ class PerStepNorm(nn.Module):
         return NormState(torch.zeros(len(x), dtype=torch.long, device=x.device), zeros, torch.zeros_like(zeros))
 
     def normalize(self, x: Tensor, state: NormState) -> tuple[Tensor, NormState]:
-        """Normalise one time step.
+        """Normalize one time step.
 
         Args:
             x: One time step, ``[B, C]`` or ``[B, C, H, W]``.
             state: State after the step before.
 
         Returns:
-            The normalised step, shape and dtype of ``x``, and the new state. In training mode the running statistics
+            The normalized step, shape and dtype of ``x``, and the new state. In training mode the running statistics
             of the step move, once for all samples that are at it.
 
         Raises:
@@ -152,7 +152,7 @@ class PerStepNorm(nn.Module):
         return self.running_mean, self.running_var
 
     def _apply_statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """Normalise ``x`` by statistics ``[B, C]``, or ``[1, C]`` for all samples alike."""
+        """Normalize ``x`` by statistics ``[B, C]``, or ``[1, C]`` for all samples alike."""
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight

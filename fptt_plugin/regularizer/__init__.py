@@ -1,4 +1,4 @@
-"""FPTT's dynamic regulariser on any ``torch.optim`` optimizer: its updates, and a watch on the weights."""
+"""FPTT's dynamic regularizer on any ``torch.optim`` optimizer: its updates, and a watch on the weights."""
 
 from .dynamic import AVERAGE, DUAL, DynamicRegularizer, check_optimizer, check_regularizer_options
 

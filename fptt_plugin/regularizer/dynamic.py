@@ -1,4 +1,4 @@
-"""FPTT's dynamic regulariser on any ``torch.optim`` optimizer, through its step hooks.
+"""FPTT's dynamic regularizer on any ``torch.optim`` optimizer, through its step hooks.
 
 The running average ``W_bar`` and the scaled dual ``d = lam / alpha`` of a weight ``p`` are entries of
 ``optimizer.state[p]``, beside the optimizer's own. Whatever saves, loads, copies or moves an optimizer therefore does
@@ -56,14 +56,14 @@ class _Variant:
         if vars(regularizer).setdefault("variant", value) != value:
             raise ConfigurationError(
                 "variant cannot be changed, because it says what the averages mean",
-                "build another optimizer and regulariser",
+                "build another optimizer and regularizer",
             )
 
 
 class DynamicRegularizer:
     """Turn the steps of an optimizer into FPTT updates.
 
-    Before each ``optimizer.step()`` the gradient of the regulariser is added to every ``.grad`` and the sum is clipped;
+    Before each ``optimizer.step()`` the gradient of the regularizer is added to every ``.grad`` and the sum is clipped;
     after it the dual and the running average move (``W`` weights, ``W_bar`` their running average, ``lam`` the dual):
 
     .. code-block:: text
@@ -78,8 +78,8 @@ class DynamicRegularizer:
     this off except clipping: the optimizer then does truncated BPTT, and ``W_bar`` is ``W``.
 
     **Checkpoints.** ``W_bar`` and the dual are part of ``optimizer.state_dict()``. A loop that saves and loads the
-    network and the optimizer resumes exactly; build the regulariser with the same options, before or after
-    ``optimizer.load_state_dict()``. Copies and pickles of (network, optimizer, regulariser) continue on their own.
+    network and the optimizer resumes exactly; build the regularizer with the same options, before or after
+    ``optimizer.load_state_dict()``. Copies and pickles of (network, optimizer, regularizer) continue on their own.
 
     **Weights changed from outside.** Each optimizer step, :meth:`averaged_weights` and :meth:`load_averages` first
     check that the weights are as the last update left them, and raise :class:`~fptt_plugin.errors.WeightsChangedError`
@@ -90,7 +90,7 @@ class DynamicRegularizer:
     training, as weight clipping does. :meth:`remember_values` and :meth:`check_values` read values and so notice the
     rest; the trainer calls them around every batch of sequences.
 
-    **Closures.** ``optimizer.step(closure)`` evaluates the closure once, adds the gradient of the regulariser, then
+    **Closures.** ``optimizer.step(closure)`` evaluates the closure once, adds the gradient of the regularizer, then
     steps. A ``step()`` of a subclass that calls ``super().step()`` is one step.
 
     A parameter without a gradient in some step (frozen, or unused) is left alone in that step. Parameters may be lazy,
@@ -99,12 +99,12 @@ class DynamicRegularizer:
 
     Args:
         optimizer: Optimizer of the network to train.
-        alpha: Strength of the regulariser, >= 0. Default 0.1.
+        alpha: Strength of the regularizer, >= 0. Default 0.1.
         beta: Rate of the running average, in (0, 1]. Default 0.5.
         rho: Fraction of the dual left out of the gradient, in [0, 1]. Default 0.
         variant: ``"dual"`` is the authors' code; ``"gradient"`` is the paper's Algorithm 2, with half the dual and
             ``lam = grad loss(W_new)``: call :meth:`second_gradient` after each optimizer step.
-        max_grad_norm: Largest global 2-norm of the regularised gradient; ``None`` does not clip.
+        max_grad_norm: Largest global 2-norm of the regularized gradient; ``None`` does not clip.
 
     Attributes:
         alpha (float): May be changed: ``lam`` stays as it is. A step with 0 drops the averages. ``beta``, ``rho`` and
@@ -116,7 +116,7 @@ class DynamicRegularizer:
             averages and optimizer as they are.
 
     Raises:
-        ConfigurationError: If an argument is out of range, or the optimizer already carries a regulariser.
+        ConfigurationError: If an argument is out of range, or the optimizer already carries a regularizer.
 
     Source: Yin, Corradi, Bohté 2023, and the authors' training scripts, which update in this order.
 
@@ -201,14 +201,14 @@ class DynamicRegularizer:
         return args, {**kwargs, "closure": _once(loss)}
 
     def _regularize(self, optimizer: Optimizer) -> None:
-        """Add the gradient of the regulariser to every ``.grad``, then clip."""
+        """Add the gradient of the regularizer to every ``.grad``, then clip."""
         groups = [[weight for weight in group["params"] if weight.grad is not None] for group in optimizer.param_groups]
         if [weight for group in groups for weight in group if weight.grad.layout != torch.strided]:
             raise ConfigurationError("sparse gradients are not supported", "build the embedding with sparse=False")
         if not any(groups) and self.updates:
             warnings.warn(
                 "optimizer.step() found no gradient in any of its parameters: if the network's parameters were "
-                "replaced, by load_state_dict(assign=True) or a new layer, build optimizer and regulariser again",
+                "replaced, by load_state_dict(assign=True) or a new layer, build optimizer and regularizer again",
                 FPTTWarning,
                 stacklevel=4,
             )
@@ -280,7 +280,7 @@ class DynamicRegularizer:
 
         Args:
             loss: Computes this step's loss again, from the *same* recurrent state as before the step and with
-                normalisation statistics frozen. ``.grad`` stays untouched.
+                normalization statistics frozen. ``.grad`` stays untouched.
 
         Raises:
             CallOrderError: If no update of that variant is waiting.
@@ -393,7 +393,7 @@ class DynamicRegularizer:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Let the weights hold ``W_bar`` within the context; afterwards they are back, bit for bit.
+        """Let the weights hold ``W_bar`` within the context; afterward they are back, bit for bit.
 
         Nothing can be trained within the context. Changes of the weights made there are lost, with a warning.
 
@@ -442,9 +442,9 @@ class DynamicRegularizer:
             self._watch.remember_norms()
 
     def check_values(self) -> None:
-        """Check that the weights have the norms that :meth:`remember_values` saw. Synchronises with the device.
+        """Check that the weights have the norms that :meth:`remember_values` saw. Synchronizes with the device.
 
-        Compares nothing once the weights have moved by an update or one of the regulariser's methods.
+        Compares nothing once the weights have moved by an update or one of the regularizer's methods.
 
         Raises:
             WeightsChangedError: If one of them was changed from outside, even in place in ``weight.data``.
@@ -568,7 +568,7 @@ class DynamicRegularizer:
     def _write_record(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """Add to ``optimizer.state_dict()`` what its averages mean, where every framework keeps it.
 
-        Numbers of the regulariser are in the groups. What belongs to one weight is in its entry, which follows the
+        Numbers of the regularizer are in the groups. What belongs to one weight is in its entry, which follows the
         weight when a state is adapted to parameters in another order.
         """
         self.check_weights()
@@ -590,8 +590,8 @@ class DynamicRegularizer:
     def _check_variant(self, variant: str) -> None:
         if variant != self.variant and self.alpha > 0:
             raise CheckpointError(
-                f"the state is of variant={variant!r}, this regulariser of {self.variant!r}, whose dual is another",
-                f"build the regulariser with variant={variant!r}",
+                f"the state is of variant={variant!r}, this regularizer of {self.variant!r}, whose dual is another",
+                f"build the regularizer with variant={variant!r}",
             )
 
     def _check_load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -694,7 +694,7 @@ class DynamicRegularizer:
         try:
             problems.raise_any()
         except ConfigurationError as error:
-            raise CheckpointError(f"the state of the regulariser is malformed: {error.reason}") from error
+            raise CheckpointError(f"the state of the regularizer is malformed: {error.reason}") from error
         self._check_variant(state["variant"])
         if "averages" in state:
             check_entry(state, "duals", lambda duals: duals.keys() == state["averages"].keys())
@@ -713,7 +713,7 @@ class DynamicRegularizer:
         self._register()  # an optimizer loses its hooks when it is copied
 
     def remove(self) -> None:
-        """Remove hooks and averages: the optimizer steps as if the regulariser had never been there."""
+        """Remove hooks and averages: the optimizer steps as if the regularizer had never been there."""
         self.check_weights()
         self._drop_averages()
         for hook in self._hooks:
@@ -777,7 +777,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check_regularizer_options(
     problems: ErrorList, alpha: float, beta: float, rho: float, variant: str, max_grad_norm: float | None
 ) -> None:
-    """Record options of the regulariser that are not numbers or out of range."""
+    """Record options of the regularizer that are not numbers or out of range."""
     options = {"alpha": alpha, "beta": beta, "rho": rho, "max_grad_norm": max_grad_norm}
     for name, value in options.items():
         _check_number(problems, name, value)
@@ -794,7 +794,7 @@ def _check_number(problems: ErrorList, name: str, value: object) -> None:
 
 
 def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
-    """Record an optimizer that cannot carry a regulariser, or carries one already."""
+    """Record an optimizer that cannot carry a regularizer, or carries one already."""
     if not isinstance(optimizer, Optimizer):
         problems.check(False, f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         return
@@ -811,5 +811,5 @@ def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
     problems.check(
         not taken,
         "the optimizer already carries a DynamicRegularizer (from an earlier trainer?): build a new optimizer, or call "
-        "remove() on that regulariser",
+        "remove() on that regularizer",
     )

@@ -138,6 +138,6 @@ def _weights_changed() -> WeightsChangedError:
     return WeightsChangedError(
         "weights were changed since their last update (by load_state_dict(), in place or by moving them), or are not "
         "those saved with the optimizer; their running averages do not follow",
-        "call restart_averages() on the regulariser if other weights were loaded, or accept_weights() if the change "
+        "call restart_averages() on the regularizer if other weights were loaded, or accept_weights() if the change "
         "belongs to training, as weight clipping does, and the averages should stay",
     )

@@ -1,4 +1,4 @@
-"""Liquid time-constant neurons for snnTorch, the readout ``LTCIntegrator``, and normalisation per time step."""
+"""Liquid time-constant neurons for snnTorch, the readout ``LTCIntegrator``, and normalization per time step."""
 
 from ..neurons import check_version as _check_version
 

@@ -218,7 +218,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         learn_beta: Train the gates.
         learn_threshold: Train the threshold.
         reset_mechanism: ``"zero"``, ``"subtract"`` or ``"none"``.
-        state_quant: Quantiser for the membrane (``snntorch.functional.quant.state_quant``).
+        state_quant: Quantizer for the membrane (``snntorch.functional.quant.state_quant``).
         output: With ``init_hidden``, return ``(spk, mem)``.
         graded_spikes_factor: Factor on the returned spikes.
         learn_graded_spikes_factor: Train that factor.
@@ -226,7 +226,7 @@ class LTCLeaky(LiquidSpikingNeuron, Leaky):
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
         adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
-        gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
+        gate_norm: Batch-normalize convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Kernel size of the convolutional gates; must be odd. Default 3.
@@ -352,17 +352,17 @@ class RLTCLeaky(LiquidSpikingNeuron, RLeaky):
         learn_threshold: Train the threshold.
         learn_recurrent: Train the recurrent weights.
         reset_mechanism: ``"zero"``, ``"subtract"`` or ``"none"``.
-        state_quant: Quantiser for the membrane (``snntorch.functional.quant.state_quant``).
+        state_quant: Quantizer for the membrane (``snntorch.functional.quant.state_quant``).
         output: With ``init_hidden``, return ``(spk, mem)``.
         reset_delay: Reset at the start of the next step, detached, as ``snn.RLeaky``.
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
         adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
-        gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
+        gate_norm: Batch-normalize convolutional gates (needs ``conv2d_channels``), as the authors' code.
         init_state: ``"zeros"``, or ``"random"``: membrane uniform in [0, 1), ``b = 0.1`` (the authors' code).
-        recurrent_norm: Module that normalises ``recurrent(spk)``, such as
+        recurrent_norm: Module that normalizes ``recurrent(spk)``, such as
             :class:`~fptt_plugin.snntorch.PerStepBatchNorm1d`; :meth:`reset_mem` resets its count of steps. To
-            normalise the input drive, put one in front of the neuron.
+            normalize the input drive, put one in front of the neuron.
 
     Raises:
         ConfigurationError: If an option has an impossible value.
@@ -508,9 +508,9 @@ class LTCIntegrator(LiquidNeuron, Leaky):
         beta: See :class:`LTCLeaky`.
         init_hidden: Keep the state inside.
         learn_beta: Train the gate.
-        state_quant: Quantiser for the membrane.
+        state_quant: Quantizer for the membrane.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
-        gate_norm: Batch-normalise the convolutional gate (needs ``conv2d_channels``), as the authors' code.
+        gate_norm: Batch-normalize the convolutional gate (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Of the convolutional gate, odd. Default 3.

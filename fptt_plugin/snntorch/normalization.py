@@ -1,4 +1,4 @@
-"""Batch normalisation per time step in networks of snnTorch."""
+"""Batch normalization per time step in networks of snnTorch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class BufferedNorm(PerStepNorm):
             setattr(self, name, getattr(self, name).detach().new_zeros(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the next time step; another batch size begins at the first step.
+        """Normalize the next time step; another batch size begins at the first step.
 
         Args:
             x: ``[B, C]`` or ``[B, C, H, W]``.
 
         Returns:
-            The normalised step, shape of ``x``.
+            The normalized step, shape of ``x``.
         """
         begins = len(self.step) != len(x)
         state = self.initial_state(x) if begins else NormState(self.step, self.mean, self.m2)
@@ -45,10 +45,10 @@ class BufferedNorm(PerStepNorm):
 
 
 class PerStepBatchNorm1d(BufferedNorm):
-    """Batch normalisation of a flat drive with statistics of each time step.
+    """Batch normalization of a flat drive with statistics of each time step.
 
-    Step ``t`` of a sequence is normalised by the mean and variance of the batch at that step, and has a row of its own
-    in the running statistics, which evaluation uses. Scale and shift are shared by all steps. It is the normalisation
+    Step ``t`` of a sequence is normalized by the mean and variance of the batch at that step, and has a row of its own
+    in the running statistics, which evaluation uses. Scale and shift are shared by all steps. It is the normalization
     of the authors' networks (``SeparatedBatchNorm1d`` in ``fptt_mnist/snn_models_LIF4_save4_l2.py`` of
     github.com/byin-cwi/sFPTT), after Cooijmans et al., "Recurrent Batch Normalization" (arXiv:1603.09025). With
     ``accumulate=True`` the statistics are those of all steps so far, as in Jiang et al., "TAB: Temporal Accumulated
@@ -59,7 +59,7 @@ class PerStepBatchNorm1d(BufferedNorm):
     it with the neurons. In a ``forward`` that loops over time and starts its neurons by ``reset_mem()``, call
     :meth:`reset` at the start, too. Without it, every call of ``net(x)`` outside of the trainer continues to count, and
     its steps get the statistics of later ones. Samples that begin a new sequence while others go on count from 0; a
-    batch of samples at different steps is normalised by the statistics of all of them.
+    batch of samples at different steps is normalized by the statistics of all of them.
 
     Args:
         num_features: Neurons ``N``.
@@ -125,10 +125,10 @@ class _AnyNeuron(Leaky, RLeaky, Synaptic, RSynaptic, Alpha, Lapicque, SLSTM, SCo
 
 
 class _RestartEntry:
-    """Entry of ``SpikingNeuron.instances`` through which ``utils.reset`` and ``reset_hidden`` reach a normalisation.
+    """Entry of ``SpikingNeuron.instances`` through which ``utils.reset`` and ``reset_hidden`` reach a normalization.
 
     They walk the list for neurons of one class and assign zeros to their states. What is assigned here, by whichever
-    class, restarts the normalisation; what is read is its count of steps, which has no graph to be detached from.
+    class, restarts the normalization; what is read is its count of steps, which has no graph to be detached from.
     """
 
     def __init__(self, norm: BufferedNorm) -> None:
@@ -149,5 +149,5 @@ class _RestartEntry:
 
 
 def restart_entry(norm: BufferedNorm) -> Any:
-    """Return the entry of a normalisation in ``SpikingNeuron.instances``."""
+    """Return the entry of a normalization in ``SpikingNeuron.instances``."""
     return _RestartEntry(norm)

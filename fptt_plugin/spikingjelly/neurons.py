@@ -31,7 +31,7 @@ class LiquidNode(FunctionalMemory):
 
     def _init_precision(self) -> None:
         # Follows module.to(dtype). The gates' parameters would tell, too, but may not have a size yet, and
-        # torch.compile cannot read an attribute of an uninitialised parameter.
+        # torch.compile cannot read an attribute of an uninitialized parameter.
         self.register_buffer("precision", torch.zeros(0), persistent=False)
 
     def _state_like(self, inputs: tuple[Tensor, ...], step_mode: str) -> Tensor:
@@ -160,7 +160,7 @@ class LTCLeaky(LiquidNode, neuron.BaseNode):
         adaptation: Rise of the threshold per unit of ``b``; 0 switches the adaptation off.
         adaptation_beta: Decay of ``b`` per step at the start, given as ``beta`` is. Default 0.5, a bias of 0.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
-        gate_norm: Batch-normalise convolutional gates (needs ``conv2d_channels``), as the authors' code.
+        gate_norm: Batch-normalize convolutional gates (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Of the convolutional gates, odd. Default 3.
@@ -293,7 +293,7 @@ class LTCIntegrator(LiquidNode):
         tau: The same in SpikingJelly's terms, ``beta = 1 - 1 / tau``; greater than 1.
         decay_input: Must be True, see :class:`LTCLeaky`.
         gate: ``"auto"`` (dense on flat input, conv on maps), ``"dense"``, ``"conv"`` or ``"elementwise"``.
-        gate_norm: Batch-normalise the convolutional gate (needs ``conv2d_channels``), as the authors' code.
+        gate_norm: Batch-normalize the convolutional gate (needs ``conv2d_channels``), as the authors' code.
         linear_features: Neurons of a flat layer; with ``gate="elementwise"``, neurons or channels.
         conv2d_channels: Channels of a map. Without either, sizes come from the first input.
         kernel_size: Of the convolutional gate, odd. Default 3.

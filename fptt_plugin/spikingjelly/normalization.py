@@ -1,4 +1,4 @@
-"""Batch normalisation per time step in networks of SpikingJelly."""
+"""Batch normalization per time step in networks of SpikingJelly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MemoryNorm(PerStepNorm, FunctionalMemory):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: States, **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], States]:
-        """Normalise one time step: ``((y,), states)``; in training mode its running statistics move."""
+        """Normalize one time step: ``((y,), states)``; in training mode its running statistics move."""
         y, after = self.normalize(inputs[0], NormState(*states))
         return (y,), tuple(after)
 
@@ -59,9 +59,9 @@ class MemoryNorm(PerStepNorm, FunctionalMemory):
 
 
 class PerStepBatchNorm1d(MemoryNorm):
-    """Batch normalisation of a flat drive with statistics of each time step.
+    """Batch normalization of a flat drive with statistics of each time step.
 
-    Step ``t`` of a sequence is normalised by the mean and variance of the batch at that step, and has a row of its own
+    Step ``t`` of a sequence is normalized by the mean and variance of the batch at that step, and has a row of its own
     in the running statistics, which evaluation uses. Scale and shift are shared by all steps. The authors' networks
     have it; see :class:`fptt_plugin.snntorch.PerStepBatchNorm1d` for the sources and for ``accumulate``.
     ``layer.BatchNormThroughTime1d`` differs: it scales each step by parameters of its own.
@@ -69,7 +69,7 @@ class PerStepBatchNorm1d(MemoryNorm):
     The count of steps is a memory. The trainer resets it before each sequence. If you call ``net(x)`` yourself, call
     ``functional.reset_net(net)`` before each sequence: without it the count continues, and steps get the statistics of
     later ones. Slices of a sequence in ``'m'`` mode go on where the last one ended. Within
-    ``layer.LinearRecurrentContainer`` or ``layer.ElementWiseRecurrentContainer`` it normalises the recurrent drive, in
+    ``layer.LinearRecurrentContainer`` or ``layer.ElementWiseRecurrentContainer`` it normalizes the recurrent drive, in
     ``'s'`` mode.
 
     Args:

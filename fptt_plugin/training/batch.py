@@ -25,7 +25,7 @@ class Batch(NamedTuple):
         per_sequence: Whether one target serves all steps.
         steps: Length ``T``; ``None`` for a stream.
         size: Batch size ``B``.
-        mask: Which samples are labelled, boolean ``[B]`` or ``[T, B]``; ``None``: all.
+        mask: Which samples are labeled, boolean ``[B]`` or ``[T, B]``; ``None``: all.
         ends: Last step of every sample, where one target per sequence comes with sequences of different lengths: -1
             for a sample without any step. ``None``: all samples have ``T`` steps.
         new_rows: Which samples of a stream begin a new sequence with this step, boolean ``[B]``.
@@ -82,13 +82,13 @@ class Batch(NamedTuple):
             mask = _time_first_mask(mask, steps, samples, batch_first)
         y, per_sequence = _time_first_target(y, steps, samples, batch_first, targets)
         mask = _without_ignored(y, mask, ignore_index, rank=1 if per_sequence else 2)
-        labelled, ends = mask, None
+        labeled, ends = mask, None
         if mask is not None and per_sequence and mask.dim() == 2:
             # One label and a mask over time: every sample ends at its own last step.
-            labelled, ends = mask.any(dim=0), _last_steps(mask)
+            labeled, ends = mask.any(dim=0), _last_steps(mask)
         elif mask is not None and not per_sequence:
-            labelled = mask.expand(steps, samples)
-        if not finite_targets(y, labelled):
+            labeled = mask.expand(steps, samples)
+        if not finite_targets(y, labeled):
             raise BatchError("y has non-finite values", "pass a mask that says which samples have a target")
         if ends is not None and mask is not None and mask.all():
             mask = ends = None
@@ -182,13 +182,13 @@ class Batch(NamedTuple):
         """The target of step ``t``."""
         return self.y if self.per_sequence or self.steps is None or self.y is None else self.y[t]
 
-    def labelled(self, t: int) -> Tensor | None:
-        """Which samples are labelled at step ``t``, boolean ``[B]``; ``None``: all."""
+    def labeled(self, t: int) -> Tensor | None:
+        """Which samples are labeled at step ``t``, boolean ``[B]``; ``None``: all."""
         return self.mask[t] if self.mask is not None and self.mask.dim() == 2 else self.mask
 
     def groups(self, t: int, due: range) -> Iterator[tuple[Tensor, int | None]]:
-        """Labelled samples with a loss at step ``t``, in groups of equal length: rows, boolean ``[B]``, and length."""
-        rows = self.labelled(t)
+        """Labeled samples with a loss at step ``t``, in groups of equal length: rows, boolean ``[B]``, and length."""
+        rows = self.labeled(t)
         assert rows is not None
         if self.ends is None:
             if rows.any():
@@ -234,7 +234,7 @@ class Batch(NamedTuple):
         Returns:
             Outputs and targets of the samples that count there.
         """
-        target, rows = self.target(t), self.labelled(t)
+        target, rows = self.target(t), self.labeled(t)
         assert target is not None
         return self._rows(output, target, rows)
 
@@ -346,8 +346,8 @@ def check_rank(x: Tensor, rank: int, what: str) -> None:
 
 def finite_targets(y: Tensor, mask: Tensor | None) -> bool:
     """Return whether the targets that count are finite."""
-    labelled = y if mask is None else y[mask]
-    return not labelled.is_floating_point() or all_finite([labelled])
+    labeled = y if mask is None else y[mask]
+    return not labeled.is_floating_point() or all_finite([labeled])
 
 
 def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, targets: str) -> tuple[Tensor, bool]:
@@ -402,7 +402,7 @@ def _mask_of_lengths(lengths: Tensor, steps: int) -> Tensor:
 
 
 def _last_steps(mask: Tensor) -> tuple[int, ...]:
-    """Last labelled step of every sample of a mask ``[T, B]``, -1 without any."""
+    """Last labeled step of every sample of a mask ``[T, B]``, -1 without any."""
     steps = torch.arange(1, len(mask) + 1, device=mask.device).unsqueeze(1)
     return tuple((steps * mask).amax(dim=0).sub(1).tolist())
 
@@ -418,10 +418,10 @@ def _without_ignored(y: Tensor, mask: Tensor | None, ignore_index: int | None, *
     """
     if ignore_index is None or y.is_floating_point() or y.dim() != rank:
         return mask
-    labelled = y != ignore_index
-    if labelled.all():
+    labeled = y != ignore_index
+    if labeled.all():
         return mask
-    return labelled if mask is None else labelled & mask
+    return labeled if mask is None else labeled & mask
 
 
 def _check_boolean(name: str, rows: Tensor) -> None:

@@ -12,7 +12,7 @@ from .statistics import normalizations
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Return whether every entry of every tensor is finite; one host synchronisation for all of them, if they are.
+    """Return whether every entry of every tensor is finite; one host synchronization for all of them, if they are.
 
     Example:
         >>> all_finite([torch.ones(2), torch.tensor(float("nan"))])

@@ -231,12 +231,12 @@ class Objective:
                 target = batch.y if batch.per_sequence or batch.steps is None else batch.y[t]
                 losses.append(self.loss(seen, target, t, batch.steps, batch.per_sequence, update=update))
             else:
-                losses += self._losses_of_labelled(seen, batch, t, due, update)
+                losses += self._losses_of_labeled(seen, batch, t, due, update)
         assert decision is not None
         return decision, losses
 
-    def _losses_of_labelled(self, output: Tensor, batch: Batch, t: int, due: range, update: bool) -> list[Tensor]:
-        """Mean loss of the samples that are labelled at step ``t``, in a list; an empty list without any."""
+    def _losses_of_labeled(self, output: Tensor, batch: Batch, t: int, due: range, update: bool) -> list[Tensor]:
+        """Mean loss of the samples that are labeled at step ``t``, in a list; an empty list without any."""
         target = batch.target(t)
         assert target is not None
         # Samples of equal length share the weight of the ramp. The loss function averages over the samples it gets.

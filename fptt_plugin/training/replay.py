@@ -56,7 +56,7 @@ class Replay:
     def loss(self, driver: Driver) -> Tensor:
         """Mean loss of the recorded windows at the present weights, with the same state and random numbers.
 
-        Normalisation uses each window's own statistics, and its running statistics do not move.
+        Normalization uses each window's own statistics, and its running statistics do not move.
         """
         run_state, distribution = self._run_state, self._objective.distribution
         now, table = run_state.snapshot(), distribution.table

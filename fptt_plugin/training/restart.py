@@ -92,7 +92,7 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
     """Check on the present input that restarted rows behave like a network after reset, and that the others go on.
 
     Catches states that do not start from zero (the mask of a dropout), and those with the batch in another dimension.
-    The network is as before afterwards; monitors see nothing of it.
+    The network is as before afterward; monitors see nothing of it.
 
     Args:
         net: The network.
@@ -142,7 +142,7 @@ def _leaves(value: Any) -> list[Tensor]:
 
 @contextmanager
 def _separate_rows(net: nn.Module) -> Iterator[None]:
-    """Context in which batch normalisation, which mixes the rows, uses and keeps its running statistics."""
+    """Context in which batch normalization, which mixes the rows, uses and keeps its running statistics."""
     norms = [norm for norm in normalizations(net).values() if norm.training]
     for norm in norms:
         norm.training = False

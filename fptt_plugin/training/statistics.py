@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation: found, frozen, kept, restored and recomputed."""
+"""Running statistics of batch normalization: found, frozen, kept, restored and recomputed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..tree import map_tensors
 
 
 def normalizations(net: nn.Module) -> dict[str, nn.Module]:
-    """Return the batch normalisations of a network, by name.
+    """Return the batch normalizations of a network, by name.
 
     Example:
         >>> normalizations(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
@@ -25,13 +25,13 @@ def normalizations(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of a normalisation; its recurrent state, if it has one, is another matter."""
+    """The running statistics of a normalization; its recurrent state, if it has one, is another matter."""
     state = module._non_persistent_buffers_set
     return {name: b for name, b in module._buffers.items() if b is not None and name not in state}
 
 
 class FrozenNormalization:
-    """Context in which batch normalisation computes as always but keeps its running statistics.
+    """Context in which batch normalization computes as always but keeps its running statistics.
 
     Example:
         >>> import torch
@@ -61,10 +61,10 @@ class RunningStatistics:
     """Keeps the running statistics of a network as they were at the last update, since every forward pass moves them.
 
     Args:
-        net: The network. Its normalisations are looked up once, here.
+        net: The network. Its normalizations are looked up once, here.
 
     Attributes:
-        modules: The normalisations.
+        modules: The normalizations.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -113,12 +113,12 @@ class RunningStatistics:
 
 @contextmanager
 def recalibrating(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
-    """Context in which normalisations forget their running statistics and take plain means over what passes.
+    """Context in which normalizations forget their running statistics and take plain means over what passes.
 
     They are in training mode within; an error puts the old statistics back.
 
     Args:
-        modules: The normalisations.
+        modules: The normalizations.
 
     Yields:
         A function to call before each batch.

@@ -25,7 +25,7 @@ class Updater:
     Args:
         net: The network.
         optimizer: Its optimizer, which carries ``regularizer``.
-        regularizer: The dynamic regulariser.
+        regularizer: The dynamic regularizer.
         state: The network's recurrent state, for messages.
         grad_scaler: Scales the loss and steps the optimizer; ``None`` for neither.
     """
@@ -107,7 +107,7 @@ class Updater:
         return self._not_finite() if suspects and not all_finite(suspects) else None
 
     def _check_norm(self, norm: Tensor) -> None:
-        # One synchronisation with the host for norm and losses. A norm can overflow where all gradients are finite.
+        # One synchronization with the host for norm and losses. A norm can overflow where all gradients are finite.
         finite = torch.stack([norm, *self._losses]).isfinite().all()
         if not (finite or all_finite([*self._gradients(), *self._losses])):
             raise self._not_finite()
@@ -119,7 +119,7 @@ class Updater:
         return not_finite(self.net, self.state, torch.stack(self._losses).sum())
 
     def step(self, windows: int, replayed_loss: Callable[[], Tensor] | None = None) -> None:
-        """One update with the gradient averaged over ``windows`` backward passes; the regulariser counts it.
+        """One update with the gradient averaged over ``windows`` backward passes; the regularizer counts it.
 
         A scaler skips it where gradients overflow.
 

@@ -1,4 +1,4 @@
-"""Compiled windows after what users change while they train: the strength of the regulariser, new layers, bad input."""
+"""Compiled windows after what users change while they train: the strength of the regularizer, new layers, bad input."""
 
 import pytest
 import torch

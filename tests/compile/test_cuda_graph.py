@@ -217,7 +217,7 @@ def test_the_bad_window_is_found_by_training_again(recordings, verdicts, at, win
     def build():
         return double_net(extra=[nn.BatchNorm1d(8).double(), nn.Dropout(0.2)])
 
-    # Adam would divide the gradient of the bias before the normalisation, nothing but rounding, by as little.
+    # Adam would divide the gradient of the bias before the normalization, nothing but rounding, by as little.
     trainers = graph_pair(build, optimizer=sgd, loss=ratio_loss, window=window, loss_every=1)
 
     def train_spoiled(trainer):

@@ -1,4 +1,4 @@
-"""The compiled update against optimizer and regulariser as they are."""
+"""The compiled update against optimizer and regularizer as they are."""
 
 import copy
 
@@ -32,7 +32,7 @@ SETTINGS = [(kind, {}) for kind in RULES] + [
 
 
 def twins(kind, options, **settings):
-    """Two copies of a network of two groups, each with optimizer and regulariser; the second has a compiled update."""
+    """Two copies of a network of two groups, each with optimizer and regularizer; the second has a compiled update."""
     net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).double()
     found = []
     for own in (net, copy.deepcopy(net)):

@@ -125,7 +125,7 @@ def test_batches_whose_first_dimension_is_not_time_in_memory(graph_steps):
 
 
 class Normalized(nn.Module):
-    """Feature maps with batch normalisation and dropout."""
+    """Feature maps with batch normalization and dropout."""
 
     def __init__(self):
         super().__init__()

@@ -28,7 +28,7 @@ class Kind(NamedTuple):
     Attributes:
         driver: How it is called: ``"step"``, ``"slice"``, ``"in-flight"`` or ``"explicit"``.
         neuron: Of its hidden layer.
-        body: ``"dense"``, ``"conv"``, or dense with batch normalisation or dropout.
+        body: ``"dense"``, ``"conv"``, or dense with batch normalization or dropout.
         sees: ``"spikes"`` or ``"membrane"`` of the last layer; ``"both"`` returns both.
         end: ``"steps"``, ``"last"`` or one of ``COMBINED``.
     """

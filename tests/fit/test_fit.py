@@ -248,7 +248,7 @@ def test_masks_from_the_loader():
     assert identical(trainer.net.parameters(), other.net.parameters())
     assert record.val_score == pytest.approx(accuracy(other.predict(x)[mask], y[mask]).item())
     assert record.train_score in (pytest.approx(i / 3) for i in range(4))
-    with pytest.raises(ValueError, match="no labelled sample"):
+    with pytest.raises(ValueError, match="no labeled sample"):
         trainer.evaluate([(x, y, torch.zeros(4).bool())])
     record = trainer.fit([(x, y, torch.zeros(4).bool())], progress=False)[0]
     assert record.train_score != record.train_score

@@ -323,8 +323,8 @@ def test_a_loss_that_sees_every_output(form, options):
     again = trainer.train_sequence(X, target)
     assert isinstance(again.output, form)
     assert again.loss != result.loss
-    penalised = [p.clone() for p in net.parameters()]
-    assert not identical(penalised, Heads(form).parameters())
+    penalized = [p.clone() for p in net.parameters()]
+    assert not identical(penalized, Heads(form).parameters())
 
 
 def test_the_penalty_acts():

@@ -73,7 +73,7 @@ def test_a_stream_in_progress_goes_on_and_a_frozen_layer_keeps_its_statistics():
     before = Before(trainer)
     statistics = copies([trainer.net[1].running_mean])
     trainer.net[1].eval()
-    with pytest.raises(ConfigurationError, match="no batch normalisation"):
+    with pytest.raises(ConfigurationError, match="no batch normalization"):
         trainer.recalibrate(batches())
     trainer.net[1].train()
     trainer.recalibrate(batches())
@@ -99,7 +99,7 @@ def test_an_error_leaves_the_old_statistics(build, loader, error):
     assert trainer.net[1].momentum == 0.1
 
 
-def test_names_of_a_batch_and_networks_without_normalisation():
+def test_names_of_a_batch_and_networks_without_normalization():
     trainer = trained(per_step())
     data = [{"frames": x, "label": y} for x, y in batches(2)]
     assert trainer.recalibrate(data, batch=("frames", "label")) == 2

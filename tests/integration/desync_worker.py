@@ -37,14 +37,14 @@ def outcome(trainer, work):
     return {"error": error, "w": weights, **counts}
 
 
-def stream(trainer, rank, unlabelled=(), broken=(), window=1):
+def stream(trainer, rank, unlabeled=(), broken=(), window=1):
     generator = torch.Generator().manual_seed(1 + rank)
     for i in range(12):
         x, y = torch.rand(4, 3, generator=generator), torch.rand(4, 2, generator=generator)
         if (i, rank) in broken:
             x = torch.full_like(x, float("nan"))
-        mask = torch.zeros(4, dtype=torch.bool) if (i, rank) in unlabelled and i % 2 else None
-        trainer.step(x, None if (i, rank) in unlabelled and i % 2 == 0 else y, mask)
+        mask = torch.zeros(4, dtype=torch.bool) if (i, rank) in unlabeled and i % 2 else None
+        trainer.step(x, None if (i, rank) in unlabeled and i % 2 == 0 else y, mask)
 
 
 def sequences(trainer, rank, lengths, mask=None, scale=1.0):
@@ -64,10 +64,10 @@ def main(out):
         found[name] = outcome(trainer, lambda: work(trainer))
         dist.barrier()
 
-    case("target", lambda t: stream(t, rank, unlabelled={(6, 0)}))
-    case("mask", lambda t: stream(t, rank, unlabelled={(7, 1)}))
-    case("window", lambda t: stream(t, rank, unlabelled={(8, 0)}), window=3, loss_every=1)  # one target of three
-    case("both", lambda t: stream(t, rank, unlabelled={(4, 0), (4, 1), (5, 0), (5, 1)}))
+    case("target", lambda t: stream(t, rank, unlabeled={(6, 0)}))
+    case("mask", lambda t: stream(t, rank, unlabeled={(7, 1)}))
+    case("window", lambda t: stream(t, rank, unlabeled={(8, 0)}), window=3, loss_every=1)  # one target of three
+    case("both", lambda t: stream(t, rank, unlabeled={(4, 0), (4, 1), (5, 0), (5, 1)}))
     case("skip", lambda t: stream(t, rank, broken={(3, 0), (8, 1)}), on_nonfinite="skip")
     case("length", lambda t: sequences(t, rank, [6, 6 + 3 * rank, 6]))
     case("whole", lambda t: sequences(t, rank, [6, 6 + 3 * rank, 6]), window=None)

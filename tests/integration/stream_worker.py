@@ -37,8 +37,8 @@ def advance(trainer):
     step = trainer.steps
     torch.manual_seed(step)
     x, y = torch.rand(4, 3), torch.randint(2, (4,))
-    labelled, new = torch.rand(4) > 0.2, torch.rand(4) > 0.95
-    return trainer.step(x, None if step % 5 == 2 else y, mask=labelled, new_sequence=new)
+    labeled, new = torch.rand(4) > 0.2, torch.rand(4) > 0.95
+    return trainer.step(x, None if step % 5 == 2 else y, mask=labeled, new_sequence=new)
 
 
 def digest(trainer):

@@ -429,8 +429,8 @@ def test_the_check_ends_in_time(tmp_path, monkeypatch, capsys):
     assert "not run: no time left" in capsys.readouterr().out
 
 
-def test_a_method_has_the_colour_that_it_has_on_every_page():
-    """Ways to train by one method are shades of its colour; what is no method of the pages is grey."""
+def test_a_method_has_the_color_that_it_has_on_every_page():
+    """Ways to train by one method are shades of its color; what is no method of the pages is gray."""
     shades = {method: {method_color(method, shade) for shade in range(5)} for method in ("FPTT", "BPTT")}
     assert STYLES[COMPILE]["color"] == METHOD_COLORS["FPTT"]
     assert STYLES["snnTorch BPTT"]["color"] == METHOD_COLORS["BPTT"]

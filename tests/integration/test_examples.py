@@ -23,7 +23,7 @@ def test_quickstart(library, run_example, tmp_path):
         assert row["test_accuracy"] > 0.3  # one epoch, ten classes
         assert row["firing_rates"]
         assert all(0.01 < rate < 0.5 for rate in row["firing_rates"].values())
-    assert results["FPTT"]["firing_rates"] != results["alpha = 0"]["firing_rates"]  # the regulariser acts
+    assert results["FPTT"]["firing_rates"] != results["alpha = 0"]["firing_rates"]  # the regularizer acts
     flat, control, growing = figures["memory"]["saved_bytes"].values()
     assert len(set(flat)) == len(set(control)) == 1
     assert growing[-1] > 2.5 * growing[0]  # T = 30 against T = 10

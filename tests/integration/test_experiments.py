@@ -131,7 +131,7 @@ def test_every_part_of_a_recipe_can_be_left_out(run, recipe, options):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_recurrent_task_has_the_normalised_recipe(run, script):
+def test_every_recurrent_task_has_the_normalized_recipe(run, script):
     result = run(script, "normalized", "--recipe", "normalized")
     assert "PerStepBatchNorm1d" in result["network"]
     assert result["settings"]["spread"]
@@ -295,7 +295,7 @@ def test_batches_are_whole_and_cover_the_data():
 
 def test_ecg_labels(tmp_path):
     from _data import ecg, write_synthetic_ecg
-    from ecg_stream import LabelledAccuracy, crop
+    from ecg_stream import LabeledAccuracy, crop
 
     write_synthetic_ecg(tmp_path)
     split = ecg(tmp_path)
@@ -309,9 +309,9 @@ def test_ecg_labels(tmp_path):
         crop(split, 61)
 
     labels = torch.tensor([[0, 1, -1, -1]])
-    metric = LabelledAccuracy(labels)
+    metric = LabeledAccuracy(labels)
     always_zero = torch.tensor([[1.0, 0.0]])
-    assert sum(metric(always_zero, labels[:, t]) for t in range(4)) / 4 == 0.5  # right at one labelled step of two
+    assert sum(metric(always_zero, labels[:, t]) for t in range(4)) / 4 == 0.5  # right at one labeled step of two
 
 
 def test_auxiliary_term_changes_the_training(run):

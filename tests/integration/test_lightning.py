@@ -60,7 +60,7 @@ def plain_loop(example, epochs=2, online=True):
     return everything(net, regularizer)
 
 
-def test_manual_optimisation(example):
+def test_manual_optimization(example):
     """The module of the example."""
     module = example.OnlineClassifier()
     start = copies(module.net.parameters())
@@ -70,7 +70,7 @@ def test_manual_optimisation(example):
     assert not identical(module.net.parameters(), start)
 
 
-def test_automatic_optimisation(example):
+def test_automatic_optimization(example):
     class Offline(example.OnlineClassifier):
         def __init__(self):
             super().__init__()

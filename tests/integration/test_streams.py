@@ -194,7 +194,7 @@ def test_a_nan_in_step_700(where, policy):
         assert before.differs() == ["weights", "recurrent state"]
     else:
         assert before.differs() == []
-    assert identical(net.parameters(), weights)  # what differs of the weights are statistics of the normalisation
+    assert identical(net.parameters(), weights)  # what differs of the weights are statistics of the normalization
     assert all(value.isfinite().all() for value in net.state_dict().values())
     with spikes(net):
         for step in range(701, 750):

@@ -201,7 +201,7 @@ def test_impossible_options_are_refused(error, match, options):
 
 def test_a_bias_of_the_wrong_size_is_refused_at_every_call_of_a_lazy_gate():
     gate = make_gate("auto", None, bias=torch.zeros(2))
-    for _ in range(2):  # a half-initialised gate would let the second call through
+    for _ in range(2):  # a half-initialized gate would let the second call through
         with pytest.raises(ConfigurationError, match="2 entries for a gate of 3 neurons"):
             gate(*torch.randn(2, 5, 3))
     assert gate(*torch.randn(2, 5, 2)).shape == (5, 2)

@@ -1,4 +1,4 @@
-"""Batch normalisation per time step: against one nn.BatchNorm per step, and statistics taken over all that was seen."""
+"""Batch normalization per time step: against one nn.BatchNorm per step, and statistics taken over all that was seen."""
 
 import copy
 import io
@@ -91,7 +91,7 @@ def test_samples_at_different_steps_each_meet_the_statistics_of_their_own(librar
     mixed = norm(x)
     assert torch.equal(mixed[::2], alone[0][::2])
     assert torch.equal(mixed[1::2], alone[2][1::2])
-    # In training both steps' statistics move, towards those by which both groups were normalised.
+    # In training both steps' statistics move, toward those by which both groups were normalized.
     before = norm.running_mean.clone()
     norm.train()
     norm.step = torch.tensor([0, 2] * 3)
@@ -127,7 +127,7 @@ def test_accumulated_statistics_are_those_of_all_that_was_seen(kinds, torch_kind
 
 
 @EACH_LIBRARY
-def test_a_stream_of_one_sample_is_normalised_by_its_past(library):
+def test_a_stream_of_one_sample_is_normalized_by_its_past(library):
     kind = (PerStepBatchNorm1d, MemoryNorm1d)[library]
     norm = kind(3, steps=10, accumulate=True)
     x = 5 + 2 * torch.randn(400, 1, 3)
@@ -289,7 +289,7 @@ def test_under_autocast_it_keeps_statistics_in_float32(library, accumulate):
 # ---------------------------------------------------------------------- on the recurrent drive
 
 
-def test_the_recurrent_neuron_normalises_what_it_feeds_back():
+def test_the_recurrent_neuron_normalizes_what_it_feeds_back():
     torch.manual_seed(0)
     lif = RLTCLeaky(linear_features=4, recurrent_norm=PerStepBatchNorm1d(4, steps=5)).double()
     norm = copy.deepcopy(lif.recurrent_norm)

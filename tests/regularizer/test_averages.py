@@ -189,7 +189,7 @@ def test_the_control_does_not_become_fptt_by_a_file(tmp_path):
     train(make()).save(tmp_path / "fptt.pt")
     control = TruncatedBPTT(net := spiking_net(), adam(net), CE)
     before = copies(net.parameters())
-    with pytest.raises(ValueError, match=r"trained with alpha=0.5, and TruncatedBPTT has no regulariser"):
+    with pytest.raises(ValueError, match=r"trained with alpha=0.5, and TruncatedBPTT has no regularizer"):
         control.load(tmp_path / "fptt.pt")
     assert identical(net.parameters(), before)
     train(control).save(tmp_path / "control.pt")

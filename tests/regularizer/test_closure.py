@@ -58,7 +58,7 @@ def test_a_closure_is_the_plain_loop(name, call):
 
 
 def test_an_empty_closure_after_backward():
-    # Lightning's manual optimisation.
+    # Lightning's manual optimization.
     def manual(optimizer, closure):
         loss = closure()
         assert optimizer.step(lambda: None) is None

@@ -29,7 +29,7 @@ class ByName(optim.Adam):
         return optim.Adam.step(self, closure)
 
 
-class Centred(optim.Adam):
+class Centered(optim.Adam):
     """Changes the gradients on their way."""
 
     def step(self, closure=None):
@@ -113,7 +113,7 @@ def test_steps_are_those_of_the_base_class(kind, through_closure):
     assert not identical(expected, run(kind, alpha=0.0)[0])
 
 
-def centre(optimizer):
+def center(optimizer):
     def hook(*_):
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -122,9 +122,9 @@ def centre(optimizer):
     optimizer.register_step_pre_hook(hook)
 
 
-def test_gradients_that_a_subclass_changes_are_regularised_once():
-    expected, _ = run(optim.Adam, prepare=centre)
-    assert identical(run(Centred)[0], expected)
+def test_gradients_that_a_subclass_changes_are_regularized_once():
+    expected, _ = run(optim.Adam, prepare=center)
+    assert identical(run(Centered)[0], expected)
     assert not identical(run(optim.Adam)[0], expected)
 
 
@@ -141,7 +141,7 @@ def step(net, optimizer, value):
     optimizer.step()
 
 
-def test_a_step_that_fails_does_not_count_and_the_next_is_regularised():
+def test_a_step_that_fails_does_not_count_and_the_next_is_regularized():
     net, twin = build(), build()
     fragile, adam = Fragile(net.parameters(), lr=0.05), optim.Adam(twin.parameters(), lr=0.05)
     regularizers = [DynamicRegularizer(optimizer, **OPTIONS) for optimizer in (fragile, adam)]

@@ -101,7 +101,7 @@ def test_weights_are_clipped_after_every_step(way):
         for parameter in net.parameters():
             (parameter.data if way == "data" else parameter).clamp_(-0.2, 0.2)
 
-    if way == "hook":  # before the regulariser's, whose averages then see the clipped weights
+    if way == "hook":  # before the regularizer's, whose averages then see the clipped weights
         optimizer.register_step_post_hook(clip)
     regularizer = DynamicRegularizer(optimizer, **OPTIONS)
     for step in range(6):

@@ -117,7 +117,7 @@ def test_while_one_thread_isolates_its_network_the_others_see_all_neurons():
     assert len(snn.SpikingNeuron.instances) == everyone + 1
 
 
-def test_a_neuron_built_within_the_context_is_in_the_list_afterwards():
+def test_a_neuron_built_within_the_context_is_in_the_list_afterward():
     with isolated(Loops()):
         built = snn.Leaky(0.5, init_hidden=True)
         assert built not in snn.SpikingNeuron.instances

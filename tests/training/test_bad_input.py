@@ -242,7 +242,7 @@ def test_everything_that_is_wrong_is_said_at_once():
 def test_baselines_take_no_options_of_the_regularizer():
     net = spiking_net()
     for option in ("alpha", "beta", "rho", "variant", "average_weights"):
-        with pytest.raises(TypeError, match=f"TruncatedBPTT has no regulariser and takes no {option}"):
+        with pytest.raises(TypeError, match=f"TruncatedBPTT has no regularizer and takes no {option}"):
             TruncatedBPTT(net, sgd(net), CE, **{option: 0.1})
     for option in ("window", "update_every"):
         with pytest.raises(TypeError, match=f"BPTT goes back through the whole sequence and takes no {option}"):

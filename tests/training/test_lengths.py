@@ -155,7 +155,7 @@ def test_ramp_auxiliary_term_and_decision_end_with_each_sample(lengths, window, 
     assert any(parameter.grad.abs().max() > 0 for parameter in net.parameters())
 
 
-def test_batch_first_masks_labels_to_ignore_and_unlabelled_samples():
+def test_batch_first_masks_labels_to_ignore_and_unlabeled_samples():
     x, y, lengths = padded()
     net = spiking_net()
     other, third = copy.deepcopy(net), copy.deepcopy(net)

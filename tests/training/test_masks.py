@@ -14,7 +14,7 @@ SOME = torch.tensor([True, False, True, False])
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 3, "loss_every": 1}], ids=str)
-def test_unlabelled_rows_add_nothing_to_the_loss(options):
+def test_unlabeled_rows_add_nothing_to_the_loss(options):
     ones, others = twins(options)
     others.objective.loss_fn = lambda output, target: CE(output[SOME], target[SOME])
     for _ in range(6):
@@ -67,7 +67,7 @@ def test_mask_of_sequences_with_a_label_each():
     assert not identical(ones.net.parameters(), before)
 
 
-def test_targets_of_unlabelled_samples_may_be_nan():
+def test_targets_of_unlabeled_samples_may_be_nan():
     net = spiking_net(classes=1)
     trainer = FPTTTrainer(net, adam(net), nn.MSELoss())
     x, y = torch.rand(6, 4, 3), torch.rand(6, 4, 1)

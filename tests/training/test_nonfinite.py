@@ -139,7 +139,7 @@ def test_an_epoch_without_a_finite_loss_has_none():
 
 
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
-def test_running_statistics_of_batch_normalisation_stay_finite(on_nonfinite):
+def test_running_statistics_of_batch_normalization_stay_finite(on_nonfinite):
     net = spiking_net(extra=[nn.BatchNorm1d(8)])
     trainer = FPTTTrainer(net, adam(net), nn.CrossEntropyLoss(), on_nonfinite=on_nonfinite)
     stream(trainer, 4)

@@ -1,4 +1,4 @@
-"""Networks with normalisation per time step, trained: against loops by hand, in every driver, resumed in the middle."""
+"""Networks with normalization per time step, trained: against loops by hand, in every driver, resumed in the middle."""
 
 import copy
 
@@ -20,7 +20,7 @@ STEPS = 7
 
 
 def unbiased(net):
-    """A bias in front of a normalisation has no gradient but rounding noise, which Adam would make a step of."""
+    """A bias in front of a normalization has no gradient but rounding noise, which Adam would make a step of."""
     for module in net.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             module.bias = None
