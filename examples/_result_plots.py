@@ -13,6 +13,7 @@ from _result_files import Row, at_best_rate, curve
 from fptt_plugin.plot import method_color
 
 LINES = ("-", "--", "-.", ":")
+WIDTH = 6.4  # inches: letters of 10 points have 8 pixels on a telephone, and 14 on the page
 
 
 class Panel(NamedTuple):
@@ -95,17 +96,19 @@ def draw(tables: dict[str, list[Row]], images: Path) -> None:
         panels = {panel: found for panel in planned if (found := _shown(tables[panel.table], panel))}
         if not panels:
             continue
-        # One below the other, as wide as the page, the legend beside each: nothing is scaled down, no curve hidden.
-        figure, places = plt.subplots(
-            len(panels), 1, figsize=(9, 3.4 * len(panels)), layout="constrained", squeeze=False
-        )
-        for axes, (panel, found) in zip(places.flat, panels.items(), strict=True):
+        # One below the other, the legend below each: on a telephone they are small, but whole, and no curve is hidden.
+        legends = [_legend_of(found) for found in panels.values()]
+        heights = [3.4 + 0.2 * rows for _, rows in legends]
+        figure = plt.figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        places = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False).flat
+        for place, (columns, _), (panel, found) in zip(places, legends, panels.items(), strict=True):
+            axes = place.subplots()
             {"memory": _memory, "steps": _lengths}.get(panel.x, _curves)(axes, found, panel.x)
             axes.set_title(panel.title)
             axes.set_ylim(bottom=panel.above and 100 * panel.above)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-        figure.savefig(images / f"results_{name}.png", dpi=110, metadata={"Software": None})
+            place.legend(fontsize=9, loc="outside lower center", ncols=columns, frameon=False)
+        figure.savefig(images / f"results_{name}.png", dpi=120, metadata={"Software": None})
         plt.close(figure)
 
 
@@ -120,6 +123,12 @@ def _labels(found: list[Row]) -> list[str]:
     """What tells the rows of a panel apart."""
     shared = set.intersection(*(set(row.values) for row in found))
     return [", ".join((row.arm, *(value for value in row.values if value not in shared))) for row in found]
+
+
+def _legend_of(found: list[Row]) -> tuple[int, int]:
+    """Columns and rows of a legend that is no wider than the picture."""
+    columns = 2 if max(map(len, _labels(found))) <= 42 else 1
+    return columns, -(-len(found) // columns)
 
 
 def _styles(arms: list[str]) -> Iterator[dict[str, Any]]:
@@ -168,6 +177,7 @@ def _memory(axes: Any, found: list[Row], x: str) -> None:
         color = style["color"]
         axes.errorbar(megabytes, mean(_scores(row)), _spread([row]), fmt="o", capsize=3, color=color, label=label)
     axes.set(xscale="log", xlabel="saved for backward (MiB)", ylabel=METRICS["accuracy"])
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _lengths(axes: Any, found: list[Row], x: str) -> None:
@@ -179,6 +189,7 @@ def _lengths(axes: Any, found: list[Row], x: str) -> None:
         lengths, scores = [row.runs[0][x] for row in members], [mean(_scores(row)) for row in members]
         axes.errorbar(lengths, scores, _spread(members), marker="o", capsize=3, label=arm, **style)
     axes.set(xscale="log", xlabel="time steps of a sequence", ylabel=METRICS["accuracy"])
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _shown_as(score: float, run: dict[str, Any]) -> float:

@@ -117,6 +117,8 @@ def draw_memory(axes: Axes, memory: dict[str, list[int]], lengths: list[int]) ->
         style: dict[str, Any] = {"color": METHOD_COLORS[arm], "ls": line, "lw": width, "ms": dot}
         axes.loglog(lengths, sizes, marker="o", label=arm, **style)
     axes.set(xlabel="time steps T", ylabel="saved for backward (MiB)", title="Memory against sequence length")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
 
 

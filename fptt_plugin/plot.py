@@ -188,6 +188,8 @@ def memory(lengths: Sequence[int], sizes: Sequence[int], label: str = "", *, axe
     mebibytes = [size / 2**20 for size in sizes]
     axes.loglog(lengths, mebibytes, marker="o", color=_color(axes, label), label=label or None)
     axes.set(xlabel="time steps T", ylabel="memory (MiB)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     if label:
         _legend(axes)
     return axes
@@ -201,7 +203,7 @@ def _axes(axes: Axes | None) -> Axes:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("fptt_plugin.plot needs matplotlib: pip install matplotlib") from error
-    _, fresh = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    _, fresh = plt.subplots(figsize=(6.4, 4), layout="constrained")
     return cast("Axes", fresh)
 
 
@@ -213,11 +215,14 @@ def _color(axes: Axes, label: str) -> str | None:
 
 
 def _legend(axes: Axes) -> None:
-    """Put the legend beside the axes, where it hides no curve, if the figure makes room for it."""
+    """Put the legend below the axes, where it hides no curve, if the figure makes room for it."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.transforms import offset_copy
 
     if isinstance(axes.figure.get_layout_engine(), ConstrainedLayoutEngine):
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        below_label = offset_copy(axes.transAxes, axes.get_figure(), y=-36, units="points")
+        place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": below_label}
+        axes.legend(loc="upper center", **place, ncols=2, frameon=False)
     else:
         axes.legend()
 

@@ -131,9 +131,10 @@ def test_pictures_use_the_color_of_the_method_and_another_shade_for_its_next_run
 
 
 @pytest.mark.parametrize(("layout", "outside"), [("constrained", True), (None, False)])
-def test_the_legend_stands_beside_the_axes_where_there_is_room(layout, outside):
+def test_the_legend_stands_below_the_axes_where_there_is_room(layout, outside):
     figure, axes = plt.subplots(layout=layout)
     plot.memory([1, 2], [1, 2], "FPTT", axes=axes)
     figure.canvas.draw()
-    assert (axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1) == outside
-    assert axes.get_legend().get_window_extent().x1 <= figure.bbox.x1
+    legend, label = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert (legend.y1 <= label.y0) == outside
+    assert legend.y0 >= figure.bbox.y0

@@ -1,4 +1,4 @@
-"""Types on the API pages: of a constructor's arguments, beside an attribute's name, and after what is returned."""
+"""API pages: types of a constructor's arguments, of attributes and of what is returned; fields of a class together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ def _types_of_attributes(app: Sphinx, what: str, name: str, obj: Any, options: A
 
 
 def _type_after_returned(app: Sphinx, domain: str, objtype: str, content: nodes.Element) -> None:
+    # Napoleon begins another list of fields below the attributes: what a class raises belongs to its parameters. And
     # Sphinx appends the type behind the exceptions.
+    lists = [child for child in content.children if isinstance(child, nodes.field_list)]
+    for later in lists[1:]:
+        lists[0].extend(later.children)
+        content.remove(later)
     for fields in content.findall(nodes.field_list):
         named = {field[0].astext(): field for field in fields}
         if "returns" in named and "rtype" in named:

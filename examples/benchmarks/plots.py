@@ -53,21 +53,18 @@ def draw(figures: Figures, out: Path) -> list[Path]:
 
 
 def _grid(nets: dict[str, list[Record]], panel: Any, path: Path) -> Path:
-    """Two panels in a line, so that a page shows their labels; lines of all panels in one legend below them."""
-    columns = min(len(nets), 2)
-    rows = -(-len(nets) // columns)
-    size = (5.2 * columns, 3.6 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes in list(grid.flat)[len(nets) :]:
-        axes.set_visible(False)
-    for axes, (net, records) in zip(grid.flat, nets.items(), strict=False):
+    """One panel below the other, readable on a telephone; lines of all panels in one legend above them."""
+    heights = [0.9 + 0.2 * len(records) if panel is _bars else 2.8 for records in nets.values()]
+    size = (6.4, sum(heights) + 0.5)
+    figure, grid = plt.subplots(len(nets), 1, figsize=size, height_ratios=heights, layout="constrained", squeeze=False)
+    for axes, (net, records) in zip(grid.flat, nets.items(), strict=True):
         panel(axes, records)
         axes.set_title(net)
         axes.grid(alpha=0.3)
     lines = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if lines:
-        figure.legend(lines.values(), lines, loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=110)
+        figure.legend(lines.values(), lines, loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
 
@@ -77,11 +74,11 @@ def _bars(axes: Any, records: list[Record]) -> None:
     names = [record["row"] for record in run]
     values = [median(record["ms"]) for record in run]
     bars = axes.barh(names, values, color=[STYLES[name]["color"] for name in names])
-    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=2, fontsize=8)
+    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=2, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_axisbelow(True)
-    axes.tick_params(axis="y", labelsize=8)
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel("ms per update")
 
 
