@@ -74,10 +74,10 @@ def _indented(line: str, section: str) -> str:
     """A line of a section: an entry becomes an item of a list."""
     if section == "Example":
         return line[4:]
-    entry = re.match(r"    (\**\w+): (.*)", line)
+    entry = re.match(r"    (\**\w+)(?: \((.*)\))?: (.*)", line)
     if entry and section in ("Args", "Attributes", "Raises"):
-        name = entry[1].replace("*", r"\*")
-        return f"* `{entry[1]}`: {entry[2]}" if "*" not in entry[1] else f"* {name}: {entry[2]}"
+        name = f"`{entry[1]}`" if "*" not in entry[1] else entry[1].replace("*", r"\*")
+        return f"* {name} (`{entry[2]}`): {entry[3]}" if entry[2] else f"* {name}: {entry[3]}"
     return "  " + line.strip() if line.strip() and section in ("Args", "Attributes", "Raises") else line.strip()
 
 

@@ -164,7 +164,7 @@ def _fptt(axes: plt.Axes) -> None:
 
 def neuron() -> plt.Figure:
     """The liquid time-constant spiking neuron (after the paper's Fig. 2)."""
-    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
     axes.set(xlim=(-0.6, 10.6), ylim=(-0.4, 4.5), aspect="equal")
     axes.axis("off")
     gate = {"facecolor": "#dcecf6", "edgecolor": UPDATE}

@@ -143,13 +143,13 @@ class FPTTTrainer:
             cannot be compiled runs eagerly; :meth:`explain` says what and why.
 
     Attributes:
-        regularizer: The :class:`DynamicRegularizer` on the optimizer.
-        state: The network's recurrent state, a :class:`~fptt_plugin.state.ModelState`.
-        objective: The loss of a time step, a :class:`~fptt_plugin.training.Objective`.
+        regularizer (fptt_plugin.DynamicRegularizer): That of the optimizer.
+        state (fptt_plugin.state.ModelState): The network's recurrent state.
+        objective (fptt_plugin.training.Objective): The loss of a time step.
         steps (int): Time steps so far. Steps skipped as not finite count; those of a call that failed do not.
         updates (int): Weight updates so far.
         skipped (int): Updates, and steps of a stream, skipped because something was not finite.
-        history (list): One :class:`~fptt_plugin.results.EpochRecord` per complete epoch of :meth:`fit`.
+        history (list[fptt_plugin.results.EpochRecord]): One record per complete epoch of :meth:`fit`.
         can_save (bool): Whether :meth:`save` is possible now.
 
     Raises:
