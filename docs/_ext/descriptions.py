@@ -1,4 +1,4 @@
-"""API pages: types of a constructor's arguments, of attributes and of what is returned; fields of a class together."""
+"""API pages: types of a constructor's arguments, of attributes and of what is returned; links from the index."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.ext.autodoc.typehints import record_typehints
 
@@ -48,10 +49,24 @@ def _type_after_returned(app: Sphinx, domain: str, objtype: str, content: nodes.
             fields.insert(fields.index(named["returns"]) + 1, named["rtype"])
 
 
+def _links_in_the_index(app: Sphinx, document: nodes.document) -> None:
+    # Its table has modules in the first column and names in the second, in Markdown that needs no site.
+    if app.env.docname != "api/index":
+        return
+    for row in document.findall(nodes.row):
+        module, names = row[0].astext(), row[1]
+        for literal in list(names.findall(nodes.literal)):
+            if not literal.astext().startswith("__"):
+                target = {"refdomain": "py", "reftype": "obj", "reftarget": f"{module}.{literal.astext()}"}
+                link = addnodes.pending_xref("", literal.deepcopy(), refdoc=app.env.docname, refexplicit=True, **target)
+                literal.parent.replace(literal, link)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the handlers, each after that of Sphinx which it corrects."""
     app.connect("autodoc-process-signature", _types_of_init, priority=900)
     app.connect("autodoc-process-signature", _no_arguments_of_protocols, priority=901)
     app.connect("autodoc-process-docstring", _types_of_attributes, priority=900)
+    app.connect("doctree-read", _links_in_the_index)
     app.connect("object-description-transform", _type_after_returned, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -54,10 +54,7 @@ def multi_gaussian(
 ) -> Tensor:
     r"""Multi-Gaussian pseudo-derivative of the spike function.
 
-    .. math::
-
-        \gamma\,\bigl[ & (1+h)\,N(v; 0, \sigma^2) \\
-        & - h\,N(v; \sigma, (s\sigma)^2) - h\,N(v; {-\sigma}, (s\sigma)^2)\bigr]
+    .. math:: \gamma \left[ (1+h) N(v; 0, \sigma^2) - h N(v; \sigma, (s\sigma)^2) - h N(v; -\sigma, (s\sigma)^2) \right]
 
     Args:
         v: Distance of the membrane from its threshold, any shape.
