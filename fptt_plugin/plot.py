@@ -217,12 +217,11 @@ def _color(axes: Axes, label: str) -> str | None:
 def _legend(axes: Axes) -> None:
     """Put the legend below the axes, where it hides no curve, if the figure makes room for it."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.transforms import offset_copy
+    from matplotlib.transforms import ScaledTranslation
 
     if isinstance(axes.figure.get_layout_engine(), ConstrainedLayoutEngine):
-        below_label = offset_copy(axes.transAxes, axes.get_figure(), y=-36, units="points")
-        place = {"bbox_to_anchor": (0.5, 0), "bbox_transform": below_label}
-        axes.legend(loc="upper center", **place, ncols=2, frameon=False)
+        below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # by inches: label of the axis
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=2, frameon=False)
     else:
         axes.legend()
 
