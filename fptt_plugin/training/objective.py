@@ -303,6 +303,9 @@ class Objective:
         single = isinstance(output, Tensor) and isinstance(target, Tensor)
         if single and output.shape != target.shape and not self._takes_labels:
             self._check_broadcast(output, target)
+        is_huber = isinstance(self.loss_fn, nn.HuberLoss) or _function(self.loss_fn) is F.huber_loss
+        if single and is_huber and not target.is_floating_point():  # fails in the backward pass only
+            raise BatchError(f"{self.name} does not take a target of type {target.dtype}", _like(output, target))
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
         except (RuntimeError, ValueError, IndexError) as error:

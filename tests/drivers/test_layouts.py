@@ -286,6 +286,17 @@ def test_regression_targets_without_their_last_axis(loss):
             FPTTTrainer(net, adam(net), lambda out, y: (out - y).square().mean()).train_sequence(X, y)
 
 
+@pytest.mark.parametrize("loss", [nn.HuberLoss(), nn.functional.huber_loss])
+def test_huber_takes_no_integers(loss):
+    net = spiking_net()
+    trainer = FPTTTrainer(net, adam(net), loss)
+    y = nn.functional.one_hot(Y, 2)
+    with pytest.raises(BatchError, match=r"does not take a target of type torch.int64") as caught:
+        trainer.train_sequence(X, y)
+    (code,) = re.findall(r"y\.\w+\(.*\)", caught.value.remedy)
+    assert trainer.train_sequence(X, eval(code, {"y": y})).updates == T
+
+
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("y", [Y, Y.float(), Y.unsqueeze(1), Y.unsqueeze(1).float(), Y.expand(T, B)])
 @pytest.mark.parametrize(
