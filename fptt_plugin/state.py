@@ -64,9 +64,11 @@ class StateHandler(Protocol):
 class AttributeHandler:
     """State kept in plain attributes (or buffers) of a module: the handler for most neurons written by hand.
 
+    Registered for a subclass of a neuron of either library, it adds its attributes to the state of that neuron.
+
     Args:
         **initial: Name of each state attribute and its value before the first input, usually ``None``. It may be a
-            list that the module changes in place: each module gets a copy of its own at each reset.
+            container that the module changes in place: each module gets a copy of its own at each reset.
 
     Example:
         >>> class Counter(nn.Module):
@@ -129,6 +131,25 @@ class BufferHandler:
                 setattr(module, name, value.detach())
 
 
+class _Addition(AttributeHandler):
+    """Attributes of a subclass besides the state of the class that it extends."""
+
+    def __init__(self, inherited: StateHandler, initial: StateDict) -> None:
+        super().__init__(**initial)
+        self._inherited = inherited
+
+    def get(self, module: Any) -> StateDict:
+        return {**self._inherited.get(module), **super().get(module)}
+
+    def set(self, module: Any, state: StateDict) -> None:
+        self._inherited.set(module, {name: value for name, value in state.items() if name not in self.initial})
+        super().set(module, {name: value for name, value in state.items() if name in self.initial})
+
+    def reset(self, module: Any) -> None:
+        self._inherited.reset(module)
+        super().reset(module)
+
+
 _handlers: dict[type, StateHandler] = {}
 
 
@@ -137,7 +158,9 @@ def register_state_handler(module_type: type[nn.Module], handler: StateHandler) 
 
     Args:
         module_type: The class of the stateful module.
-        handler: Its handler; :class:`AttributeHandler` serves state in plain attributes.
+        handler: Its handler; :class:`AttributeHandler` serves state in plain attributes. It takes the place of the
+            handler of a base class; but an :class:`AttributeHandler` adds to a base's handler of another class, as
+            those of both libraries are.
 
     Example:
         >>> class MyNeuron(nn.Module):
@@ -146,6 +169,10 @@ def register_state_handler(module_type: type[nn.Module], handler: StateHandler) 
         >>> [name for name, _ in ModelState(nn.Sequential(MyNeuron())).modules()]
         ['0']
     """
+    _load_adapters()
+    inherited = next((_handlers[base] for base in module_type.__mro__[1:] if base in _handlers), None)
+    if isinstance(handler, AttributeHandler) and type(inherited) not in (AttributeHandler, type(None)):
+        handler = _Addition(inherited, handler.initial)
     _handlers[module_type] = handler
 
 

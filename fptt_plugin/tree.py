@@ -1,12 +1,14 @@
-"""Nested containers: dictionaries, lists, tuples, named tuples and dataclasses of tensors and other leaves."""
+"""Nested containers: dictionaries, lists, tuples, deques, namespaces and dataclasses of tensors and other leaves."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from .errors import BatchShapeError, BatchTypeError
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to every leaf of nested dictionaries, lists, tuples and dataclasses.
+    """Apply a function to every leaf of nested dictionaries, lists, tuples, deques, namespaces and dataclasses.
 
     The containers are new ones of the same types.
 
@@ -36,9 +38,13 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         return type(value)(*(map_leaves(function, entry) for entry in value))
     if isinstance(value, (list, tuple)):
         return type(value)(map_leaves(function, entry) for entry in value)
-    if is_dataclass(value) and not isinstance(value, (type, nn.Module)):
+    if isinstance(value, deque):
+        return type(value)((map_leaves(function, entry) for entry in value), value.maxlen)
+    is_data = is_dataclass(value) and not isinstance(value, (type, nn.Module))
+    if is_data or isinstance(value, SimpleNamespace):
         copied = copy.copy(value)
-        for name in (field.name for field in fields(value) if hasattr(value, field.name)):
+        names = [field.name for field in fields(value)] if is_data else list(vars(value))
+        for name in (name for name in names if hasattr(value, name)):
             # Not the constructor: fields that __init__ computes are computed already, and frozen ones have no setter.
             object.__setattr__(copied, name, map_leaves(function, getattr(value, name)))
         return copied

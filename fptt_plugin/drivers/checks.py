@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, zip_longest
 from numbers import Number
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
-from ..tree import tensors_in
+from ..state import handler_for
+from ..tree import map_leaves, tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
 from .returned import Returned, differ, identify, lively_inputs, told_apart
@@ -26,6 +31,8 @@ from .trial import ABSENT, Call, TrialCopy
 STEPS = 5  # of the trial
 _TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
 _ROUNDING = 1e-4  # of the norm: of one and the same computation, done twice
+_FUNCTIONS = (type, FunctionType, MethodType, BuiltinFunctionType, partial)  # without a state, as far as can be seen
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)  # never begin again
 
 
 def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool = True) -> None:
@@ -69,7 +76,7 @@ def _skippable() -> Iterator[None]:
 
 
 def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
-    """Run a few steps from reset, twice; returns whether the network is random: nothing to compare."""
+    """Run a few steps from reset, as a first sequence and after others; returns whether the network is random."""
     try:
         copy = TrialCopy(driver.net, driver)
     except CannotStepError:  # it cannot be copied
@@ -80,11 +87,13 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
     few = _excerpt(x, steps, min(_samples(copy.net, steps), x.shape[1]))
     runs = TrialCopy(driver.net, driver).trial(few)
     for candidate in copy.lively(few if runs else _excerpt(x, steps, x.shape[1])):  # it may need all samples
-        before = copy.attributes()
-        first = copy.trial(candidate)
+        fresh = TrialCopy(driver.net, driver)
+        fresh.take_drawn_weights(copy)
+        first = fresh.trial(candidate)
+        copy.trial(candidate.flip(0))
         if not first or _alike(first, copy.trial(candidate), _ROUNDING):
             continue
-        kept, changed = _kept(copy, candidate, before, first)
+        kept, changed = _kept(copy, candidate, TrialCopy(driver.net, driver).attributes(), first)
         if kept:
             raise _not_reset(driver.net, kept, changed)
         return True  # it draws random numbers that are not torch's
@@ -105,7 +114,14 @@ def _check_first_step(driver: Driver, x: Tensor) -> None:
 
 
 def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor]) -> tuple[list[str], list[str]]:
-    """Attributes by which the next sequence differs from the first, and all that a reset does not bring back."""
+    """Attributes by which the next sequence differs from the first, and all that a reset does not bring back.
+
+    Args:
+        copy: A copy that has seen other sequences.
+        x: The next sequence.
+        before: Attributes of a copy that has seen none.
+        first: What the sequence gives as the first.
+    """
     copy.state.reset()
     after = copy.attributes()
     clean = {name: before.get(name, ABSENT) for name in after if not _equal(after[name], before.get(name, ABSENT))}
@@ -116,13 +132,28 @@ def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor
 
     if not clean or not repeats(clean):
         return [], []
-    return [name for name in clean if not repeats({**clean, name: after[name]})] or list(clean), list(clean)
+    kept = [name for name in clean if not repeats({**clean, name: after[name]})] or list(clean)
+    return kept, [name for name in clean if name in kept or _is_plain(after[name])]
 
 
 def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotStepError:
     owner = kept[0].rpartition(".")[0]
     module = unwrapped(net).get_submodule(owner)
-    own = [name.rpartition(".")[2] for name in changed if name.rpartition(".")[0] == owner]
+    own = [name for name in changed if name.rpartition(".")[0] == owner]
+    if handler_for(module) is not None:  # a subclass: what its base computes anew at each step is no state
+        own = [name for name in own if name in kept or hasattr(module, name.rpartition(".")[2])]
+    own = [name.rpartition(".")[2] for name in own]
+    opaque = [name for name in own if not _is_plain(getattr(module, name, None))]
+    if opaque:
+        return cannot_step(
+            net,
+            f"begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which reset() does not "
+            "reach",
+            f"keep what {', '.join(map(repr, opaque))} of {type(module).__name__} holds in attributes of the module, "
+            "tensors or numbers, and name these, each with its value before the first input, in "
+            f"fptt_plugin.state.register_state_handler({type(module).__name__}, AttributeHandler(...)) before you "
+            "build the trainer",
+        )
     missing = [name for name in own if not hasattr(module, name)]
     absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
     return cannot_step(
@@ -418,7 +449,31 @@ def _alike(ones: list[Tensor], others: list[Tensor], tolerance: float = _TOLERAN
     return True
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two attributes hold the same tensors, or are the same number; other things are not told apart."""
-    same = type(one) is type(other) and _alike(tensors_in(one), tensors_in(other), 0.0)
-    return same and (not isinstance(one, Number) or one == other)
+def _equal(one: Any, other: Any, depth: int = 3) -> bool:
+    """Whether two attributes hold the same, as far as that can be seen, generators of random numbers apart."""
+    if type(one) is not type(other) or not _alike(tensors_in(one), tensors_in(other), 0.0):
+        return False
+    pairs = zip_longest(_leaves(one), _leaves(other), fillvalue=ABSENT)
+    return all(isinstance(a, Tensor) or _same_value(a, b, depth) for a, b in pairs)
+
+
+def _same_value(one: Any, other: Any, depth: int) -> bool:
+    if isinstance(one, (nn.Module, *_FUNCTIONS, *_GENERATORS)):
+        return True
+    try:
+        if bool(one == other):
+            return True
+    except Exception:  # arrays have no single answer
+        return False
+    return depth > 0 and bool(getattr(one, "__dict__", None)) and _equal(vars(one), vars(other), depth - 1)
+
+
+def _leaves(value: Any) -> list[Any]:
+    found: list[Any] = []
+    map_leaves(found.append, value)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an attribute holds tensors, numbers, text or nothing, alone or in containers: a handler can set it."""
+    return all(leaf is None or isinstance(leaf, (Tensor, Number, str)) for leaf in _leaves(value))

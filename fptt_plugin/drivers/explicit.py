@@ -17,8 +17,8 @@ from .base import Driver, Select, register_driver
 class ExplicitDriver(Driver):
     """For networks that take and return their state, ``net(x_t, state) -> (output, state)``, ``None`` at the start.
 
-    The state may be tensors, numbers and ``None``, nested in dicts, lists, tuples and dataclasses, and the network may
-    change these containers in place. Neurons that keep a state of their own may be among the layers.
+    The state may be tensors, numbers and ``None``, nested in dicts, lists, tuples, dataclasses, deques and namespaces,
+    and the network may change these containers in place. Neurons with a state of their own may be among the layers.
     """
 
     sequence_remedy = (
@@ -53,7 +53,8 @@ class ExplicitDriver(Driver):
         raise OutputError(
             f"the state that {type(self.net).__name__} returns holds an object of type {type(leaf).__name__}, which "
             "cannot be detached from the graph or put back",
-            "let the state be tensors, numbers and None, nested in dicts, lists, tuples, named tuples and dataclasses",
+            "let the state be tensors, numbers and None, nested in dicts, lists, tuples, dataclasses, deques and "
+            "namespaces",
         )
 
     def explain(self) -> str:

@@ -6,10 +6,14 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CannotRunError, CannotStepError, FPTTError
@@ -110,20 +114,46 @@ def handler_code(module: nn.Module, names: Iterable[str]) -> str:
     """
     handler = handler_for(module)
     known = handler.initial if isinstance(handler, AttributeHandler) else {}
-    values = ", ".join(f"{name}={_as_code(getattr(module, name, None))}" for name in dict.fromkeys([*known, *names]))
-    return f"fptt_plugin.state.register_state_handler({type(module).__name__}, AttributeHandler({values}))"
+    values = {name: getattr(module, name, None) for name in dict.fromkeys([*known, *names])}
+    handler = f"AttributeHandler({_as_arguments(values)})"
+    return f"fptt_plugin.state.register_state_handler({type(module).__name__}, {handler})"
 
 
-def _as_code(value: object) -> str:
+def _as_code(value: Any) -> str:
     """A value as Python code; dots for a tensor that some input has left, ``None`` where an object stands."""
-    if isinstance(value, Tensor) and value.numel():
-        fill = value.flatten()[0].item()
-        if not bool((value == fill).all()):
-            return "..."
-        return f"torch.full({tuple(value.shape)}, {fill!r})" if fill else f"torch.zeros({tuple(value.shape)})"
-    if isinstance(value, (bool, int, float, str)) or (isinstance(value, (list, dict, tuple)) and not value):
+    if isinstance(value, Tensor):
+        return _tensor_as_code(value)
+    if isinstance(value, (bool, int, float, str)):
         return repr(value)
+    name = type(value).__name__
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_as_code(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, deque):
+        return f"collections.deque([{', '.join(map(_as_code, value))}], maxlen={value.maxlen})"
+    if isinstance(value, list) or type(value) is tuple:
+        entries = ", ".join(map(_as_code, value))
+        return f"[{entries}]" if isinstance(value, list) else f"({entries}{',' * (len(value) == 1)})"
+    if isinstance(value, SimpleNamespace):
+        return f"types.SimpleNamespace({_as_arguments(vars(value))})"
+    if isinstance(value, tuple):  # with names
+        return f"{name}({_as_arguments(value._asdict())})"  # type: ignore[attr-defined]
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{name}({_as_arguments({f.name: getattr(value, f.name) for f in fields(value) if f.init})})"
     return "None"
+
+
+def _as_arguments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_as_code(value)}" for name, value in values.items())
+
+
+def _tensor_as_code(value: Tensor) -> str:
+    if not value.numel():
+        return "None"
+    fill = value.flatten()[0].item()
+    if not bool((value == fill).all()):
+        return "..."
+    dtype = "" if value.dtype == torch.get_default_dtype() else f", dtype={value.dtype}"
+    return f"torch.full({tuple(value.shape)}, {fill!r}{dtype})" if fill else f"torch.zeros({tuple(value.shape)}{dtype})"
 
 
 def _pair_of_outputs(net: nn.Module, error: Exception) -> str:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
 from ..state import ModelState, StateDict, isolated, random_state
-from ..tree import map_tensors, tensors_in
+from ..tree import map_leaves, map_tensors, tensors_in
 from .base import Driver, unwrapped
 from .inputs import InputHook
 from .returned import lively_inputs
@@ -299,7 +299,7 @@ class TrialCopy:
     def attributes(self) -> dict[str, Any]:
         """Copies of what the modules hold, by name; without parameters."""
         return {
-            f"{prefix}.{name}" if prefix else name: map_tensors(Tensor.clone, value)
+            f"{prefix}.{name}" if prefix else name: map_leaves(_cloned, value)
             for prefix, module in self.net.named_modules()
             for name, value in (vars(module) | module._buffers).items()
             if name not in _MODULE_ATTRIBUTES and not is_lazy(value)
@@ -313,7 +313,7 @@ class TrialCopy:
             if value is ABSENT:
                 vars(module).pop(attribute, None)
             else:
-                setattr(module, attribute, map_tensors(Tensor.clone, value))
+                setattr(module, attribute, map_leaves(_cloned, value))
 
 
 @contextmanager
@@ -361,6 +361,16 @@ def _hooks(module: nn.Module) -> list[dict[int, Any]]:
 def _computes(hook: Any) -> bool:
     """Whether a hook is part of what is computed (several inputs, lazy layers, weight normalization), no monitor."""
     return isinstance(hook, InputHook) or (getattr(hook, "__module__", None) or "").startswith("torch.")
+
+
+def _cloned(leaf: Any) -> Any:
+    """A copy of what an attribute holds; modules, and what cannot be copied, as they are."""
+    if isinstance(leaf, nn.Module):
+        return leaf
+    try:
+        return leaf.clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+    except Exception:
+        return leaf
 
 
 def _noise(tensor: Tensor) -> Tensor:

@@ -55,12 +55,20 @@ def test_random_spikes_are_not_mistaken_for_mixed_samples(mode, end, rate):
         trainer_of(net, window=2, readout="mean").train_sequence(rate * x, y)
 
 
+class Draws:
+    def __init__(self, generator):
+        self.generator = generator
+
+    def random(self, *args, **kwargs):
+        return self.generator.random(*args, **kwargs)
+
+
 class Noise(nn.Module):
     """Numbers that torch does not draw, and a record of them."""
 
-    def __init__(self):
+    def __init__(self, generator):
         super().__init__()
-        self.generator = np.random.default_rng(0)
+        self.generator = generator
         self.last = None
 
     def forward(self, x):
@@ -68,8 +76,11 @@ class Noise(nn.Module):
         return x + self.last
 
 
-def test_random_numbers_from_elsewhere_are_no_memory():
-    train(nn.Sequential(Noise(), nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_random_numbers_from_elsewhere_are_no_memory(wrapped):
+    generator = np.random.default_rng(0)
+    noise = Noise(Draws(generator) if wrapped else generator)
+    train(nn.Sequential(noise, nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
 
 
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
