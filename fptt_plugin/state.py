@@ -171,7 +171,7 @@ def register_state_handler(module_type: type[nn.Module], handler: StateHandler) 
     """
     _load_adapters()
     inherited = next((_handlers[base] for base in module_type.__mro__[1:] if base in _handlers), None)
-    if isinstance(handler, AttributeHandler) and type(inherited) not in (AttributeHandler, type(None)):
+    if isinstance(handler, AttributeHandler) and inherited is not None and type(inherited) is not AttributeHandler:
         handler = _Addition(inherited, handler.initial)
     _handlers[module_type] = handler
 

@@ -446,7 +446,9 @@ class FPTTTrainer:
                 )
             raise
         except (BatchShapeError, CannotRunError) as error:
-            if isinstance(x, Tensor) and 0 not in x.shape:
+            inputs = input_hook(self.net)
+            may_be_steps = inputs is not None and inputs.may_be_steps
+            if isinstance(x, Tensor) and 0 not in x.shape and not may_be_steps:
                 target = tuple(y.shape) if isinstance(y, Tensor) else ()
                 error.remedy = layout_remedy(self.net, x, target, self.batch_first) or error.remedy
             if hook is not None and not self._driver_is_checked:

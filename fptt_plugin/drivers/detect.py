@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Container
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,10 @@ from ..errors import BatchError, CannotRunError, CannotStepError, ConfigurationE
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
+from .explicit import ExplicitDriver
 from .failures import does_not_run, neurons_rest
 from .in_flight import InFlightDriver, TimeAxis, check_eager
-from .inputs import takes_state
+from .inputs import further_arguments, input_hook, is_membrane, takes_state
 from .returned import Returned, StepOutput, differ, identify, lively_inputs, told_apart
 from .step import StepDriver
 from .trial import Calls, TrialCopy
@@ -72,9 +73,11 @@ def find_driver(
     copy = TrialCopy(net)
     failure = None
     if choice == "auto":
-        runs, failure = _runs_on_one_step(copy, x[:, 0] if batch_first else x[0])
+        x_t = x[:, 0] if batch_first else x[0]
+        runs, failure = _runs_on_one_step(copy, x_t)
         if runs:
-            return StepDriver().bind(net, state, select)
+            driver = ExplicitDriver() if _takes_its_state(copy, x_t) else StepDriver()
+            return driver.bind(net, state, select)
     try:
         calls = copy.calls(x)
     except Exception as error:
@@ -130,6 +133,28 @@ def _runs_on_one_step(copy: TrialCopy, x_t: Tensor) -> tuple[bool, Exception | N
     return False, failure
 
 
+def _takes_its_state(copy: TrialCopy, x_t: Tensor) -> bool:
+    """Whether the explicit driver is to call ``forward``; warns of what may be a state and is not named like one."""
+    names = further_arguments(copy.net)
+    if not names or input_hook(copy.net) is not None:
+        return False
+    if not any(copy.passes_on(candidate, len(names)) for candidate in itertools.islice(lively_inputs(x_t), 3)):
+        return False
+    if is_membrane(names):
+        return True
+    kind, listed = type(copy.net).__name__, ", ".join(names)
+    remedy = "pass driver='explicit', which calls net(x_t, state)"
+    if len(names) > 1:
+        remedy = "let forward(x_t, state) take and return them as one tuple, state=None at first"
+    warnings.warn(
+        f"{kind} is called without {listed} at every step, and its result depends on what the step before returned for "
+        f"{'it' if len(names) == 1 else 'them'}. If this is its state, {remedy}",
+        FPTTWarning,
+        stacklevel=4,
+    )
+    return False
+
+
 def check_driver(problems: ErrorList, net: nn.Module, driver: str | Driver, output_module: str | None) -> None:
     """Record an unknown driver, and an output module that the network does not have or the driver does not use."""
     if isinstance(driver, type):
@@ -171,15 +196,26 @@ def check_network(
 
 
 def _without_state(net: nn.Module) -> CannotStepError:
-    loops = [(name, type(module).__name__) for name, module in net.named_modules() if name and takes_state(module)]
-    if loops:
-        name, kind = loops[0]
+    names = further_arguments(net)
+    loops = [(name, module) for name, module in net.named_modules() if name and takes_state(module)]
+    if loops and not is_membrane(names):
+        name, layer = loops[0]
+        call, out = f"y, state = self.{name}(x_t.unsqueeze(0), state)", "y[0]"
+        if isinstance(layer, nn.RNNCellBase):
+            call, out = f"state = self.{name}(x_t, state)", "state[0]" if isinstance(layer, nn.LSTMCell) else "state"
         return cannot_step(
             net,
-            f"has no stateful neuron, and {name!r} ({kind}) forgets its state unless it is passed on from step to step",
-            "let forward take a step and the state: def forward(self, x_t, state), in it "
-            f"y, state = self.{name}(x_t.unsqueeze(0), state), then the layers behind it on y[0], and return both, "
-            "output and state",
+            f"has no stateful neuron, and {name!r} ({type(layer).__name__}) forgets its state unless it is passed on "
+            "from step to step",
+            f"let forward take a step and the state: def forward(self, x_t, state), in it {call}, then the layers "
+            f"behind it on {out}, and return both, output and state",
+        )
+    if len(names) == 1:
+        return cannot_step(
+            net,
+            "has no stateful neuron that this package knows",
+            f"if {names[0]!r} is its state, pass driver='explicit', which calls net(x_t, state) and expects (output, "
+            "state) back",
         )
     return cannot_step(
         net,
@@ -277,7 +313,7 @@ def _end_of_step(calls: Calls, steps: int) -> str:
     ends = [index for index, name in enumerate(calls.modules) if name == last]
     per_step = len(ends) // steps
     ends = ends[per_step - 1 :: per_step]
-    gaps = [calls.modules[begin + 1 : end] for begin, end in pairwise(ends)]
+    gaps = [calls.modules[begin + 1 : end] for begin, end in itertools.pairwise(ends)]
     # What follows the last neuron of the last step follows it in every step, unless it comes after the loop.
     tail = [name for name in calls.modules[ends[-1] + 1 :] if all(name in gap for gap in gaps)]
     return tail[-1] if tail else last

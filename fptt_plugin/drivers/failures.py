@@ -115,8 +115,8 @@ def handler_code(module: nn.Module, names: Iterable[str]) -> str:
     handler = handler_for(module)
     known = handler.initial if isinstance(handler, AttributeHandler) else {}
     values = {name: getattr(module, name, None) for name in dict.fromkeys([*known, *names])}
-    handler = f"AttributeHandler({_as_arguments(values)})"
-    return f"fptt_plugin.state.register_state_handler({type(module).__name__}, {handler})"
+    code = f"AttributeHandler({_as_arguments(values)})"
+    return f"fptt_plugin.state.register_state_handler({type(module).__name__}, {code})"
 
 
 def _as_code(value: Any) -> str:

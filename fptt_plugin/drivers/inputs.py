@@ -15,12 +15,24 @@ _BY_PLACE, _ANYHOW = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITI
 _MORE, _MORE_NAMES = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 _STATES = ("state", "states", "hidden", "h", "hx")
+_MEMBRANES = ("mem", "mems", "membrane", "membranes", "memory", "carry", "v")  # where forward() takes one time step
 
 
 def takes_state(net: nn.Module) -> bool:
     """Whether ``forward`` names its second argument a state: ``net(x_t, state) -> (output, state)``."""
     names = list(inspect.signature(net.forward).parameters)
     return len(names) == 2 and names[1] in _STATES
+
+
+def further_arguments(net: nn.Module) -> list[str]:
+    """Names of the arguments of ``forward`` after the input that are ``None`` unless they are passed."""
+    others = list(inspect.signature(unwrapped(net).forward).parameters.values())[1:]
+    return [p.name for p in others if p.kind in (_BY_PLACE, _ANYHOW) and p.default is None]
+
+
+def is_membrane(names: list[str]) -> bool:
+    """Whether the only further argument is named like the state of a neuron."""
+    return len(names) == 1 and names[0] in _MEMBRANES
 
 
 def pack_inputs(net: nn.Module, x: Any) -> Tensor:
@@ -70,6 +82,7 @@ class InputHook:
 
     packing: Packing
     handle: RemovableHandle
+    may_be_steps: bool  # not inputs, but the time steps of one
     _bounds: list[tuple[int, int] | None]
 
     def __init__(self, net: nn.Module, x: Any) -> None:
@@ -88,6 +101,7 @@ class InputHook:
             self.packing = packing
         places = sum(kind in (_ANYHOW, _BY_PLACE) for kind in self._kinds)
         plain = isinstance(x, (tuple, list)) and not hasattr(x, "_fields") and not self._has_state
+        self.may_be_steps = plain and places == 1 and len(set(self.shapes)) == 1
         self._as_arguments = plain and (_MORE in self._kinds or places >= len(x))
         self._has_more = self._as_arguments and places > len(x)
         self._as_keywords = isinstance(x, dict) and (_MORE_NAMES in self._kinds or x.keys() <= set(self._names))
@@ -95,8 +109,10 @@ class InputHook:
     def explain(self) -> tuple[str, str]:
         """What the inputs are, and how to pass those that the network does not take."""
         names = ", ".join(self._names)
-        return f"inputs of shapes {', '.join(map(str, self.shapes))}", (
-            f"pass what its forward({names}) takes: a tuple in this order, a dictionary with these names, or, for a "
+        what = f"inputs of shapes {', '.join(map(str, self.shapes))}"
+        steps = "if they are the time steps of one input, pass torch.stack(x); otherwise " if self.may_be_steps else ""
+        return what, (
+            f"{steps}pass what its forward({names}) takes: a tuple in this order, a dictionary with these names, or, for a "
             "single input, a tensor"
         )
 

@@ -122,16 +122,16 @@ class TrialCopy:
             yield
             self.drew = not all(map(torch.equal, before, random_state()))
 
-    def run(self, x: Tensor) -> Any:
+    def run(self, *args: Any) -> Any:
         """One call of the copy, without gradients unless ``forward`` hangs hooks on its tensors."""
         try:
             with torch.no_grad(), self._apart():
-                return self.net(x)
+                return self.net(*args)
         except RuntimeError as error:
             if "require" not in str(error) or "grad" not in str(error):
                 raise
         with torch.enable_grad(), self._apart():
-            return self.net(x)
+            return self.net(*args)
 
     # ------------------------------------------------------------------ what the network calls and returns
 
@@ -172,6 +172,26 @@ class TrialCopy:
         with _attached(module.register_forward_pre_hook(watch(name)) for name, module in self.state.modules()):
             self.run(x_t)
         return forgotten
+
+    def passes_on(self, x_t: Tensor, further: int) -> bool:
+        """Whether what the network returns besides its output is a state: passed on as further arguments, it matters.
+
+        Args:
+            x_t: One time step.
+            further: Number of these arguments.
+        """
+        self.state.reset()
+        returned = self.run(x_t)
+        if not isinstance(returned, tuple) or len(returned) != 1 + further:
+            return False
+        after, returned = self.state.snapshot(), map_tensors(Tensor.clone, returned)
+        try:
+            on = tensors_in(self.run(x_t, *returned[1:])[0])
+        except Exception:
+            return False
+        self.state.restore(after)
+        off = tensors_in(self.run(x_t)[0])
+        return not all(map(torch.equal, on, off))
 
     def records(
         self, x: Tensor, steps: int, noise: Container[str] = ()

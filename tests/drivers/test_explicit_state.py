@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nets import Before, adam, batch, identical
+from nets import LIF, Before, adam, batch, identical, spikes
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import CannotStepError, FPTTWarning
 from fptt_plugin.tree import tensors_in
 
 
@@ -93,7 +94,7 @@ class Bag:
 def test_a_state_that_nobody_can_detach_is_refused(kind, preflight):
     trainer = explicit_trainer(kind, preflight=preflight)
     before = Before(trainer)
-    with pytest.raises(ValueError, match="Explicit returns holds an object of type Bag,.*deques and namespaces"):
+    with pytest.raises(ValueError, match=r"Explicit returns holds an object of type Bag,.*deques and namespaces"):
         trainer.train_sequence(*batch())
     assert before.differs() == []
     assert trainer.updates == 0
@@ -109,3 +110,104 @@ def test_single_samples_begin_anew_whatever_holds_their_state(kind):
         assert torch.equal(*(result.output for result in results))
     assert identical(*(trainer.net.parameters() for trainer in trainers))
     assert isinstance(trainers[1].state.get()["the state that forward() returns"]["value"], kind)
+
+
+# ---------------------------------------------------------------------- how the argument is named
+
+
+class Cells(nn.Module):
+    """A neuron that keeps its state, and recurrent cells that return theirs."""
+
+    def __init__(self, cells=1):
+        super().__init__()
+        self.into, self.fires = nn.Linear(3, 8), LIF()
+        self.cells = nn.ModuleList(nn.GRUCell(8 if k == 0 else 2, 2) for k in range(cells))
+
+    def step(self, x, states):
+        out, after = self.fires(self.into(x)), []
+        for cell, state in zip(self.cells, states, strict=True):
+            out = cell(out, state)
+            after.append(out)
+        return out, *after
+
+
+class CellsOfState(Cells):
+    def forward(self, x, state=None):
+        return self.step(x, [state])
+
+
+class CellsOfMem(Cells):
+    def forward(self, x, mem=None):
+        return self.step(x, [mem])
+
+
+class CellsOfOther(Cells):
+    def forward(self, x, other=None):
+        return self.step(x, [other])
+
+
+class CellsOfTwo(Cells):
+    def forward(self, x, one=None, two=None):
+        return self.step(x, [one, two])
+
+
+class Masked(Cells):
+    """Has an argument that is no state, and returns two things."""
+
+    def forward(self, x, mask=None):
+        out, _ = self.step(x, [None])
+        return (out if mask is None else out * mask.shape[0] / 4), out
+
+
+def cells_trainer(kind, *args, **options):
+    torch.manual_seed(1)
+    net = kind(*args)
+    return FPTTTrainer(net, adam(net), nn.functional.cross_entropy, window=3, **options)
+
+
+def test_a_state_that_is_called_mem():
+    trainers, (x, y) = [cells_trainer(kind) for kind in (CellsOfState, CellsOfMem)], batch()
+    for trainer in trainers:
+        with spikes(trainer.net):
+            trainer.train_sequence(x, y)
+    assert identical(*(trainer.net.parameters() for trainer in trainers))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "remedy"),
+    [
+        (CellsOfOther, 1, r"without other at every step.*pass driver='explicit'"),
+        (CellsOfTwo, 2, r"without one, two at every step.*let forward\(x_t, state\) take and return them as one tuple"),
+    ],
+)
+def test_what_may_be_a_state_is_warned_of(kind, cells, remedy):
+    x, y = batch()
+    with pytest.warns(FPTTWarning, match=remedy):
+        cells_trainer(kind, cells, output=0).train_sequence(x, y)
+    trainers = [cells_trainer(CellsOfState), cells_trainer(CellsOfOther, driver="explicit")]
+    for trainer in trainers:
+        trainer.train_sequence(x, y)
+    assert identical(*(trainer.net.parameters() for trainer in trainers))
+
+
+def test_an_argument_that_is_no_state():
+    trainer = cells_trainer(Masked, output=0)
+    trainer.train_sequence(*batch())
+    assert "driver: step" in trainer.explain()
+
+
+def test_a_network_of_cells_alone():
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRUCell(3, 2)
+
+        def forward(self, x, mem=None):
+            mem = self.cell(x, mem)
+            return mem, mem
+
+    net = Alone()
+    with pytest.raises(CannotStepError, match="if 'mem' is its state, pass driver='explicit'"):
+        FPTTTrainer(net, adam(net), nn.functional.cross_entropy)
+    trainer = FPTTTrainer(net, adam(net), nn.functional.cross_entropy, driver="explicit")
+    assert trainer.train_sequence(*batch()).updates > 0

@@ -259,3 +259,14 @@ def test_what_the_network_does_not_take(x, error, words):
     assert identical(net.parameters(), before)
     assert not net._forward_pre_hooks
     trainer.train_sequence((A, C), Y)
+
+
+def test_time_steps_in_a_list():
+    net = nn.Sequential(nn.Linear(3, 8), LIF(), nn.Linear(8, 2))
+    for x in (list(A), tuple(A)):
+        with pytest.raises(CannotRunError, match=r"time steps of one input, pass torch.stack\(x\)"):
+            FPTTTrainer(net, adam(net), CE).train_sequence(x, Y)
+        assert FPTTTrainer(net, adam(net), CE).train_sequence(torch.stack(x), Y).updates == T
+    two = Branches()
+    with pytest.raises(CannotRunError, match=r"pass what its forward\(a, c\) takes"):
+        FPTTTrainer(two, adam(two), CE).train_sequence(list(A), Y)
