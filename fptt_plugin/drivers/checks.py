@@ -213,7 +213,9 @@ def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor)
             )
 
 
-def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: bool) -> None:
+def _compare_slices(
+    driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: bool, tolerance: float = _TOLERANCE
+) -> None:
     """Check that slice by slice the network computes what it computes on several time steps at once."""
     copy.state.reset()
     output = driver.select(copy.run(x))
@@ -232,13 +234,29 @@ def _compare_slices(driver: SliceDriver, copy: TrialCopy, x: Tensor, thorough: b
     state = copy.carried()
     if not thorough:
         return
-    forgetful = [key for key, value in after.items() if not _alike(tensors_in(value), tensors_in(state[key]))]
-    whole = all(s.shape == output.shape for s in slices)
-    if driver.keeps_time:
-        whole = _alike([output], [torch.cat(slices)])
-    if not whole or forgetful or not tensors_in(after):
+
+    def forgetful(tolerance: float) -> list[str]:
+        pairs = ((name, tensors_in(value), tensors_in(state[name])) for name, value in after.items())
+        return [name for name, one, other in pairs if not _alike(one, other, tolerance)]
+
+    def whole(tolerance: float) -> bool:
+        if driver.keeps_time:
+            return _alike([output], [torch.cat(slices)], tolerance)
+        return all(s.shape == output.shape for s in slices)
+
+    if not whole(tolerance) or forgetful(tolerance) or not tensors_in(after):
         with _skippable():
-            raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful)
+            raise _permutes(copy.net) if _puts_time_first(copy, x) else _slices_differ(copy.net, forgetful(tolerance))
+    if tolerance > _ROUNDING and (forgetful(_ROUNDING) or not whole(_ROUNDING)):
+        _compare_precisely(driver, x)
+
+
+def _compare_precisely(driver: SliceDriver, x: Tensor) -> None:
+    """Compare again in double precision, if the network runs in it."""
+    copy = _trial_copy(driver, precise=True)
+    x = x.double() if x.is_floating_point() else x
+    if copy.trial(x):
+        _compare_slices(driver, copy, x, True, _ROUNDING)
 
 
 def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> str:
@@ -342,9 +360,9 @@ def _common_modes(net: nn.Module) -> list[str]:
     return [mode for mode in ("m", "s") if all(mode in module.supported_step_mode() for module in modules)] or ["m"]
 
 
-def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
-    """Check that the outputs and states of a sample are those of this sample alone."""
-    copy = TrialCopy(driver.net, driver)
+def _check_samples(driver: Driver, x: Tensor, is_random: bool, *, precise: bool = False) -> None:
+    """Check that outputs and states of a sample are those of this sample alone; ``precise``: in double precision."""
+    copy = _trial_copy(driver, precise)
     samples = _samples(copy.net, STEPS)
     for candidate in copy.lively(_excerpt(x, STEPS, samples)):
         try:
@@ -358,13 +376,24 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool) -> None:
             raise cannot_step(driver.net, reason, _mixing_remedy(driver))
         if is_random:
             return
-        fresh = TrialCopy(driver.net, driver)  # without what a reset of the other does not reach
+        fresh = _trial_copy(driver, precise)  # without what a reset of the other does not reach
         fresh.take_drawn_weights(copy)
         alone, calls_alone = fresh.followed(candidate[:, -1:])
         ones, others = _last_sample(after, tensors_in(fresh.carried()))
-        mix = not _alike([output[:, -1:], *ones], [torch.stack(alone), *others])
+        both = [output[:, -1:], *ones], [torch.stack(alone), *others]
+        mix = not _alike(*both, _ROUNDING if precise else _TOLERANCE)
         if mix or _loops_over_samples(calls, calls_alone, samples):
-            raise _samples_mix(driver, calls, calls_alone)
+            raise _samples_mix(driver, calls, calls_alone, _ROUNDING if precise else _TOLERANCE)
+        if not precise and not _alike(*both, _ROUNDING):
+            _check_samples(driver, x.double() if x.is_floating_point() else x, is_random, precise=True)
+
+
+def _trial_copy(driver: Driver, precise: bool) -> TrialCopy:
+    """A copy; in double precision, if it is to be precise, where rounding flips no spikes."""
+    copy = TrialCopy(driver.net, driver)
+    if precise:
+        copy.net.double()
+    return copy
 
 
 def _loops_over_samples(calls: list[Call], alone: list[Call], samples: int) -> bool:
@@ -373,16 +402,16 @@ def _loops_over_samples(calls: list[Call], alone: list[Call], samples: int) -> b
     return any(counts[name] == samples * single[name] for name in single)
 
 
-def _samples_mix(driver: Driver, calls: list[Call], alone: list[Call]) -> CannotStepError:
+def _samples_mix(driver: Driver, calls: list[Call], alone: list[Call], tolerance: float) -> CannotStepError:
     """The error that names the first module whose output for a sample depends on the other samples."""
     comparable = [call.module for call in calls] == [call.module for call in alone]  # else it loops over samples
     for together, single in zip(calls, alone, strict=True) if comparable else ():
-        if _agree(together.outputs, single.outputs):
+        if _agree(together.outputs, single.outputs, tolerance):
             continue
         name = together.module
         module = unwrapped(driver.net).get_submodule(name)
         # Not where the network's own code or the driver mixes them, or where it is a matter of the step mode.
-        if not name or hasattr(module, "step_mode") or not _agree(together.inputs, single.inputs):
+        if not name or hasattr(module, "step_mode") or not _agree(together.inputs, single.inputs, tolerance):
             break
         return CannotStepError(
             "returns for one sample what depends on the others in the batch, so that they mix",
@@ -394,10 +423,10 @@ def _samples_mix(driver: Driver, calls: list[Call], alone: list[Call]) -> Cannot
     return cannot_step(driver.net, reason, _mixing_remedy(driver))
 
 
-def _agree(together: list[Tensor], alone: list[Tensor]) -> bool:
+def _agree(together: list[Tensor], alone: list[Tensor], tolerance: float) -> bool:
     """Whether the last of several samples has what it has alone."""
     ones, others = _last_sample(together, alone)
-    return len(ones) == len(together) and _alike(ones, others)
+    return len(ones) == len(together) and _alike(ones, others, tolerance)
 
 
 def _mixing_remedy(driver: Driver) -> str:

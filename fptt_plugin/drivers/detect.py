@@ -25,6 +25,7 @@ from .step import StepDriver
 from .trial import Calls, TrialCopy
 
 _SAMPLES = 3  # of the look at what forward() returns
+_LARGER, _LONGER = 10.0, 16  # weights, and steps at most, of the second look
 
 
 def known_driver(choice: str | Driver, net: nn.Module, state: ModelState, select: Select) -> Driver | None:
@@ -351,6 +352,7 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
                 returned, records, made, fits = _fits(copy, part, time, select)
             if all(len(found) < 2 for found in fits):
                 break
+        fits = _confirmed(fits, copy, few, time, select)
     tensors = tensors_in(returned)
     if not tensors:
         return None
@@ -392,12 +394,64 @@ class _Fits(NamedTuple):
 def _fits(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select) -> _Fits:
     def run(noise: Container[str] = ()) -> _Fits:
         returned, records = copy.records(x, time(x), noise)
+        returned = _with_lists_stacked(returned, time(x), select)
         tensors = tensors_in(returned)
         made = _made(select, returned, tensors)
         return _Fits(returned, records, made, [identify(tensor, records) for tensor in [*tensors, *made]])
 
     found = run()
     return found._replace(fits=told_apart(found.fits, lambda alike: run(alike).fits))
+
+
+def _confirmed(
+    fits: list[list[Returned]], copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select
+) -> list[list[Returned]]:
+    """What still fits on a strong, longer input of a copy with larger weights: there bounds and divisors show.
+
+    Args:
+        fits: What fits each tensor that ``forward`` returns on inputs like ``x``.
+        copy: The copy.
+        x: A few samples.
+        time: Where the time axis is.
+        select: Picks the output.
+    """
+    steps, copy = time(x), TrialCopy(copy.net)
+    with torch.no_grad():
+        for weight in copy.net.parameters():
+            if weight.dim() > 1:  # not decays, by which the state would grow without bound
+                weight.mul_(_LARGER)
+    if time.axis is not None and not time.fixed:
+        x = torch.cat([x, x.narrow(time.axis, 0, min(_LONGER, steps))], time.axis)
+    for part in [scale * torch.randn_like(x) for scale in (100.0, 10.0)] if x.is_floating_point() else [x.flip(0)]:
+        try:
+            returned, records = copy.records(part, time(part))
+        except Exception:  # another length, or values, for which it is not made
+            continue
+        returned = _with_lists_stacked(returned, time(part), select)
+        tensors = tensors_in(returned)
+        tensors += _made(select, returned, tensors)
+        if len(tensors) == len(fits) and all(bool(tensor.isfinite().all()) for tensor in tensors):
+            pairs = zip(fits, tensors, strict=True)
+            return [[now for fit in found if (now := fit.on(tensor, records, steps))] for found, tensor in pairs]
+    return fits
+
+
+def _with_lists_stacked(returned: Any, steps: int, select: Select) -> Any:
+    """What ``forward`` returned, lists of the outputs of all steps as their stack, unless ``select`` takes lists."""
+
+    def stacked(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == steps and all(isinstance(entry, Tensor) for entry in value):
+            return torch.stack(value) if len({entry.shape for entry in value}) == 1 else value
+        if type(value) in (list, tuple):
+            return type(value)(map(stacked, value))
+        return value
+
+    records = stacked(returned)
+    try:
+        select(records)
+    except Exception:
+        return returned
+    return records
 
 
 def _selected(select: Select, returned: Any, tensors: list[Tensor]) -> int | None:

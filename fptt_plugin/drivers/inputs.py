@@ -110,9 +110,9 @@ class InputHook:
         """What the inputs are, and how to pass those that the network does not take."""
         names = ", ".join(self._names)
         what = f"inputs of shapes {', '.join(map(str, self.shapes))}"
-        steps = "if they are the time steps of one input, pass torch.stack(x); otherwise " if self.may_be_steps else ""
-        return what, (
-            f"{steps}pass what its forward({names}) takes: a tuple in this order, a dictionary with these names, or, for a "
+        as_steps = "if they are the time steps of one input, pass torch.stack(x); otherwise "
+        return what, (as_steps if self.may_be_steps else "") + (
+            f"pass what its forward({names}) takes: a tuple in this order, a dictionary with these names, or, for a "
             "single input, a tensor"
         )
 

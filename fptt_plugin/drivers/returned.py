@@ -35,6 +35,27 @@ class Returned(NamedTuple):
     readout: str
     factor: float = 1.0
 
+    def on(self, result: Tensor, records: dict[str, list[list[Tensor | None]]], steps: int) -> Returned | None:
+        """This source on another run, if it is one there.
+
+        Args:
+            result: What ``forward`` returned there.
+            records: What the modules returned there, see :func:`identify`.
+            steps: Time steps of the run on which this source was found.
+        """
+        series = records.get(self.module, [])
+        for fit in identify(result, {self.module: series}) if series else []:
+            if fit.place != self.place:
+                continue
+            if fit.readout == self.readout and math.isclose(fit.factor, self.factor, rel_tol=1e-4):
+                return self
+            # A sum divided by a number is a mean where that number is the number of steps, on one of the two runs.
+            divided = {self.readout: self.factor, fit.readout: fit.factor}
+            of_mean = 1 / (steps if self.readout == "mean" else len(series))
+            if divided.keys() == {"mean", "sum"} and math.isclose(divided["sum"], of_mean, rel_tol=1e-4):
+                return self if self.readout == "sum" else fit
+        return None
+
 
 class StepOutput:
     """What ``forward`` would return for a single time step: its result, with the tensors of that step in it.

@@ -234,3 +234,55 @@ def test_other_networks_stay_as_they_are():
     other(x[0])
     trainer_of(Resetting(), driver="step")._find_driver(x, batch_first=False)
     assert torch.equal(other.mem, x[0])
+
+
+# ---------------------------------------------------------------------- small effects, and spikes that rounding flips
+
+
+class Looks(nn.Module):
+    """Adds a little of the mean over an axis."""
+
+    def __init__(self, axis, share):
+        super().__init__()
+        self.axis, self.share = axis, share
+
+    def forward(self, x):
+        return x + self.share * x.mean(self.axis, keepdim=True)
+
+
+def multi_step(*last):
+    body = [layer.Linear(3, 12), neuron.LIFNode(v_threshold=0.4), layer.Linear(12, 2), neuron.LIFNode(v_threshold=0.2)]
+    net = nn.Sequential(*body, *last)
+    functional.set_step_mode(net, "m")
+    return net
+
+
+@pytest.mark.parametrize("share", [0.1, 0.01])
+@pytest.mark.parametrize(
+    ("axis", "what"), [(0, "does not compute slice by slice"), (1, "what depends on the others in the batch")]
+)
+def test_a_small_part_of_other_steps_and_samples(axis, what, share):
+    refused(multi_step(Looks(axis, share)), what, window=2)
+
+
+class Rounds(nn.Module):
+    """Rounding differs between one step and several, and between one sample and several, as of matrix products."""
+
+    def forward(self, x):
+        return x * (1 + 3e-6 * len(x.flatten(0, -2))) if x.dtype == torch.float32 else x
+
+
+def test_spikes_that_rounding_flips_are_no_difference():
+    flips = 0
+    for seed in range(5):
+        torch.manual_seed(seed)
+        body = [layer.Linear(3, 500), neuron.IFNode(v_threshold=0.01), layer.Linear(500, 2), LTCIntegrator()]
+        net = nn.Sequential(Rounds(), *body)
+        functional.set_step_mode(net, "m")
+        x, y = batch()
+        with torch.no_grad():
+            whole, parts = net(x), (functional.reset_net(net), torch.cat([net(x_t) for x_t in x.split(1)]))[1]
+        functional.reset_net(net)
+        flips += not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
+        trainer_of(net, window=2).train_sequence(x, y)
+    assert flips

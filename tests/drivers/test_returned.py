@@ -476,3 +476,52 @@ def test_a_function_that_fits_neither_record_nor_step_is_said(pick, kind):
     ):
         kind(net, adam(net), CE, output=pick).train_sequence(*data())
     assert identical(net.parameters(), before)
+
+
+# ---------------------------------------------------------------------- what the first batch may not show
+
+HIDDEN = {
+    "a bound on the count": lambda h, s, m: s.sum(0).clamp(max=8),
+    "a bound on the mean membrane": lambda h, s, m: m.mean(0).clamp(-1, 1),
+    "a bound on every membrane": lambda h, s, m: m.clamp(-2, 2),
+    "a minimum": lambda h, s, m: torch.minimum(m[-1], torch.tensor(3.0)),
+    "a saturation": lambda h, s, m: torch.where(m[-1].abs() < 4, m[-1], m[-1].tanh()),
+}
+
+
+@pytest.mark.parametrize("end", HIDDEN)
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_that_the_first_batch_does_not_reach(end, seed):
+    torch.manual_seed(seed)
+    net, (x, y) = Ordinary(HIDDEN[end]), data(8)
+    with pytest.raises(CannotStepError, match="which is not the stack, last value, mean, sum or maximum"):
+        FPTTTrainer(net, adam(net), CE).train_sequence(0.1 * x, y)
+
+
+@pytest.mark.parametrize("steps", [4, 7, 8, 15, 16])
+def test_a_divisor_that_is_the_number_of_steps_of_some_run(steps):
+    net, (x, y) = Ordinary(lambda h, s, m: s.sum(0) / 8), data(steps)
+    trainer = FPTTTrainer(net, adam(net), CE)
+    trainer.train_sequence(x, y)
+    for length in (3, 8, 16):
+        other, _ = data(length)
+        assert torch.allclose(trainer.predict(other, averaged=False), net(other), atol=1e-6)
+
+
+class Lists(Ordinary):
+    """Returns lists of the outputs of all steps, of spikes and of membranes."""
+
+    def __init__(self):
+        super().__init__(lambda h, s, m: (list(s), list(m)))
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [(None, 1), (0, 0), (1, 1), (lambda r: r[0], 0), (lambda r: torch.stack(r[1]), 1), (lambda r: r[1][-1], 1)],
+)
+@pytest.mark.filterwarnings("ignore:the loss sees spikes")
+def test_lists_of_steps(output, place):
+    net, (x, y) = Lists(), data(9)
+    trainer = FPTTTrainer(net, adam(net), CE, output=output)
+    trainer.train_sequence(x, y)
+    assert torch.allclose(trainer.predict(x, averaged=False), net(x)[place][-1], atol=1e-6)
