@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import BatchError, CannotRunError, CannotStepError, ConfigurationError, ErrorList, FPTTWarning
+from ..errors import (
+    BatchError,
+    CannotRunError,
+    CannotStepError,
+    ConfigurationError,
+    ErrorList,
+    FPTTError,
+    FPTTWarning,
+)
 from ..state import ModelState, unsupported_layers
 from ..tree import tensors_in
 from .base import Driver, Select, cannot_step, driver_named, driver_names, step_modes
@@ -83,6 +91,8 @@ def find_driver(
         calls = copy.calls(x)
     except Exception as error:
         raise does_not_run(net, copy, x, error, on_step=failure) from error
+    if isinstance(failure, FPTTError) and calls.unique:
+        raise does_not_run(net, copy, x_t, failure, given=x, what="one step")
     steps, time, calls = _time_axis(copy, calls, x, output_module, batch_first)
     if batch_first and time.axis == 0:
         raise ConfigurationError(

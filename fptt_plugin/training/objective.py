@@ -438,6 +438,10 @@ def _target_remedy(output: Tensor, target: Tensor, *, like: bool) -> str:
     """
     if like:
         return "" if target.is_floating_point() and target.shape == output.shape else _like(output, target)
+    if output.dim() > 2 and target.dim() == 1:
+        one = next((axis for axis in range(1, output.dim()) if output.shape[axis] == 1), None)
+        remedy = f"let forward() return class scores [B, C] at a time step in place of {list(output.shape)}"
+        return remedy if one is None else f"{remedy}, or pass output=lambda output: output.squeeze({one})"
     if target.is_floating_point():
         labels = target.shape == output.shape[:1]
         return "pass class labels as 64-bit integers: y.long()" if labels else ""

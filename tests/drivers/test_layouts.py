@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import BatchError, BatchTypeError, CannotRunError, CannotStepError, FPTTError, FPTTWarning
+from fptt_plugin.snntorch import LTCIntegrator
 
 T, B, F = 7, 4, 3
 X, Y = torch.rand(T, B, F, generator=torch.Generator().manual_seed(0)), torch.arange(B) % 2
@@ -284,6 +285,23 @@ def test_regression_targets_without_their_last_axis(loss):
         net = spiking_net(classes=1)
         with pytest.warns(FPTTWarning, match="every output is compared with every target"):
             FPTTTrainer(net, adam(net), lambda out, y: (out - y).square().mean()).train_sequence(X, y)
+
+
+@pytest.mark.parametrize("loss", [CE, nn.NLLLoss(), nn.functional.cross_entropy])
+def test_an_axis_of_one_between_samples_and_features(loss):
+    net = spiking_net()
+    with pytest.raises(BatchError, match=r"class scores \[B, C\] at a time step in place of \[4, 1, 2\]") as caught:
+        FPTTTrainer(net, adam(net), loss).train_sequence(X.unsqueeze(2), Y)
+    (code,) = re.findall(r"output=(lambda.*\))", caught.value.remedy)
+    squeezed, plain = copy.deepcopy(net), copy.deepcopy(net)
+    result = FPTTTrainer(squeezed, adam(squeezed), loss, output=eval(code)).train_sequence(X.unsqueeze(2), Y)
+    assert torch.allclose(result.loss, FPTTTrainer(plain, adam(plain), loss).train_sequence(X, Y).loss)
+
+
+def test_a_step_that_does_not_run_names_the_reason():
+    net = nn.Sequential(nn.Linear(3, 2), LTCIntegrator(init_hidden=True))
+    with pytest.raises(CannotStepError, match=r"does not run on one step of shape \(4, 1, 3\): no default gate"):
+        FPTTTrainer(net, adam(net), CE).train_sequence(X.unsqueeze(2), Y)
 
 
 @pytest.mark.parametrize("loss", [nn.HuberLoss(), nn.functional.huber_loss])
