@@ -83,12 +83,8 @@ class Accelerator:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Context of a batch of sequences, whose updates are looked at together, after the last, where that is faster.
-
-        It is on a GPU, for which the host would wait, and where several windows share a call.
-        """
-        is_faster = self._is_on_gpu() or (self._window is not None and self._window.shares)
-        if self._update is not None and self._loop.updater.regularizer.updates and is_faster:
+        """Context of a batch of sequences. On a GPU its updates are looked at together, after the last of them."""
+        if self._update is not None and self._loop.updater.regularizer.updates and self._is_on_gpu():
             self._before, self._verdicts.pending = KeptBatch(self._loop), []
         try:
             with compiler_settings():

@@ -19,9 +19,6 @@ from .dynamo import CannotCompile, Compiled, first_line
 from .kept import Kept
 from .update import Books, Part, Strength, UpdateTensors, Verdicts, on_device, update_
 
-STEPS_OF_A_CALL = 4  # a call of compiled code costs a CPU about a quarter of a short window, mostly for guards
-SHARED_FROM = 100_000  # updates that are made one by one in the time that it takes to compile a call of several
-
 
 class WindowSpec(NamedTuple):
     """What distinguishes windows that are compiled apart; the rest is left to the compiler's guards.
@@ -82,9 +79,8 @@ class WindowOutputs(NamedTuple):
 class CompiledWindow:
     """Forward pass, losses, backward pass and update of a whole window in one graph.
 
-    A call of the function costs the host about as much as launching twenty kernels, so short windows share one: the
-    function then trains several, one after another, and the compiler traces what Python code does between them. That
-    takes as many times longer to compile, so windows that are not recorded share a call only in long training.
+    A replay costs the host about as much as launching twenty kernels, so short windows that are recorded share one: the
+    function then trains several, one after another, and the compiler traces what Python code does between them.
 
     Args:
         loop: Whose network, state and objective these are.
@@ -94,7 +90,7 @@ class CompiledWindow:
 
     Attributes:
         most: Windows that are trained before the loop goes on: their outputs are held for it.
-        together: Windows that one call trains where nobody looks at their updates in between.
+        together: Windows that one replay trains where nobody looks at their updates in between.
     """
 
     most = 64
@@ -104,16 +100,9 @@ class CompiledWindow:
         self._books = Books(loop.updater.regularizer)
         length = loop.schedule.window or longest_fused
         self.recorder = Recorder(self._fixed, fuses=length <= longest_fused) if replay else None
-        self.together = max(1, (longest_fused if replay else min(longest_fused, STEPS_OF_A_CALL)) // length)
+        self.together = max(1, longest_fused // length) if replay else 1
         self._compiled: dict[tuple[WindowSpec, int], Compiled] = {}
         self._succeeded = self._failed = 0
-
-    @property
-    def shares(self) -> bool:
-        """Whether several windows may share a call by now."""
-        # The regularizer's count is in checkpoints, so a resumed run computes what it would have computed.
-        is_worth_it = self.recorder is not None or self._loop.updater.regularizer.updates >= SHARED_FROM
-        return self.together > 1 and is_worth_it
 
     def run(self, window: Window) -> WindowResult | None:
         """Train the window and those after it that have its form, up to :attr:`most`.
@@ -179,7 +168,7 @@ class CompiledWindow:
 
     def _groups(self, window: Window, spec: WindowSpec) -> Iterator[list[Window]]:
         """The windows of a stretch by calls of the compiled function: :attr:`together` at a time, or one."""
-        together = self.together if self.shares and self._verdicts.pending is not None else 1
+        together = 1 if self._verdicts.pending is None else self.together
         group: list[Window] = []
         for following in self._stretch(window, spec):
             group.append(following)

@@ -11,7 +11,6 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FiringRates, SavedForBackward, spikingjelly
-from fptt_plugin.compile import window
 from fptt_plugin.compile.update import Books
 from fptt_plugin.compile.window import CompiledWindow
 from fptt_plugin.errors import FPTTWarning
@@ -293,89 +292,6 @@ def test_the_windows_of_a_batch_are_prepared_together(monkeypatch, most, stretch
 
     train_both(pair(liquid, readout="mean"), train_counted)
     assert len(prepared) == stretches
-
-
-# ---------------------------------------------------------------------- several windows in one call
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Windows of each call that was compiled; they share one after so many updates as two sequences make."""
-    monkeypatch.setattr(window, "SHARED_FROM", 20)
-    found, train = [], CompiledWindow._train
-
-    def counting(self, spec, inputs, *others):
-        found.append(len(inputs))
-        return train(self, spec, inputs, *others)
-
-    monkeypatch.setattr(CompiledWindow, "_train", counting)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("build", "length", "expected"),
-    [(liquid, 1, [1] * 18 + [4, 4, 1]), (single_step, 2, [1] * 16 + [2, 2]), (leaky, 4, [1] * 7)],
-)
-def test_windows_share_a_call_in_long_training(calls, build, length, expected):
-    trainers = pair(build, window=length)
-    train_both(trainers, lambda trainer: train(trainer, count={1: 3, 2: 5, 4: 7}[length], steps=10))
-    assert calls == expected
-
-
-def test_a_resumed_run_shares_its_calls_at_once(calls, tmp_path):
-    trainers = pair(liquid)
-    train_both(trainers, lambda trainer: train(trainer, steps=10))
-    assert calls[-3:] == [4, 4, 1]
-    trainers[1].save(tmp_path / "run.pt")
-    resumed = pair(liquid)[1]
-    resumed.load(tmp_path / "run.pt")
-    calls.clear()
-    for trainer in (trainers[1], resumed):
-        torch.manual_seed(2)
-        train(trainer, count=1, steps=10)
-    assert calls == [4, 4, 1] * 2
-    weights = [torch.cat([weight.flatten() for weight in t.net.parameters()]) for t in (trainers[1], resumed)]
-    assert torch.equal(*weights)
-
-
-@pytest.mark.parametrize(("on_nonfinite", "hole"), [("raise", 3), ("skip", 9)])
-def test_what_is_not_finite_in_a_shared_call(calls, on_nonfinite, hole):
-    def loss(output, target):
-        return ((output - target) ** 2).mean() / (target.min() > 0.0)
-
-    def train_spoiled(trainer):
-        messages = []
-        for k in range(5):
-            x, y = batch(10, dtype=torch.float64)[0], torch.rand(10, 4, 2, dtype=torch.float64) + 0.1
-            if k == 3:
-                y[hole] = 0.0
-            try:
-                trainer.train_sequence(x, y)
-            except FloatingPointError as error:
-                messages.append(str(error))
-                trainer.reset()
-        return messages
-
-    messages = train_both(pair(liquid, loss=loss, on_nonfinite=on_nonfinite), train_spoiled)
-    assert messages[0] == messages[1]
-    assert len(messages[0]) == (on_nonfinite == "raise")
-    assert 4 in calls
-
-
-def test_a_stream_trains_each_step_by_itself(calls):
-    def train_stream(trainer):
-        train(trainer, steps=10)
-        trainer.reset()
-        x, y = batch(8, dtype=torch.float64)
-        calls.clear()
-        return [trainer.step(x_t, y).updated for x_t in x]
-
-    results = train_both(pair(liquid), train_stream)
-    assert all(results[1])
-    assert calls == [1] * 7
-
-
-# ---------------------------------------------------------------------- weights that differ in their counts
 
 
 class Turns(nn.Module):
