@@ -19,7 +19,6 @@ from spikingjelly.activation_based.learning import online_learning
 from torch import Tensor, nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.compile import SHARED_FROM
 from fptt_plugin.state import ModelState
 
 ALPHA, BETA, RHO = 0.1, 0.5, 0.0
@@ -78,10 +77,9 @@ def ours(
     *,
     accelerate: str,
     layout: torch.memory_format = torch.preserve_format,
-    updates: int = 0,
     **options: Any,
 ) -> Training:
-    """``FPTTTrainer``, checks and all; ``options`` are the trainer's. ``updates`` are taken as made already."""
+    """``FPTTTrainer``, checks and all; ``options`` are the trainer's."""
     model = net.fresh(device).to(memory_format=layout)  # type: ignore[call-overload]
     trainer = FPTTTrainer(
         model,
@@ -96,8 +94,7 @@ def ours(
         accelerate=accelerate,
         **options,
     )
-    trainer.regularizer.updates = updates
-    return Training(model, trainer.train_sequence, 12 if updates else 3 * options.get("window", 1))
+    return Training(model, trainer.train_sequence, 3 * options.get("window", 1))
 
 
 def straightforward(net: Net, device: torch.device) -> Training:
@@ -201,13 +198,12 @@ def _sj(prepare: Callable[..., Training], **options: Any) -> Row:
 
 COMPILED = "its backward pass lies inside compiled code"
 EAGER, COMPILE, GRAPH = "ours, eager", "ours, compiled", "ours, CUDA graph"
-CHANNELS_LAST, LONG = "ours, compiled, channels_last", "ours, compiled, long training"
+CHANNELS_LAST = "ours, compiled, channels_last"
 STRAIGHTFORWARD = "straightforward FPTT"
 
 CONTENDERS: dict[str, Row] = {
     EAGER: Row(partial(ours, accelerate="none"), over_time=True),
     COMPILE: Row(partial(ours, accelerate="compile"), over_time=True, unseen=COMPILED),
-    LONG: Row(partial(ours, accelerate="compile", updates=SHARED_FROM), unseen=COMPILED),
     CHANNELS_LAST: Row(partial(ours, accelerate="compile", layout=torch.channels_last), images=True, unseen=COMPILED),
     GRAPH: Row(partial(ours, accelerate="cudagraph"), over_time=True, unseen=COMPILED),
     **{

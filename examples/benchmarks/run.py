@@ -26,7 +26,7 @@ from typing import Any
 import plots
 import report
 import torch
-from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, GRAPH, LONG, Row, Training
+from contenders import CHANNELS_LAST, COMPILE, CONTENDERS, GRAPH, Row, Training
 from floors import COMPILED_UPDATE, FLOORS
 from memory import backward_bytes, expected_bytes, peak_in_fresh_process
 from networks import Net, networks
@@ -52,7 +52,7 @@ class Run:
         if self.device.type != "cuda":
             self.absent[GRAPH] = "no GPU"
         if self.mode == "smoke":
-            self.absent |= dict.fromkeys((COMPILE, LONG, CHANNELS_LAST, COMPILED_UPDATE), "left out by --smoke")
+            self.absent |= dict.fromkeys((COMPILE, CHANNELS_LAST, COMPILED_UPDATE), "left out by --smoke")
 
     def records(self) -> Iterator[Record]:
         """Everything that is measured, network by network."""
