@@ -181,3 +181,14 @@ def test_epochs_without_a_test_are_left_out(page, tmp_path):
     files.collect(tmp_path / "runs", tmp_path / "results")
     (row,) = files.rows(files.load(tmp_path / "results"), {"norm": "step"}, ())
     assert (row.scores(2), row.best(), row.scores_at(3.0)) == ([0.55], [0.6], [0.5])
+
+
+def test_two_runs_of_one_seed_differ_in_something(page, tmp_path):
+    for name, recalibrate in (("a", 0), ("b", 10)):
+        run_file(tmp_path / "runs" / name, "fptt", 0, [0.5], recalibrate=recalibrate)
+    page.collect(tmp_path / "runs", tmp_path / "results")
+    runs = page.load(tmp_path / "results")
+    with pytest.raises(ValueError, match=r"seeds \[0, 0\]; add the setting in which these runs differ"):
+        page.fill(PAGE, runs)
+    table = page.TABLES["rmnist"]
+    assert len(page.table_rows(table._replace(columns=(*table.columns, "recalibrate")), runs)) == 2
