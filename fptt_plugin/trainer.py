@@ -333,6 +333,8 @@ class FPTTTrainer:
         """
         _check_mode(learns=y_t is not None)
         self.regularizer.check_weights()
+        if self._run_state.position.in_window == 0:  # the steps of a window share the copies, as in train_batch()
+            torch.clear_autocast_cache()
         self._structure.check()
         x_t = self._inputs(x_t)
         batch = Batch.of_step(
@@ -679,6 +681,7 @@ class FPTTTrainer:
                 yield
         finally:
             with Uninterrupted():
+                torch.clear_autocast_cache()  # torch before 2.13 would train on copies that were made without gradient
                 self._run_state.restore(kept)
                 for module, mode in training.items():
                     module.training = mode

@@ -505,6 +505,7 @@ class DynamicRegularizer:
         """
         self._watch.forget()
         self._awaits_gradient = False
+        torch.clear_autocast_cache()
 
     def restart_averages(self) -> None:
         """Start again from the present weights, ``W_bar = W`` and ``lam = 0``: after other weights were loaded."""

@@ -203,6 +203,59 @@ def test_weights_that_change_within_a_context_are_seen(change, tmp_path):
     assert not torch.equal(found, before)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.0])
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("change", ["restart", "accept", "load_averages", "optimizer", "swap", "none"])
+def test_weights_that_change_in_a_stream_are_seen(change, window, alpha):
+    outputs = []
+    for cached in (True, False):
+        torch.manual_seed(0)
+        net, (x, y) = liquid(), batch()
+        optimizer = sgd(net)
+        trainer = FPTTTrainer(net, optimizer, CE, window=window, alpha=alpha)
+        saved = copy.deepcopy(optimizer.state_dict())
+        other = {name: 2 * value for name, value in net.state_dict().items() if name.endswith("weight")}
+        with torch.autocast(**BF16, cache_enabled=cached):
+            for t in range(window):
+                trainer.step(x[t], y)
+            for _ in range(window):
+                trainer.step(x[3])  # without a target, so without an update
+            if change == "load_averages":
+                trainer.regularizer.load_averages()
+            elif change == "swap":
+                with trainer.averaged_weights():
+                    net(x[3])
+                trainer.predict(x, averaged=False)
+            else:
+                net.load_state_dict(other, strict=False)
+                if change == "optimizer":
+                    optimizer.load_state_dict(saved)
+                elif change != "none" or alpha:
+                    getattr(trainer.regularizer, "restart_averages" if change == "restart" else "accept_weights")()
+            outputs += [trainer.step(x[4], y).output, trainer.step(x[5], y).output]
+        outputs.append(net[0].weight.detach().clone())
+    assert torch.equal(outputs[0], outputs[3])
+    assert all(torch.allclose(*pair, atol=1e-2) for pair in zip(outputs[:3], outputs[3:], strict=True))
+
+
+def test_a_loop_by_hand_sees_weights_that_were_loaded():
+    net, (x, y) = liquid(), batch()
+    regularizer = DynamicRegularizer(sgd(net))
+    with torch.autocast(**BF16):
+        CE(net(x[0]), y).backward()
+        regularizer.optimizer.step()
+        ModelState(net).reset()
+        before = net(x[0])
+        net.load_state_dict({name: 3 * value for name, value in net.state_dict().items() if "weight" in name}, False)
+        regularizer.restart_averages()
+        ModelState(net).reset()
+        found = net(x[0])
+    ModelState(net).reset()
+    with torch.autocast(**BF16, cache_enabled=False):
+        assert torch.equal(found, net(x[0]))
+    assert not torch.equal(found, before)
+
+
 @pytest.mark.parametrize("precision", ["autocast", "weights"])
 @pytest.mark.parametrize(("readout", "expected"), [("mean", [1.0, 0.5]), ("sum", [600.0, 300.0]), ("step", [1.0, 1.0])])
 def test_sums_over_many_steps_do_not_stop(precision, readout, expected):
