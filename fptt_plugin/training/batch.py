@@ -376,9 +376,9 @@ def _time_first_target(y: Tensor, steps: int, samples: int, batch_first: bool, t
 
 def _time_first_mask(mask: Tensor, steps: int, samples: int, batch_first: bool) -> Tensor:
     """The mask as boolean ``[B]`` or ``[T, B]``; integer lengths ``[B]`` become the latter."""
-    is_integer = isinstance(mask, Tensor) and mask.dtype != torch.bool and not mask.is_floating_point()
-    if is_integer and mask.shape == (samples,):
-        return _mask_of_lengths(mask, steps)
+    are_numbers = isinstance(mask, Tensor) and mask.dtype != torch.bool and not mask.is_complex()
+    if are_numbers and mask.shape == (samples,):
+        return _mask_of_lengths(mask, steps, batch_first)
     _check_boolean("mask", mask)
     stepwise = mask.transpose(0, 1) if batch_first and mask.dim() == 2 else mask
     if stepwise.shape not in ((samples,), (steps, samples)):
@@ -390,15 +390,26 @@ def _time_first_mask(mask: Tensor, steps: int, samples: int, batch_first: bool) 
     return stepwise
 
 
-def _mask_of_lengths(lengths: Tensor, steps: int) -> Tensor:
+def _mask_of_lengths(lengths: Tensor, steps: int, batch_first: bool) -> Tensor:
     """Boolean mask ``[T, B]`` of sequences of those lengths ``[B]``."""
-    if bool(((lengths < 1) | (lengths > steps)).any()) or bool(lengths.max() == 1 < steps):
+    are_lengths = bool(((lengths >= 1) & (lengths <= steps) & (lengths % 1 == 0)).all())
+    are_integers, are_flags = not lengths.is_floating_point(), _are_flags(lengths)
+    # Ones alone are lengths, or say that every sample counts in full.
+    if are_integers and are_lengths and (steps == 1 or not are_flags):
+        return torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
+    device = "" if lengths.device.type == "cpu" else ", device=mask.device"
+    as_mask = f"torch.arange({steps}{device})" + (" < mask.unsqueeze(1)" if batch_first else ".unsqueeze(1) < mask")
+    remedies = ["if it says which samples count, pass mask.bool()"] if are_flags else []
+    if are_integers:
+        remedies.append(f"if it holds lengths, pass the boolean mask {as_mask}")
+        remedies.append("if it is neither, leave it out, as batch=(0, 1) does in fit() and evaluate()")
         raise BatchError(
             f"an integer mask [B] holds the lengths of the sequences, 1 to T={steps}, got {lengths.tolist()}",
-            "if it says which samples count, pass mask.bool(); if it is neither, leave it out, as batch=(0, 1) does in "
-            "fit() and evaluate()",
+            "; ".join(remedies),
         )
-    return torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
+    if are_lengths:
+        remedies.append(f"if it holds lengths, pass {as_mask if are_flags else 'mask.long()'}")
+    raise _not_boolean("mask", lengths, [*remedies, _WEIGHTS])
 
 
 def _last_steps(mask: Tensor) -> tuple[int, ...]:
@@ -424,10 +435,27 @@ def _without_ignored(y: Tensor, mask: Tensor | None, ignore_index: int | None, *
     return labeled if mask is None else labeled & mask
 
 
+_WEIGHTS = "if it holds weights, pass them with the targets, (y, weights), which loss_fn then gets as its target"
+
+
 def _check_boolean(name: str, rows: Tensor) -> None:
-    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
-        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise BatchTypeError(f"{name} must be a boolean tensor, got {kind}", f"convert it, e.g. with {name}.bool()")
+    if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+        return
+    if isinstance(rows, Tensor) and not _are_flags(rows):
+        remedies = [f"pass the condition that is meant, e.g. {name} > 0", *([_WEIGHTS] if name == "mask" else [])]
+    else:
+        remedies = [f"convert it, e.g. with {name}.bool()"]
+    raise _not_boolean(name, rows, remedies)
+
+
+def _not_boolean(name: str, rows: Any, remedies: list[str]) -> BatchTypeError:
+    kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+    return BatchTypeError(f"{name} must be a boolean tensor, got {kind}", "; ".join(remedies))
+
+
+def _are_flags(values: Tensor) -> bool:
+    """Whether they are zeros and ones, of which ``bool()`` loses nothing."""
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def _layout(batch_first: bool) -> str:

@@ -1,6 +1,7 @@
 """Sequences of different lengths: every sample is trained, decided and scored at its own last step."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -184,22 +185,83 @@ def test_fit_scores_every_sample():
     assert record.val_score == pytest.approx(right)
 
 
-@pytest.mark.parametrize("lengths", [[6, 7, 1, 1], [0, 6, 6, 6], [1, 1, 1, 1], [1, 0, 0, 1]])
-def test_lengths_that_are_none(lengths):
-    x, y, _ = padded()
+def trained(mask, options=None, steps=6):
+    """Weights after training on the same padded sequences with that mask."""
+    torch.manual_seed(1)
     net = spiking_net()
-    with pytest.raises(BatchError, match=r"lengths of the sequences, 1 to T=6.*mask.bool\(\)"):
-        FPTTTrainer(net, adam(net), CE).train_sequence(x, y, torch.tensor(lengths))
+    x, y, _ = padded([1, 2, 4, 6])
+    x = x[:steps].transpose(0, 1) if options else x[:steps]
+    FPTTTrainer(net, sgd(net), CE, **(options or {})).train_sequence(x, y, mask)
+    return list(net.parameters())
+
+
+def remedies(mask, options=None, error=BatchError):
+    """What a refused mask may mean, by the words of the message, and the mask that it says to pass."""
+    with pytest.raises(error) as caught:
+        trained(mask, options)
+    found = re.findall(
+        r"if it (says which samples count|holds lengths), pass (?:the boolean mask )?([^;]*)", str(caught.value)
+    )
+    return {meaning: eval(code, {"torch": torch, "mask": mask}) for meaning, code in found}, str(caught.value)
+
+
+@pytest.mark.parametrize("options", [None, {"batch_first": True}])
+@pytest.mark.parametrize(
+    ("values", "meanings"),
+    [
+        ([6, 7, 1, 2], {"holds lengths": [6, 6, 1, 2]}),
+        ([0, 6, 6, 3], {"holds lengths": [0, 6, 6, 3]}),
+        ([1, 1, 1, 1], {"holds lengths": [1, 1, 1, 1], "says which samples count": [6, 6, 6, 6]}),
+        ([1, 0, 0, 1], {"holds lengths": [1, 0, 0, 1], "says which samples count": [6, 0, 0, 6]}),
+        ([6.0, 3.0, 2.0, 5.0], {"holds lengths": [6, 3, 2, 5]}),
+        ([1.0, 1.0, 1.0, 1.0], {"holds lengths": [1, 1, 1, 1], "says which samples count": [6, 6, 6, 6]}),
+        ([1.0, 0.0, 0.0, 1.0], {"says which samples count": [6, 0, 0, 6]}),
+        ([0.3, 0.7, 1.0, 0.1], {}),
+        ([6.0, 7.0, 1.0, 2.0], {}),
+        ([float("nan"), 1.0, 1.0, 1.0], {}),
+    ],
+)
+def test_a_mask_that_means_something_else_is_refused_with_what_to_pass_for_each_meaning(values, meanings, options):
+    mask = torch.tensor(values)
+    error = BatchTypeError if mask.is_floating_point() else BatchError
+    found, message = remedies(mask, options, error)
+    assert found.keys() == meanings.keys()
+    assert ("holds weights" in message) == mask.is_floating_point()
+    for meaning, lengths in meanings.items():
+        expected = torch.arange(6).unsqueeze(1) < torch.tensor(lengths)
+        assert identical(trained(found[meaning], options), trained(expected.t() if options else expected, options))
+
+
+def test_sequences_of_one_step_have_no_padding():
+    assert identical(trained(torch.ones(4, dtype=torch.int64), steps=1), trained(None, steps=1))
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.rand(4), torch.ones(6, 4), torch.ones(6, 4, dtype=torch.long), [0.5, 2.0, 4.0, 6.0]]
+    ("mask", "remedy"),
+    [
+        (torch.ones(6, 4), r"mask.bool\(\)$"),
+        (torch.eye(6)[:, :4].long(), r"mask.bool\(\)$"),
+        (torch.full((6, 4), 0.5), "mask > 0; if it holds weights"),
+        (torch.full((6, 4), 2), "mask > 0; if it holds weights"),
+        (torch.ones(4, dtype=torch.complex64), r"mask.bool\(\)$"),
+        ([0.5, 2.0, 4.0, 6.0], "holds weights"),
+    ],
 )
-def test_masks_of_another_type(mask):
+def test_masks_of_another_type(mask, remedy):
     x, y, _ = padded()
     net = spiking_net()
-    with pytest.raises(BatchTypeError, match="boolean"):
+    with pytest.raises(BatchTypeError, match=f"mask must be a boolean tensor.*{remedy}"):
         FPTTTrainer(net, adam(net), CE).train_sequence(x, y, mask)
+
+
+@pytest.mark.parametrize("name", ["mask", "new_sequence"])
+def test_rows_of_a_stream_by_their_numbers(name):
+    net = spiking_net()
+    with pytest.raises(BatchTypeError, match=rf"{name} > 0") as caught:
+        FPTTTrainer(net, adam(net), CE).step(
+            torch.rand(4, 3), torch.arange(4) % 2, **{name: torch.tensor([0, 3, 1, 2])}
+        )
+    assert ("holds weights" in str(caught.value)) == (name == "mask")
 
 
 def test_a_network_that_averages_a_window_cannot_see_its_samples_end():
