@@ -92,7 +92,8 @@ class FPTTTrainer:
             (snnTorch with ``init_hidden=True``, SpikingJelly in 's' mode); or it is a SpikingJelly network in 'm' mode;
             or its ``forward`` loops over time; or takes and returns the state. See ``driver``.
         optimizer: Its ``torch.optim`` optimizer. Schedulers keep working on it.
-        loss_fn: ``loss_fn(output, target) -> scalar`` for one time step.
+        loss_fn: ``loss_fn(output, target) -> scalar`` for one time step, of several samples their mean (or, with losses of
+            torch's, another reduction), see :class:`~fptt_plugin.training.Objective`.
         alpha: Strength of the dynamic regularizer, >= 0; 0 is truncated BPTT, the control. Default 0.1.
         beta: Rate of the running average, in (0, 1]. Default 0.5.
         rho: Fraction of the dual left out of the gradient. Default 0.

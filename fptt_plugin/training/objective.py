@@ -30,6 +30,7 @@ _LABEL_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)  # a log_softmax of log-probab
 _LABEL_FUNCTIONS = (F.cross_entropy, F.nll_loss)
 _REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss)
 _BINARY_FUNCTIONS = (F.binary_cross_entropy_with_logits, F.binary_cross_entropy)
+_LOOKS = 20  # at the first step of a sequence all samples may have the same loss
 _RAMPS: dict[str, Ramp] = {"linear": linear_ramp, "constant": constant_ramp}
 
 
@@ -38,6 +39,9 @@ class Objective:
 
     Args:
         loss_fn: ``loss_fn(output, target) -> scalar`` for one time step, or a snnTorch ``SF`` loss that decomposes.
+            With a ramp and sequences of different lengths, it is called for the samples of each length by themselves.
+            Class weights, ``ignore_index`` and ``reduction="sum"`` of torch's losses mean what they mean for all
+            samples at once; of a function of your own, the result must be a mean over samples, or a warning says so.
         output: Picks the output from what the network returns: an index, a key or attribute name, or a callable.
             ``None``: a tensor as it is; of snnTorch's ``(spk, ..., mem)`` the membrane, for spike losses the spikes.
             A callable that returns several tensors, in a tuple, list or dictionary, gives loss and metric all of them:
@@ -74,6 +78,7 @@ class Objective:
         self.target_packing: Packing | None = None  # of several targets
         self._record_loss = _snntorch_name(loss_fn) is not None
         self._warned_of_shapes = False
+        self._looks = 0  # at whether loss_fn is a mean over samples
         self._labels: bool | None = None  # whether the last target was one class label per sequence
         default = "what the network returns, of several the " + ("first" if self.default_index == 0 else "last")
         self._output = default if output is None else f"output={_callable_name(output) or repr(output)}"
@@ -236,17 +241,72 @@ class Objective:
         return decision, losses
 
     def _losses_of_labeled(self, output: Tensor, batch: Batch, t: int, due: range, update: bool) -> list[Tensor]:
-        """Mean loss of the samples that are labeled at step ``t``, in a list; an empty list without any."""
+        """Loss of the samples that are labeled at step ``t``, in a list; an empty list without any."""
         target = batch.target(t)
         assert target is not None
-        # Samples of equal length share the weight of the ramp. The loss function averages over the samples it gets.
-        losses, counts = [], []
-        for rows, steps in batch.groups(t, due):
-            losses.append(self.loss(output[rows], target[rows], t, steps, batch.per_sequence, update=update))
-            counts.append(int(rows.sum()))
-        if len(losses) < 2:
-            return losses
-        return [torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)]
+        groups = list(batch.groups(t, due))  # samples of equal length share the weight of the ramp
+        if len(groups) > 1 and not self._is_of_library and self.is_constant(target, batch.per_sequence):
+            groups = [(torch.stack([rows for rows, _ in groups]).any(dim=0), batch.steps)]  # all weights are 1
+        outputs, targets = [output[rows] for rows, _ in groups], [target[rows] for rows, _ in groups]
+        factors = [1.0] if len(groups) == 1 else self._factors(targets)
+        if len(groups) > 1 and self._looks < _LOOKS and not self._is_of_library:
+            self._check_mean(outputs, targets, factors)
+        losses = [
+            self.loss(own_output, own_target, t, steps, batch.per_sequence, update=update, factor=factor)
+            for own_output, own_target, (_, steps), factor in zip(outputs, targets, groups, factors, strict=True)
+        ]
+        return losses if len(losses) < 2 else [_mean_over_samples(losses, targets)]
+
+    @property
+    def _is_of_library(self) -> bool:
+        """Whether it is known what ``loss_fn`` is a mean over."""
+        module = getattr(_function(self.loss_fn), "__module__", None)
+        return str(module).startswith(("torch.nn.", "snntorch.functional"))
+
+    def _factors(self, targets: list[Tensor]) -> list[float]:
+        """What to multiply ``loss_fn`` of each group of samples by, before the mean over all samples is formed.
+
+        1, unless ``loss_fn`` is no mean over samples: a sum, or a mean with weights of classes or without some labels.
+        """
+        counts = [len(target) for target in targets]
+        if self._option("reduction") == "sum":
+            return [sum(counts) / count for count in counts]
+        amounts = [self._amount(target) for target in targets]
+        return [
+            amount * sum(counts) / (sum(amounts) * count) if sum(amounts) else 1.0
+            for amount, count in zip(amounts, counts, strict=True)
+        ]
+
+    def _amount(self, target: Tensor) -> float:
+        """What the loss of some samples is divided by to be a mean."""
+        if not self._takes_labels or target.is_floating_point():
+            return len(target)
+        weight, labels = self._option("weight"), target[target != self.ignore_index].long()
+        # Labels out of range are for the loss function to refuse.
+        return labels.numel() if weight is None else float(weight[labels.clamp(0, len(weight) - 1)].double().sum())
+
+    def _option(self, name: str) -> Any:
+        """An option of ``loss_fn``, an object or a ``functools.partial``; ``None`` if it has no such option."""
+        keywords = self.loss_fn.keywords if isinstance(self.loss_fn, partial) else {}
+        return keywords.get(name, getattr(_function(self.loss_fn), name, None))
+
+    @torch.no_grad()
+    def _check_mean(self, outputs: list[Tensor], targets: list[Tensor], factors: list[float]) -> None:
+        """Warn if a loss function of the user's is no mean over samples, by its values on some groups of them."""
+        self._looks += 1
+        whole = self.plain_loss(torch.cat(outputs), torch.cat(targets))
+        parts = [self.plain_loss(*group) for group in zip(outputs, targets, factors, strict=True)]
+        rounding = torch.finfo(whole.dtype).eps ** 0.5
+        if not torch.allclose(_mean_over_samples(parts, targets), whole, rtol=rounding, equal_nan=True):
+            self._looks = _LOOKS
+            warnings.warn(
+                f"{self.name} is no mean over samples. Sequences of each length go into it by themselves, as they have "
+                "their own weight of the ramp, and their losses are averaged by the numbers of samples. Average over "
+                "samples in it, or pass loss_ramp='constant', with which all samples go into it together; for weights "
+                "of classes or a sum, options of torch's own losses are enough",
+                FPTTWarning,
+                stacklevel=2,
+            )
 
     def loss(
         self,
@@ -257,10 +317,11 @@ class Objective:
         per_sequence: bool,
         *,
         update: bool = True,
+        factor: float = 1.0,
     ) -> Tensor:
         """Loss of step ``t`` of a sequence of ``steps`` (``None`` for a stream), a scalar tensor.
 
-        ``update=False`` leaves the class distribution as it is.
+        ``update=False`` leaves the class distribution as it is; ``factor`` is of ``loss_fn`` alone.
 
         Raises:
             OutputError: If ``loss_fn`` does not return a scalar.
@@ -268,9 +329,9 @@ class Objective:
         self._labels = labels = _are_labels(target, per_sequence)
         weight = self._ramp_for(labels)(t, steps)
         if weight == 1.0:
-            return self.plain_loss(output, target)
+            return self.plain_loss(output, target, factor)
         row = self.distribution.row(t, output) if labels and self._uses_distribution else None
-        return self.weighted_loss(output, target, weight, row, update=update)
+        return self.weighted_loss(output, target, weight, row, update=update, factor=factor)
 
     def weight(self, target: Tensor, t: int, steps: int | None, per_sequence: bool) -> float:
         """Weight ``r_t`` of the loss at step ``t``; 1 everywhere with a constant ramp."""
@@ -285,18 +346,28 @@ class Objective:
         return _are_labels(target, per_sequence) and self._uses_distribution
 
     def weighted_loss(
-        self, output: Tensor, target: Tensor, weight: float | Tensor, row: Tensor | None, *, update: bool = True
+        self,
+        output: Tensor,
+        target: Tensor,
+        weight: float | Tensor,
+        row: Tensor | None,
+        *,
+        update: bool = True,
+        factor: float = 1.0,
     ) -> Tensor:
         """Loss of one step of that weight; with a row of the class distribution, mixed with the divergence from it."""
-        value = weight * self.plain_loss(output, target)
+        value = weight * self.plain_loss(output, target, factor)
         if row is None:
             return value
         return value + (1 - weight) * self.distribution.loss_of_row(row, output, target, update=update)
 
-    def plain_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """``loss_fn`` of one step alone, without ramp and auxiliary term."""
+    def plain_loss(self, output: Tensor, target: Tensor, factor: float = 1.0) -> Tensor:
+        """``loss_fn`` of one step alone, without ramp and auxiliary term, times ``factor``."""
+        if factor == 0.0:  # a mean without weight is not a number
+            return output.new_zeros(())
         several = self.target_packing
-        return self.loss_of(self.unpacked(output), target if several is None else several.unpack(target))
+        value = self.loss_of(self.unpacked(output), target if several is None else several.unpack(target))
+        return value if factor == 1.0 else factor * value
 
     def loss_of(self, output: Any, target: Any) -> Tensor:
         """``loss_fn`` of an output and its target as loss and user see them."""
@@ -405,6 +476,12 @@ def check_objective(
             f"trained online; use {' or '.join('SF.' + entry for entry in _DECOMPOSABLE)}, or nn.CrossEntropyLoss with "
             "readout='mean'",
         )
+
+
+def _mean_over_samples(losses: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Mean of the losses of groups of samples, by their numbers."""
+    counts = list(map(len, targets))
+    return torch.stack([n * loss for n, loss in zip(counts, losses, strict=True)]).sum() / sum(counts)
 
 
 def _broadcasts(one: Tensor, other: Tensor) -> bool:

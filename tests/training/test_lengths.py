@@ -3,10 +3,12 @@
 import copy
 import re
 import warnings
+from functools import partial
 
 import pytest
 import snntorch as snn
 import torch
+import torch.nn.functional as F
 from nets import CE, Mean, adam, batch, copies, identical, sgd, spikes, spiking_net
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
@@ -154,6 +156,140 @@ def test_ramp_auxiliary_term_and_decision_end_with_each_sample(lengths, window, 
     assert torch.allclose(result.output, decision, atol=1e-12)
     assert all(torch.allclose(*pair, atol=1e-12) for pair in zip(net.parameters(), plain.parameters(), strict=True))
     assert any(parameter.grad.abs().max() > 0 for parameter in net.parameters())
+
+
+WEIGHT = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+NONE = WEIGHT * torch.tensor([1.0, 0.0, 1.0])  # a class without weight
+# For each loss, that of single samples, and what the sum of these is divided by.
+LOSSES = {
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="none"), None),
+    "weights": (nn.CrossEntropyLoss(WEIGHT), nn.CrossEntropyLoss(WEIGHT, reduction="none"), WEIGHT),
+    "a class without weight": (nn.CrossEntropyLoss(NONE), nn.CrossEntropyLoss(NONE, reduction="none"), NONE),
+    "smoothing": (
+        nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.2, ignore_index=2),
+        nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.2, ignore_index=2, reduction="none"),
+        WEIGHT,
+    ),
+    "partial": (
+        partial(F.cross_entropy, weight=WEIGHT),
+        partial(F.cross_entropy, weight=WEIGHT, reduction="none"),
+        WEIGHT,
+    ),
+    "partial sum": (partial(F.cross_entropy, reduction="sum"), nn.CrossEntropyLoss(reduction="none"), None),
+    "log-probabilities": (
+        nn.NLLLoss(WEIGHT, ignore_index=0),
+        nn.NLLLoss(WEIGHT, ignore_index=0, reduction="none"),
+        WEIGHT,
+    ),
+    "mean": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="none"), torch.ones(3)),
+    "smoothing alone": (
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+        nn.CrossEntropyLoss(label_smoothing=0.2, reduction="none"),
+        torch.ones(3),
+    ),
+}
+
+
+@pytest.mark.parametrize("auxiliary", [None, False])
+@pytest.mark.parametrize("ramp", ["linear", "constant", lambda t, steps: 0.1 + (t / steps) ** 2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_of_a_step_is_that_of_all_its_samples(name, ramp, auxiliary):
+    """Also where it is no mean over samples, and is formed for those of each length."""
+    loss_fn, single, weight = LOSSES[name]
+    net, lengths = spiking_net(classes=3, dtype=torch.float64), [6, 2, 4, 6, 3, 2]
+    x, y, _ = padded(lengths)
+    x, y = x.double(), torch.tensor([0, 1, 2, 1, 0, 1])
+    plain, table = copy.deepcopy(net), ClassDistribution()
+    trainer = FPTTTrainer(net, sgd(net), loss_fn, alpha=0, loss_ramp=ramp, auxiliary=auxiliary)
+    losses, optimizer, state = [], sgd(plain), ModelState(plain)
+    for t, x_t in enumerate(x):
+        out = plain(x_t)
+        ignored = getattr(loss_fn, "ignore_index", -100)
+        rows = torch.tensor([t < n and int(label) != ignored for n, label in zip(lengths, y, strict=True)])
+        r = {"constant": lambda t, n: 1.0, "linear": lambda t, n: (t + 1) / n}.get(ramp, ramp)
+        factors = torch.tensor([r(t, n) for n in lengths], dtype=torch.float64)
+        total = 1.0 if weight is None else weight[y[rows]].sum()
+        loss = (factors[rows] * single(out[rows], y[rows])).sum() / total
+        for n in sorted({n for n, counts in zip(lengths, rows, strict=True) if counts and r(t, n) != 1}):
+            own = rows & (torch.tensor(lengths) == n)
+            if auxiliary is None:
+                row = table.row(t, out[own])
+                loss = loss + own.sum() / rows.sum() * (1 - r(t, n)) * divergence(out[own], row[y[own]])
+                table.loss_of_row(row, out[own], y[own])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        state.detach()
+        losses.append(loss.detach())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = trainer.train_sequence(x, y, torch.tensor(lengths))
+    assert torch.allclose(result.loss, torch.stack(losses).mean(), atol=1e-7)
+    assert all(torch.allclose(*pair, atol=1e-7) for pair in zip(net.parameters(), plain.parameters(), strict=True))
+
+
+class Upright(nn.Module):
+    """Class scores for each of two places of an output, ``[B, C, 2]``."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = spiking_net(classes=6)
+
+    def forward(self, x):
+        return self.body(x).unflatten(1, (3, 2))
+
+
+def test_labels_of_places_that_are_ignored():
+    x, _, lengths = padded()
+    y = torch.tensor([[0, -100], [-100, -100], [2, 1], [1, 0]])
+    losses = []
+    for loss_fn in (nn.CrossEntropyLoss(), lambda output, target: F.cross_entropy(output, target)):
+        torch.manual_seed(1)
+        net = Upright()
+        losses.append(FPTTTrainer(net, sgd(net), loss_fn, targets="sequence").train_sequence(x, y, lengths).loss)
+    assert torch.allclose(*losses)
+
+
+OWN = {
+    "mean": (lambda output, y: F.cross_entropy(output, y), False),
+    "several terms": (lambda output, y: CE(output, y) + 0.1 * output.square().mean() + 3, False),
+    "sum": (lambda output, y: F.cross_entropy(output, y, reduction="sum"), True),
+    "weights": (lambda output, y: F.cross_entropy(output, y, torch.tensor([1.0, 5.0])), True),
+    "root": (lambda output, y: CE(output, y).sqrt() * 3, True),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_function_of_the_users_that_is_no_mean_is_said_once(name):
+    loss_fn, says = OWN[name]
+    x, y, lengths = padded()
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), loss_fn, loss_ramp="linear")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train_sequence(x, y, lengths)
+        trainer.train_sequence(x, y, lengths)
+    texts = [str(entry.message) for entry in caught]
+    assert len(texts) == says
+    assert all("is no mean over samples" in text and "loss_ramp='constant'" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_with_a_constant_ramp_any_function_sees_all_samples(name):
+    (x, y, lengths), loss_fn, seen = padded(), OWN[name][0], []
+
+    def noting(output, target):
+        seen.append((len(target), loss_fn(output, target)))
+        return seen[-1][1]
+
+    net = spiking_net()
+    trainer = FPTTTrainer(net, sgd(net), noting, loss_ramp="constant")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = trainer.train_sequence(x, y, lengths)
+    assert [count for count, _ in seen] == [4, 4, 3, 3, 2, 2]
+    assert torch.allclose(result.loss, torch.stack([value for _, value in seen]).mean())
 
 
 def test_batch_first_masks_labels_to_ignore_and_unlabeled_samples():
