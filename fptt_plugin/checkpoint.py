@@ -34,9 +34,12 @@ def save(content: dict[str, Any], path: str | PathLike[str]) -> None:
     A symbolic link stays one. Temporary files of processes that were killed while they wrote are removed.
 
     Raises:
+        CheckpointError: If it is a folder.
         OSError: If the file cannot be written, as when the disk is full. The old file is as before.
     """
     path = Path(path).resolve()  # a link stays one
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder", f"name a file in it, {str(path / 'checkpoint.pt')!r}")
     _remove_litter(path)
     # Into a neighbor first: renaming within one directory is atomic, so no reader ever meets half a file. Its name
     # cannot be guessed, and O_EXCL follows no link that waits there.

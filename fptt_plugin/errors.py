@@ -22,6 +22,7 @@ also derives from the built-in exception that fits it, so ``except ValueError`` 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -183,6 +184,40 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}")
+
+
+def integer(value: Any) -> int | None:
+    """An integer of any type, such as one of numpy's, as an ``int``; ``None`` if it is none. Truth values are none.
+
+    Example:
+        >>> import numpy as np
+        >>> integer(np.int64(4)), integer(4.0), integer(True)
+        (4, None, None)
+    """
+    try:
+        return None if str(getattr(value, "dtype", type(value).__name__)).endswith("bool") else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return an option that counts something as an ``int``.
+
+    Raises:
+        ConfigurationTypeError: If it is no integer.
+        ConfigurationError: If it is less than 1.
+
+    Example:
+        >>> check_count("steps", 0)
+        Traceback (most recent call last):
+        ...
+        fptt_plugin.errors.ConfigurationError: steps=0 must be an integer >= 1
+    """
+    count = integer(value)
+    if count is None or count < 1:
+        kind = ConfigurationTypeError if count is None else ConfigurationError
+        raise kind(f"{name}={value!r} must be an integer >= 1")
+    return count
 
 
 def check_entry(state: Any, key: str, fits: Callable[[Any], object]) -> None:

@@ -59,7 +59,6 @@ from .training import (
     Ramp,
     Readout,
     RunState,
-    Schedule,
     Structure,
     TrainingLoop,
     Updater,
@@ -92,8 +91,8 @@ class FPTTTrainer:
             (snnTorch with ``init_hidden=True``, SpikingJelly in 's' mode); or it is a SpikingJelly network in 'm' mode;
             or its ``forward`` loops over time; or takes and returns the state. See ``driver``.
         optimizer: Its ``torch.optim`` optimizer. Schedulers keep working on it.
-        loss_fn: ``loss_fn(output, target) -> scalar`` for one time step, of several samples their mean (or, with losses of
-            torch's, another reduction), see :class:`~fptt_plugin.training.Objective`.
+        loss_fn: ``loss_fn(output, target) -> scalar`` for one time step: the mean over samples, or with torch's losses
+            another reduction, see :class:`~fptt_plugin.training.Objective`.
         alpha: Strength of the dynamic regularizer, >= 0; 0 is truncated BPTT, the control. Default 0.1.
         beta: Rate of the running average, in (0, 1]. Default 0.5.
         rho: Fraction of the dual left out of the gradient. Default 0.
@@ -209,7 +208,7 @@ class FPTTTrainer:
         check_regularizer_options(problems, alpha, beta, rho, variant, max_grad_norm)
         check_optimizer(problems, optimizer)
         check_objective(problems, loss_fn, output, loss_ramp, auxiliary)
-        check_schedule(problems, window, loss_every, update_every, variant)
+        schedule = check_schedule(problems, window, loss_every, update_every, variant)
         problems.check_choice("average_weights", average_weights, (None, *_CHOICES["average_weights"]))
         problems.check_choice("readout", readout, (None, *READOUTS))
         problems.check_choice("targets", targets, _CHOICES["targets"])
@@ -229,7 +228,7 @@ class FPTTTrainer:
         self.state = state
         self.objective = Objective(loss_fn, output, loss_ramp, auxiliary)
         self.regularizer = DynamicRegularizer(optimizer, alpha, beta, rho, variant=variant, max_grad_norm=max_grad_norm)
-        self.schedule = Schedule(window, loss_every, update_every)
+        self.schedule = schedule
         self.average_weights = average_weights or ("never" if variant == "gradient" else "epoch")
         self.targets = targets
         self.batch_first = batch_first
@@ -608,6 +607,7 @@ class FPTTTrainer:
 
         Raises:
             BatchError: If the loader is empty, or a batch cannot be read.
+            CallOrderError: If ``averaged=False`` within :meth:`averaged_weights`, where ``W`` is not in the network.
         """
         with Uninterrupted():
             return _fit.evaluate(self, loader, metric=metric, batch=batch, averaged=averaged)
@@ -670,7 +670,15 @@ class FPTTTrainer:
 
         Returns:
             A context manager.
+
+        Raises:
+            CallOrderError: If ``averaged=False`` within :meth:`averaged_weights`.
         """
+        if averaged is not None and not averaged and self.regularizer.is_swapped and self.regularizer.alpha > 0:
+            raise CallOrderError(
+                "averaged=False asks for W, and within averaged_weights() and evaluation() the network holds W_bar",
+                "leave the context first, or leave averaged out",
+            )
         training = {module: module.training for module in self.net.modules()}
         kept = self._run_state.snapshot()
         if averaged is None:
@@ -880,6 +888,7 @@ class FPTTTrainer:
 
         Raises:
             CallOrderError: If :attr:`can_save` is false.
+            CheckpointError: If ``path`` is a folder.
         """
         content = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "trainer": self.state_dict()}
         _checkpoint.save(content, path)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..errors import BatchError, ConfigurationError, ConfigurationTypeError, FPTTWarning
+from ..errors import BatchError, ConfigurationError, ConfigurationTypeError, FPTTWarning, integer
 from ..monitor import FiringRates, unobserved
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
@@ -104,6 +104,9 @@ def epochs(
     Yields:
         One record per epoch, right after it.
 
+    Raises:
+        ConfigurationTypeError: If ``first`` or ``count`` is no integer.
+
     Example:
         >>> import snntorch as snn
         >>> from fptt_plugin import FPTTTrainer
@@ -114,7 +117,10 @@ def epochs(
         [1, 2]
     """
     by_name(metric)
-    return _epochs(trainer, loader, count, first, val_loader, Run(metric, checked(batch), bar=progress))
+    begin, end = integer(first), integer(count)
+    if begin is None or end is None:
+        raise ConfigurationTypeError(f"first and count must be numbers of epochs, got {first!r} and {count!r}")
+    return _epochs(trainer, loader, end, begin, val_loader, Run(metric, checked(batch), bar=progress))
 
 
 def _epochs(
@@ -168,7 +174,8 @@ def fit(
     watch = Watch(metric, monitor, higher_is_better, patience, validates=val_loader is not None)
     hooks = CallbackList(callbacks)
     batching = checked(batch)
-    _check(loader, count, val_loader, checkpoint)
+    count = _epoch_count(count)
+    _check(loader, val_loader, checkpoint)
     interval = check_scheduler(scheduler, scheduler_interval, trainer.optimizer, watch)
     if scheduler is not None:
         loaded = progress.loaded_schedule(scheduler)
@@ -213,17 +220,25 @@ def fit(
     return progress.history[done:]
 
 
-def _check(loader: Any, count: Any, val_loader: Any, checkpoint: str | PathLike[str] | None) -> None:
-    """Check what would only show after the first epoch."""
-    if isinstance(count, bool) or not isinstance(count, int):
-        remedy = "pass it by name, val_loader=..." if hasattr(count, "__iter__") else "pass a whole number"
+def _epoch_count(given: Any) -> int:
+    count = integer(given)
+    if count is None:
+        remedy = "pass it by name, val_loader=..." if hasattr(given, "__iter__") else "pass a whole number"
         raise ConfigurationTypeError(
-            f"epochs must be a number, and the second argument of fit() is a {type(count).__name__}", remedy
+            f"epochs must be a number, and the second argument of fit() is a {type(given).__name__}", remedy
         )
+    return count
+
+
+def _check(loader: Any, val_loader: Any, checkpoint: str | PathLike[str] | None) -> None:
+    """Check what would only show after the first epoch."""
     if val_loader is not None and val_loader is loader and iter(loader) is loader:
         raise ConfigurationError("loader and val_loader are one generator, which is used up after one epoch")
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():
         raise ConfigurationError(f"the folder of checkpoint={str(checkpoint)!r} does not exist", "make it first")
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        path = str(Path(checkpoint) / "best.pt")
+        raise ConfigurationError(f"checkpoint={str(checkpoint)!r} is a folder", f"name a file, checkpoint={path!r}")
 
 
 def evaluate(

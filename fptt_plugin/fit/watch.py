@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, integer
 from ..results import EpochRecord
 from .metrics import Metrics, Scores, by_name, first_of
 from .screen import echo
@@ -47,8 +47,8 @@ class Watch:
             raise ConfigurationError("higher_is_better=True, and what is monitored is the loss", "leave it out")
         self.higher_is_better = not self.is_loss if higher_is_better is None else higher_is_better
         self._validates = validates
-        self._patience = patience
-        if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
+        self._patience = None if patience is None else integer(patience)
+        if patience is not None and (self._patience or 0) < 1:
             raise ConfigurationError(f"patience={patience!r} must be a number of epochs, 1 or more, or None")
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from ..errors import ConfigurationError, ConfigurationTypeError, check_choice
+from ..errors import ConfigurationError, ConfigurationTypeError, check_choice, integer
 from .time_constants import Decay, InitialBias, TimeConstants, initial_bias
 
 KernelSize = int | tuple[int, int]
@@ -36,7 +36,7 @@ class Gate(nn.Module):
 
     def __init__(self, features: int, kernel_size: KernelSize = 3, bias: InitialBias = 0.0) -> None:
         super().__init__()
-        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.kernel_size = _pair(kernel_size)
         self.initial_bias = bias
         self.norm = None
         self.weight = nn.Parameter(torch.empty(self.weight_shape(features, self.kernel_size)))
@@ -278,6 +278,11 @@ def infer_kind(x: Tensor) -> str:
     )
 
 
+def _pair(kernel_size: KernelSize) -> tuple[int, ...]:
+    size = integer(kernel_size)
+    return tuple(kernel_size) if size is None else (size, size)  # type: ignore[arg-type]  # a tuple then
+
+
 def make_gate(kind: str, features: int | None, kernel_size: KernelSize = 3, bias: InitialBias = 0.0) -> Gate:
     """Build a gate, or a :class:`LazyGate` if ``features`` is ``None``.
 
@@ -298,8 +303,7 @@ def make_gate(kind: str, features: int | None, kernel_size: KernelSize = 3, bias
         torch.Size([2, 3])
     """
     check_choice("gate", kind, GATES if features is not None else ["auto", *GATES])
-    sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    if any(size % 2 == 0 for size in sizes):
+    if any(size % 2 == 0 for size in _pair(kernel_size)):
         raise ConfigurationError(f"kernel_size={kernel_size} must be odd, so that the gate keeps its input's shape")
     if features is None:
         return LazyGate(kind, kernel_size, bias)

@@ -7,14 +7,13 @@ Both libraries' modules are this one; they differ in where the count is kept.
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BatchShapeError, ConfigurationError, ConfigurationTypeError
+from ..errors import BatchShapeError, ConfigurationError, check_count
 from .checks import check_number
 
 
@@ -67,8 +66,8 @@ class PerStepNorm(nn.Module):
         accumulate: bool = False,
     ) -> None:
         super().__init__()
-        self.num_features = _check_count("num_features", num_features)
-        self.steps = _check_count("steps", steps)
+        self.num_features = check_count("num_features", num_features)
+        self.steps = check_count("steps", steps)
         self.eps = check_number("eps", eps)
         self.momentum = check_number("momentum", momentum)
         self.gamma = check_number("gamma", gamma)
@@ -76,9 +75,9 @@ class PerStepNorm(nn.Module):
         if self.eps <= 0 or not 0 < self.momentum <= 1:
             raise ConfigurationError(f"eps must be positive and momentum in (0, 1], got eps={eps}, momentum={momentum}")
         for name in ("weight", "bias"):
-            self.register_parameter(name, nn.Parameter(torch.empty(num_features)) if affine else None)
-        self.register_buffer("running_mean", torch.empty(steps, num_features))
-        self.register_buffer("running_var", torch.empty(steps, num_features))
+            self.register_parameter(name, nn.Parameter(torch.empty(self.num_features)) if affine else None)
+        self.register_buffer("running_mean", torch.empty(self.steps, self.num_features))
+        self.register_buffer("running_var", torch.empty(self.steps, self.num_features))
         self.reset_parameters()
         self._init_state()
 
@@ -194,11 +193,3 @@ class PerStepNorm(nn.Module):
             f"{self.num_features}, steps={self.steps}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.weight is not None}, accumulate={self.accumulate}"
         )
-
-
-def _check_count(name: str, value: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ConfigurationTypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ConfigurationError(f"{name} must be at least 1, got {value}")
-    return int(value)

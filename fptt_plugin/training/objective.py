@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BatchError, ErrorList, FPTTError, FPTTWarning, OutputError
+from ..errors import BatchError, ErrorList, FPTTError, FPTTWarning, OutputError, integer
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
 from ..tree import Packing
 from .batch import Batch, Window
@@ -70,7 +70,7 @@ class Objective:
         check_objective(problems, loss_fn, output, ramp, auxiliary)
         problems.raise_any()
         self.loss_fn = loss_fn
-        self.output = output
+        self.output = output if isinstance(output, str) or callable(output) else integer(output)
         self.ramp = ramp
         self.auxiliary = auxiliary
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
@@ -452,7 +452,7 @@ def check_objective(
     """Record unusable options."""
     problems.check(callable(loss_fn), f"loss_fn must be callable as loss_fn(output, target), got {loss_fn!r}")
     problems.check(
-        output is None or isinstance(output, (int, str)) or callable(output),
+        output is None or isinstance(output, str) or callable(output) or integer(output) is not None,
         f"output={output!r} must be an index, a name, a callable or None",
     )
     if ramp is not None and not callable(ramp):

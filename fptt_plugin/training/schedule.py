@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import NamedTuple
 
-from ..errors import ErrorList, FPTTWarning
+from ..errors import ErrorList, FPTTWarning, integer
 
 
 class Schedule(NamedTuple):
@@ -74,17 +74,22 @@ class Position(NamedTuple):
 
 def check_schedule(
     problems: ErrorList, window: int | None, loss_every: int | None, update_every: int | None, variant: str
-) -> None:
-    """Record strides that are not positive integers, or that do not go together."""
-    for name, stride in (("window", window), ("loss_every", loss_every), ("update_every", update_every)):
-        is_stride = stride is None or (isinstance(stride, int) and not isinstance(stride, bool) and stride >= 1)
-        problems.check(is_stride, f"{name}={stride!r} must be an integer >= 1")
-    if isinstance(update_every, int) and isinstance(window, int | None):
+) -> Schedule:
+    """Record strides that are not positive integers, or that do not go together; returns them as a schedule."""
+    given = {"window": window, "loss_every": loss_every, "update_every": update_every}
+    strides = {name: None if stride is None else integer(stride) for name, stride in given.items()}
+    wrong = [name for name, stride in given.items() if stride is not None and (strides[name] or 0) < 1]
+    for name in wrong:
+        problems.check(False, f"{name}={given[name]!r} must be an integer >= 1")
+    schedule = Schedule(**strides)
+    if schedule.update_every is not None and not wrong:
+        window, update_every = schedule.window, schedule.update_every
         problems.check(
-            window is not None and update_every % max(window, 1) == 0,
+            window is not None and update_every % window == 0,
             f"update_every={update_every} must be a multiple of window={window}: no update may fall into a window",
         )
         problems.check(
             variant != "gradient" or update_every == window,
             "variant='gradient' takes its second gradient over one window: leave update_every out",
         )
+    return schedule

@@ -197,6 +197,16 @@ def test_a_disk_that_fills_up_at_the_end(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
+def test_a_folder_is_no_file(tmp_path):
+    trainer = FPTTTrainer(net := spiking_net(), adam(net), nn.CrossEntropyLoss())
+    with pytest.raises(
+        CheckpointError, match=rf"{tmp_path} is a folder: name a file in it, '{tmp_path}/checkpoint.pt'"
+    ):
+        trainer.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.parent.glob("*.tmp"))
+
+
 # ---------------------------------------------------------------------- reading
 
 

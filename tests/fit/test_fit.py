@@ -2,6 +2,7 @@
 
 import builtins
 
+import numpy as np
 import pytest
 import torch
 from nets import Before, adam, batch, copies, identical, sgd, spikes, spiking_net
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import ConfigurationTypeError
 from fptt_plugin.fit import accuracy, epochs
 
 CE = nn.CrossEntropyLoss()
@@ -225,11 +227,26 @@ def test_what_would_fail_after_the_first_epoch_is_refused_before_it(tmp_path):
         ({"scheduler": plateau}, r"mode='min'.*better when higher: build the scheduler with mode='max'"),
         ({"scheduler": Plain()}, r"scheduler must be one of torch.optim.lr_scheduler"),
         ({"checkpoint": tmp_path / "nowhere" / "a.pt"}, r"nowhere/a.pt' does not exist"),
+        (
+            {"checkpoint": tmp_path},
+            rf"checkpoint='{tmp_path}' is a folder: name a file, checkpoint='{tmp_path}/best.pt'",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             trainer.fit(loader(), progress=False, **options)
     assert before.differs() == []
     trainer.fit(loader(), progress=False, scheduler=plateau, metric=lambda o, y: CE(o, y), higher_is_better=False)
+
+
+def test_numbers_of_epochs_may_be_integers_of_numpy():
+    trainer = make()
+    history = trainer.fit(loader(), np.int64(2), patience=np.int64(1), progress=False)
+    assert [type(record.epoch) for record in history] == [int] * len(history)
+    found = list(epochs(trainer, loader(), np.int64(3), first=np.int32(2)))
+    assert [(record.epoch, type(record.epoch)) for record in found] == [(2, int), (3, int)]
+    for numbers in ({"count": 2.0}, {"count": 2, "first": True}):
+        with pytest.raises(ConfigurationTypeError, match="first and count must be numbers of epochs"):
+            epochs(trainer, loader(), **numbers)
 
 
 def test_a_generator_serves_one_epoch():

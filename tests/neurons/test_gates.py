@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.parameter import UninitializedParameter
@@ -68,10 +69,10 @@ def test_auto_takes_the_papers_form(shape, form):
     assert type(lazily("auto", torch.randn(shape))) is form
 
 
-@pytest.mark.parametrize("size", [5, (3, 5)])
+@pytest.mark.parametrize("size", [5, (3, 5), np.int64(5)])
 def test_kernel_size(size):
     gate = lazily("conv", torch.randn(2, 3, 8, 9), kernel_size=size)
-    assert gate.weight.shape[2:] == ((size, size) if isinstance(size, int) else size)
+    assert gate.weight.shape[2:] == (size if isinstance(size, tuple) else (size, size))
     assert gate(*torch.randn(2, 2, 3, 8, 9)).shape == (2, 3, 8, 9)
     assert f"kernel_size={tuple(gate.weight.shape[2:])}" in repr(gate)
 

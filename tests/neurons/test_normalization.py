@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import snntorch as snn
 import torch
@@ -263,6 +264,13 @@ def test_every_option_changes_something(library, option):
 def test_impossible_options_are_refused(library, options, error):
     with pytest.raises(error):
         (PerStepBatchNorm2d, MemoryNorm2d)[library](**{"num_features": 3, "steps": 4, **options})
+
+
+@EACH_LIBRARY
+def test_sizes_may_be_integers_of_numpy(library):
+    norm = (PerStepBatchNorm1d, MemoryNorm1d)[library](np.int64(3), steps=np.int32(4))
+    assert type(norm.num_features) is type(norm.steps) is int
+    assert norm(torch.rand(5, 3)).shape == (5, 3)
 
 
 @pytest.mark.parametrize("shape", [(3,), (6, 4), (5, 6, 3), (6, 3, 2, 2)])

@@ -185,6 +185,26 @@ def test_evaluation_with_the_averages_in_place():
     assert torch.equal(trainer.predict(x), wanted)
 
 
+@pytest.mark.parametrize("within", ["averaged_weights", "evaluation"])
+def test_scores_of_weights_that_are_not_in_place_are_refused(within):
+    trainer = train(make())
+    x, y = batch()
+    calls = [
+        lambda averaged: trainer.predict(x, averaged=averaged),
+        lambda averaged: trainer.evaluate([(x, y)], averaged=averaged, metric=None),
+    ]
+    wanted = [call(True) for call in calls]
+    with getattr(trainer, within)():
+        for call, value in zip(calls, wanted, strict=True):
+            with pytest.raises(CallOrderError, match=r"averaged=False asks for W.*leave the context first"):
+                call(False)
+            assert torch.equal(torch.as_tensor(call(None)), torch.as_tensor(value))
+    assert not torch.equal(calls[0](False), wanted[0])
+    control = TruncatedBPTT(net := spiking_net(), adam(net), CE)
+    with getattr(control, within)():
+        control.predict(x, averaged=False)  # W_bar is W
+
+
 def test_the_control_does_not_become_fptt_by_a_file(tmp_path):
     train(make()).save(tmp_path / "fptt.pt")
     control = TruncatedBPTT(net := spiking_net(), adam(net), CE)

@@ -1,5 +1,6 @@
 """Whatever is wrong is said before anything moves: weights, W_bar, dual, recurrent state, optimizer state."""
 
+import numpy as np
 import pytest
 import torch
 from nets import LIF, Before, adam, batch, sgd, spikes, spiking_net
@@ -146,6 +147,13 @@ def test_a_loss_that_is_no_scalar(loss_fn, words):
 current = [CE]
 
 
+class Pair(nn.Module):
+    """Returns its input twice."""
+
+    def forward(self, x):
+        return x, x
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -170,6 +178,13 @@ current = [CE]
         ({"loss_ramp": "cosine"}, "loss_ramp='cosine' is unknown; choose one of 'linear', 'constant'"),
         ({"auxiliary": "yes"}, "auxiliary='yes' must be True, False, a ClassDistribution"),
         ({"output": 1.5}, "output=1.5 must be an index, a name, a callable"),
+        ({"output": True}, "output=True must be an index"),
+        ({"window": True}, "window=True must be an integer"),
+        ({"window": np.True_}, r"window=np.True_ must be an integer"),
+        ({"window": np.float64(4)}, r"must be an integer >= 1$"),
+        ({"loss_every": "2"}, "loss_every='2' must be an integer"),
+        ({"window": np.int64(4), "update_every": np.int64(6)}, "update_every=6 must be a multiple of window=4"),
+        ({"window": np.int64(0)}, "must be an integer >= 1"),
     ],
     ids=str,
 )
@@ -182,6 +197,15 @@ def test_options(options, words):
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
     assert FPTTTrainer(net, optimizer, CE).train_sequence(*batch()).updates == 6
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_integers_of_any_type_are_integers(kind):
+    options = {"window": kind(2), "loss_every": kind(1), "update_every": kind(4), "output": kind(0)}
+    net = nn.Sequential(spiking_net(), Pair())
+    trainer = FPTTTrainer(net, sgd(net), CE, **options)
+    assert [type(value) for value in (*trainer.schedule, trainer.objective.output)] == [int] * 4
+    assert trainer.train_sequence(*batch(steps=8)).updates == 2
 
 
 def test_a_loss_function_with_a_parameter_of_its_own():
