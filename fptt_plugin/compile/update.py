@@ -286,7 +286,7 @@ class Verdicts:
 @torch.no_grad()
 def update_(
     rule: Rule, strength: Strength, parts: list[Part], grads: list[list[Tensor]], checked: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Make one update in place, unless something is not finite.
 
     Args:
@@ -297,7 +297,7 @@ def update_(
         checked: Further tensors that must be finite.
 
     Returns:
-        Norm of the gradient before clipping, and whether all is finite.
+        Norm of the gradient before clipping, the squared norms of which it consists, and whether all is finite.
     """
     new, grads = [part.cloned() for part in parts], [[grad.clone() for grad in own] for own in grads]
     flat = [grad for own in grads for grad in own]
@@ -314,7 +314,8 @@ def update_(
             )
     # Sums of squares, unlike norms, become part of the kernels around them. If one overflows, eager training decides.
     wide = [grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in flat]
-    norm = torch.stack([(grad * grad).sum() for grad in wide]).sum().sqrt()
+    squares = torch.stack([(grad * grad).sum() for grad in wide])
+    norm = squares.sum().sqrt()
     finite = norm.isfinite() if finite is None else finite & norm.isfinite()
     if strength.max_grad_norm is not None:
         torch._foreach_mul_(flat, torch.clamp(strength.max_grad_norm / (norm + 1e-6), max=1.0))
@@ -326,7 +327,7 @@ def update_(
             update_averages_(part.weights, part.averages, part.duals, beta=strength.beta)
         for place, value in zip(old.written(), part.written(), strict=True):
             place.copy_(torch.where(finite, value, place))
-    return norm, finite
+    return norm, squares, finite
 
 
 # ---------------------------------------------------------------------- by itself
@@ -352,7 +353,8 @@ class CompiledUpdate:
             strength: Strength, parts: list[Part], grads: list[list[Tensor]], factor: Tensor, checked: list[Tensor]
         ) -> tuple[Tensor, Tensor]:
             means = [[grad * factor.to(grad.dtype) for grad in own] for own in grads]
-            return update_(rule, strength, parts, means, checked)
+            norm, _, finite = update_(rule, strength, parts, means, checked)
+            return norm, finite
 
         self._compiled = Compiled(update)
 

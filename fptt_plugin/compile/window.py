@@ -60,6 +60,7 @@ class WindowOutputs(NamedTuple):
         loss: Mean loss.
         rows: Rows of the class distribution after it.
         norm: Norm of the gradient before clipping.
+        squares: Those of its parts that belong to one weight each, squared, of the weights that have a gradient.
         finite: Whether the update was made.
         live: Which weights have a gradient.
     """
@@ -68,6 +69,7 @@ class WindowOutputs(NamedTuple):
     loss: Tensor
     rows: list[Tensor]
     norm: Tensor
+    squares: Tensor
     finite: Tensor
     live: list[list[bool]]
 
@@ -154,7 +156,7 @@ class CompiledWindow:
             self._close(tensors, done)
             if count is not None:
                 loop.run_state.readout.set((loop.run_state.readout.total, count + len(done) * spec.steps))
-        return self._result(first, spec, done) if done else None
+        return self._result(first, spec, tensors, done) if done else None
 
     def _stretch(self, window: Window, spec: WindowSpec) -> Iterator[Window]:
         """The window and those after it in its batch, as long as they have the same form."""
@@ -210,12 +212,20 @@ class CompiledWindow:
             self._books.note(tensors.steps, done[-2].norm, len(done) - 1)
         self._books.note([*compress(tensors.steps, live)], done[-1].norm)
 
-    def _result(self, first: int, spec: WindowSpec, done: list[WindowOutputs]) -> WindowResult:
+    def _result(self, first: int, spec: WindowSpec, tensors: UpdateTensors, done: list[WindowOutputs]) -> WindowResult:
         seen: list[tuple[int, Tensor]] = []
         for k, window in enumerate(done):
             end = first + (k + 1) * spec.steps
             seen += enumerate(window.outputs, start=end - len(window.outputs))
-        return WindowResult(len(done) * spec.steps, seen[-1][1], [window.loss for window in done], seen)
+        gradients: list[tuple[tuple[Tensor, ...], Tensor]] = []
+        if not self._loop.updater.gradient_watch.is_over:
+            # With the regularizer's, which is zero for a weight that has never moved.
+            weights = [weight for part in tensors.parts for weight in part.weights]
+            gradients = [
+                (tuple(compress(weights, itertools.chain.from_iterable(window.live))), window.squares)
+                for window in done
+            ]
+        return WindowResult(len(done) * spec.steps, seen[-1][1], [window.loss for window in done], seen, gradients)
 
     def _fixed(self) -> list[Tensor]:
         """Weights, buffers that are no recurrent state, and the state of the optimizer."""
@@ -330,8 +340,8 @@ class CompiledWindow:
             moving = [part.only(flags) for part, flags in zip(parts, live, strict=True) if any(flags)]
             known = [[grad for grad in own if grad is not None] for own in grads]
             known = [own for own in known if own]
-            norm, finite = update_(rule, strength, moving, known, [loss.detach(), *statistics])
-            return WindowOutputs(outputs, loss.detach(), rows, norm, finite, live)
+            norm, squares, finite = update_(rule, strength, moving, known, [loss.detach(), *statistics])
+            return WindowOutputs(outputs, loss.detach(), rows, norm, squares, finite, live)
 
         return windows
 

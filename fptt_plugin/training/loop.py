@@ -37,12 +37,14 @@ class WindowResult(NamedTuple):
         output: Decision after the last.
         losses: Loss of every window.
         outputs: What the loss sees at each of the steps, of those that have an output, with their number.
+        gradients: What :class:`~fptt_plugin.training.update.GradientWatch` notes of every window, until it is over.
     """
 
     steps: int
     output: Tensor
     losses: list[Tensor]
     outputs: list[tuple[int, Tensor]]
+    gradients: list[tuple[tuple[Tensor, ...], Tensor]]
 
 
 class Executor(Protocol):
@@ -291,6 +293,7 @@ class TrainingLoop:
         run_state, updater, replay = self.run_state, self.updater, self._replay
         if self.executor is not None and self.executor.update(windows):
             run_state.updates += 1
+            updater.gradient_watch.look()
             return
         error = updater.error()
         if self._processes.parallel and self._processes.any(error is not None) and error is None:
@@ -361,6 +364,8 @@ class TrainingLoop:
         run_state.advance(result.steps)
         run_state.position = run_state.position._replace(in_window=0, since_update=0)
         self._begin_update()
+        for gradients in result.gradients:
+            self.updater.gradient_watch.note(*gradients)
         return result.steps
 
     def _warn_if_nothing_is_learned(self) -> None:

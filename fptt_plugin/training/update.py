@@ -28,6 +28,9 @@ class Updater:
         regularizer: The dynamic regularizer.
         state: The network's recurrent state, for messages.
         grad_scaler: Scales the loss and steps the optimizer; ``None`` for neither.
+
+    Attributes:
+        gradient_watch: Is to see the gradients of every update, also of those that are made elsewhere.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Updater:
         self._parameters: list[nn.Parameter] = []
         self._in_groups = -1
         self._losses: list[Tensor] = []  # since the last update
-        self._gradient_watch: GradientWatch | None = GradientWatch(net)
+        self.gradient_watch = GradientWatch(net)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -132,8 +135,7 @@ class Updater:
         """
         if windows > 1:
             torch._foreach_div_(self._gradients(), windows)
-        if self._gradient_watch is not None and self._gradient_watch.look():
-            self._gradient_watch = None
+        self.gradient_watch.look()
         before = self.regularizer.updates
         if self.grad_scaler is None:
             self.optimizer.step()
@@ -156,26 +158,40 @@ class GradientWatch:
         self._net = net
         self._updates = updates
         self._looks = 0
-        self._norms: dict[tuple[nn.Parameter, ...], Tensor] = {}  # summed, by the parameters that had a gradient
+        self._sizes: dict[tuple[Tensor, ...], Tensor] = {}  # summed, by the parameters that had a gradient
 
-    def look(self) -> bool:
-        """Look at the gradients of one update; returns whether this was the last look."""
+    @property
+    def is_over(self) -> bool:
+        """Whether it has seen enough."""
+        return self._looks >= self._updates
+
+    def look(self) -> None:
+        """Look at the gradients of one update, those in ``.grad``."""
+        if self.is_over:
+            return
         grads = {p: p.grad for p in self._net.parameters() if p.grad is not None}
-        found = tuple(grads)
-        if found:
-            norms = torch.stack([norm.float() for norm in torch._foreach_norm([*grads.values()])])
-            self._norms[found] = self._norms[found] + norms if found in self._norms else norms
-        self._looks += 1
-        if self._looks < self._updates:
-            return False
-        self._warn()
-        return True
+        norms = torch._foreach_norm([*grads.values()]) if grads else []
+        self.note(tuple(grads), torch.stack([norm.float() for norm in norms]) if grads else None)
 
-    def _warn(self) -> None:
-        reached = {p for parameters in self._norms for p in parameters}
-        totals = [
-            pair for parameters, sums in self._norms.items() for pair in zip(parameters, sums.tolist(), strict=True)
-        ]
+    def note(self, reached: tuple[Tensor, ...], sizes: Tensor | None) -> None:
+        """Take in the gradients of one update.
+
+        Args:
+            reached: Parameters that had a gradient.
+            sizes: A number for each of these, 0 for a gradient of zero; ``None`` without any.
+        """
+        if self.is_over:
+            return
+        if sizes is not None:
+            self._sizes[reached] = self._sizes[reached] + sizes if reached in self._sizes else sizes
+        self._looks += 1
+        if self.is_over:
+            seen, self._sizes = self._sizes, {}
+            self._warn(seen)
+
+    def _warn(self, seen: dict[tuple[Tensor, ...], Tensor]) -> None:
+        reached = {p for parameters in seen for p in parameters}
+        totals = [pair for parameters, sums in seen.items() for pair in zip(parameters, sums.tolist(), strict=True)]
         moved = {p for p, total in totals if total != 0}
         trained = [(name, p) for name, p in self._net.named_parameters() if p.requires_grad]
         unreached = [name for name, p in trained if p not in reached]

@@ -10,7 +10,7 @@ from torch import nn
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import FPTTWarning
-from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky
+from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky, RLTCLeaky
 
 
 class Parallel(nn.Module):
@@ -103,6 +103,51 @@ def test_streams_count_too():
     for _ in range(99):
         trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
     with pytest.warns(FPTTWarning, match="'other.weight', 'other.bias' had no gradient"):
+        trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
+
+
+# As one graph, several windows in a replay, the update alone, and gradients that are averaged over windows.
+COMPILED = [
+    pytest.param("traced", {"accelerate": "compile"}, id="window"),
+    pytest.param("recordings", {"accelerate": "cudagraph"}, id="recorded"),
+    pytest.param("traced", {"accelerate": "compile", "window": 2, "update_every": 4}, id="update"),
+    pytest.param("traced", {"accelerate": "compile", "alpha": 0}, id="without the regularizer"),
+]
+
+
+class Recurrent(nn.Module):
+    """Weights from spikes to the step after, which have no gradient at the first step, beside layers that never do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(3, 8),
+            RLTCLeaky(init_hidden=True, linear_features=8),
+            nn.Linear(8, 2),
+            LTCIntegrator(init_hidden=True, linear_features=2),
+        )
+        self.unused, self.zero = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.body(x) + 0.0 * self.zero(x)
+
+
+@pytest.mark.parametrize(("fixture", "options"), COMPILED)
+def test_compiled_updates_count(fixture, options, request):
+    request.getfixturevalue(fixture)
+    texts = said(Recurrent(), **options)
+    assert [text.partition(" in all of the first 100 updates")[0] for text in texts] == [
+        "'unused.weight', 'unused.bias' had no gradient",
+        "'zero.weight', 'zero.bias' had a gradient of zero",
+    ]
+
+
+def test_a_stream_of_compiled_steps_counts(traced):
+    net = Parallel("zero")
+    trainer = FPTTTrainer(net, adam(net), CE, accelerate="compile")
+    for _ in range(99):
+        trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
+    with pytest.warns(FPTTWarning, match="'other.weight', 'other.bias' had a gradient of zero"):
         trainer.step(torch.rand(4, 3), torch.arange(4) % 2)
 
 
