@@ -549,7 +549,8 @@ class FPTTTrainer:
                 if the file exists and name, ``monitor``, direction and the use of a ``val_loader`` are the same.
             callbacks: Objects with hooks, see :class:`~fptt_plugin.fit.Callback`, or functions that are called after
                 each epoch as ``function(trainer, record)``.
-            progress: Print a line per epoch, and show a bar in between where ``tqdm`` is installed.
+            progress: Print a line per epoch, and show a bar in between in a terminal or notebook, where ``tqdm`` is
+                installed.
 
         Returns:
             One record per epoch of this call; :attr:`history` has those of all calls, also if this one is interrupted.

@@ -99,7 +99,7 @@ def epochs(
         val_loader: Evaluated after each epoch.
         metric: See :meth:`~fptt_plugin.FPTTTrainer.fit`.
         batch: See :meth:`~fptt_plugin.FPTTTrainer.fit`.
-        progress: Show a progress bar where ``tqdm`` is installed.
+        progress: Show a progress bar in a terminal or notebook, where ``tqdm`` is installed.
 
     Yields:
         One record per epoch, right after it.

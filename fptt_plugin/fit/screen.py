@@ -42,15 +42,18 @@ def postfix(loss: float, scores: Mapping[str, float], rates: Mapping[str, float]
 
 
 def bar_of(loader: Any, show: bool, title: str) -> AbstractContextManager[Any]:
-    """A progress bar to update; ``None`` without."""
+    """A progress bar to update, in a terminal or notebook; ``None`` without."""
     if not show:
         return nullcontext()
     try:
         from tqdm.auto import tqdm
+        from tqdm.notebook import tqdm_notebook
     except ImportError:  # a convenience, not a dependency
         return nullcontext()
     # Beside the loader, not around it: tqdm would begin to iterate twice, and so change what a sampler draws.
-    bar: AbstractContextManager[Any] = tqdm(total=length_of(loader), desc=title, leave=False)
+    # A file would get thousands of bars in one line; disable=None asks whether it is a terminal.
+    disable = False if issubclass(tqdm, tqdm_notebook) else None
+    bar: AbstractContextManager[Any] = tqdm(total=length_of(loader), desc=title, leave=False, disable=disable)
     return bar
 
 

@@ -1,6 +1,7 @@
 """``fit``, ``evaluate`` and ``predict``: the loops over data."""
 
 import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -103,7 +104,10 @@ def test_the_checkpoint_is_of_the_best_epoch(tmp_path, higher_is_better, scores,
     assert not identical(trainer.net.parameters(), weights[best - 1]) or best == len(scores)
 
 
-def test_progress_bar(capsys):
+def test_progress_bar(capsys, monkeypatch):
+    make().fit(loader(), progress=True)  # into a file, say
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make().fit(loader(), progress=False)
     assert capsys.readouterr().err == ""
     make().fit(loader(), epochs=2, progress=True)
