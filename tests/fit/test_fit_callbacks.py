@@ -3,6 +3,7 @@
 import builtins
 import csv
 import re
+import sys
 import signal
 import types
 
@@ -47,6 +48,7 @@ def without_tqdm(monkeypatch):
 def test_every_epoch_leaves_a_line(tqdm, monkeypatch, capsys):
     if not tqdm:
         without_tqdm(monkeypatch)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     history = make().fit(loader(), 3, val_loader=loader(1))
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
