@@ -3,8 +3,8 @@
 import builtins
 import csv
 import re
-import sys
 import signal
+import sys
 import types
 
 import pytest
