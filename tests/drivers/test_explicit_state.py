@@ -173,6 +173,25 @@ def test_a_state_that_is_called_mem():
     assert identical(*(trainer.net.parameters() for trainer in trainers))
 
 
+class Silent(nn.Module):
+    """Returns the spikes, of which there are none, and the membrane of a neuron beside one that keeps its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.fires, self.out = nn.Linear(3, 8), LIF(), nn.Linear(8, 2)
+
+    def forward(self, x, mem=None):
+        mem = self.out(self.fires(self.into(x))) + (0.0 if mem is None else 0.9 * mem)
+        return (mem > 1e9).float() + 0.0 * mem, mem
+
+
+def test_a_silent_network_with_a_state_called_mem():
+    net = Silent()
+    trainer = FPTTTrainer(net, adam(net), nn.functional.cross_entropy, output=0)
+    trainer.train_sequence(*batch())
+    assert "driver: explicit" in trainer.explain()
+
+
 @pytest.mark.parametrize(
     ("kind", "cells", "remedy"),
     [
