@@ -85,8 +85,11 @@ def find_driver(
         x_t = x[:, 0] if batch_first else x[0]
         runs, failure = _runs_on_one_step(copy, x_t)
         if runs:
-            driver = ExplicitDriver() if _takes_its_state(copy, x_t) else StepDriver()
-            return driver.bind(net, state, select)
+            if _takes_its_state(copy, x_t):
+                driver = ExplicitDriver().bind(net, state, select)
+                driver.sees_state = True
+                return driver
+            return StepDriver().bind(net, state, select)
     try:
         calls = copy.calls(x)
     except Exception as error:

@@ -21,6 +21,8 @@ class ExplicitDriver(Driver):
     and the network may change these containers in place. Neurons with a state of their own may be among the layers.
     """
 
+    sees_state = False  # whether the loss may see the state, too: of (spk, mem) the membrane
+
     sequence_remedy = (
         "driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, SpikingLSTM), wrap "
         "it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state"
@@ -45,7 +47,7 @@ class ExplicitDriver(Driver):
             )
         output, state = returned
         self._holder.value = map_leaves(self._check_leaf, state)
-        return self.select(output)
+        return self.select(returned if self.sees_state else output)
 
     def _check_leaf(self, leaf: Any) -> Any:
         if leaf is None or isinstance(leaf, (Tensor, Number, str)):

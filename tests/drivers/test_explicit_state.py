@@ -185,11 +185,19 @@ class Silent(nn.Module):
         return (mem > 1e9).float() + 0.0 * mem, mem
 
 
-def test_a_silent_network_with_a_state_called_mem():
-    net = Silent()
-    trainer = FPTTTrainer(net, adam(net), nn.functional.cross_entropy, output=0)
-    trainer.train_sequence(*batch())
+@pytest.mark.parametrize(("output", "place"), [(None, 1), (0, 0), (1, 1), (lambda returned: returned[0], 0)])
+def test_of_a_spike_and_its_membrane_the_loss_sees_the_membrane(output, place):
+    net, (x, y) = Silent(), batch()
+    trainer = FPTTTrainer(net, adam(net), nn.functional.cross_entropy, output=output)
+    trainer.train_sequence(x, y)
     assert "driver: explicit" in trainer.explain()
+    expected, mem = trainer.predict(x, averaged=False), None
+    trainer.reset()
+    with torch.no_grad():
+        for x_t in x:
+            returned = net(x_t, mem)
+            mem = returned[1]
+    assert torch.equal(expected, returned[place])
 
 
 @pytest.mark.parametrize(
