@@ -81,6 +81,7 @@ class Uninterrupted:
     In other threads than the main one the context does nothing: no handler runs there.
 
     Example:
+        >>> _ = signal.signal(signal.SIGINT, signal.default_int_handler)  # as at the start, unless a shell ignores it
         >>> try:
         ...     with Uninterrupted():
         ...         signal.raise_signal(signal.SIGINT)
@@ -114,6 +115,7 @@ class Interruptible:
     """Context within :class:`Uninterrupted` in which signals are handled as they come, and those that waited at once.
 
     Example:
+        >>> _ = signal.signal(signal.SIGINT, signal.default_int_handler)  # as at the start, unless a shell ignores it
         >>> try:
         ...     with Uninterrupted():
         ...         signal.raise_signal(signal.SIGINT)
