@@ -96,8 +96,23 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
         kept, changed = _kept(copy, candidate, TrialCopy(driver.net, driver).attributes(), first)
         if kept:
             raise _not_reset(driver.net, kept, changed)
-        return True  # it draws random numbers that are not torch's
+        _warn_of_hidden_state(copy.net)
+        return True
     return copy.drew
+
+
+def _warn_of_hidden_state(net: nn.Module) -> None:
+    """Warn of a network that gives something else each time, unless it has a generator of random numbers."""
+    held = [value for module in net.modules() for value in _leaves(vars(module))]
+    inner = [entry for value in held for entry in getattr(value, "__dict__", {}).values()]
+    if not any(isinstance(value, _GENERATORS[1:]) for value in (*held, *inner)):
+        warnings.warn(
+            f"{type(net).__name__} gives something else for the same sequence each time, and no attribute of its "
+            "modules explains it. If these are random numbers that are not torch's, all is well. If it keeps a state "
+            "in a closure or a global variable, no reset reaches it: keep it in an attribute of the module",
+            FPTTWarning,
+            stacklevel=4,
+        )
 
 
 def _check_first_step(driver: Driver, x: Tensor) -> None:
@@ -267,17 +282,11 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random:
     """
     with torch.random.fork_rng():
         for part in lively_inputs(x):
-            found = _within_one_run(driver, copy, part)
-            if not _agree_on_form(found, _within_one_run(driver, copy, part[:2])):
-                found = []  # a divisor that is, or is not, the number of steps shows at another number
-            if not found and not is_random:
-                copy.state.reset()
-                output = driver.select(copy.run(part))
-                copy.state.reset()
-                slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in part.split(1)]
-                found = [fit for fit in identify(output, {"net": slices}) if fit.factor == 1.0]
+            found = _forms(driver, copy, part, is_random)
             if len(found) < 2:
                 break
+        if x.is_floating_point():  # a bound may not show on a weak or a short input
+            found = _confirmed(found, driver, 100.0 * torch.randn_like(torch.cat([x, x, x])), is_random)
     if not found and is_random:
         driver.guesses = True
         return "mean"  # the usual one
@@ -291,6 +300,33 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random:
         )
     driver.guesses = differ(found)
     return found[0].readout
+
+
+def _forms(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> list[Returned]:
+    """Every way to combine the steps that fits an input."""
+    found = _within_one_run(driver, copy, x)
+    if not _agree_on_form(found, _within_one_run(driver, copy, x[:2])):
+        found = []  # a divisor that is, or is not, the number of steps shows at another number
+    if not found and not is_random:
+        copy.state.reset()
+        output = driver.select(copy.run(x))
+        copy.state.reset()
+        slices: list[list[Tensor | None]] = [[driver.select(copy.run(x_t))] for x_t in x.split(1)]
+        found = [fit for fit in identify(output, {"net": slices}) if fit.factor == 1.0]
+    return found
+
+
+def _confirmed(found: list[Returned], driver: SliceDriver, x: Tensor, is_random: bool) -> list[Returned]:
+    """What fits on a strong, longer input of a copy with larger weights, too, if the network is made for it."""
+    copy = TrialCopy(driver.net, driver).with_larger_weights()
+    try:
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(copy.run(x))):
+            return found
+        now = _forms(driver, copy, x, is_random)
+    except Exception:
+        return found
+    readouts = {fit.readout for fit in now}  # a constant factor is in each window's output
+    return [fit for fit in found if fit.readout in readouts]
 
 
 def _within_one_run(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> list[Returned]:

@@ -27,13 +27,13 @@ from .base import Driver, Select, cannot_step, driver_named, driver_names, step_
 from .explicit import ExplicitDriver
 from .failures import does_not_run, neurons_rest
 from .in_flight import InFlightDriver, TimeAxis, check_eager
-from .inputs import further_arguments, input_hook, is_membrane, takes_state
+from .inputs import further_arguments, input_hook, takes_membrane, takes_state
 from .returned import Returned, StepOutput, differ, identify, lively_inputs, told_apart
 from .step import StepDriver
 from .trial import Calls, TrialCopy
 
 _SAMPLES = 3  # of the look at what forward() returns
-_LARGER, _LONGER = 10.0, 16  # weights, and steps at most, of the second look
+_LONGER = 16  # steps at most, of the second look
 
 
 def known_driver(choice: str | Driver, net: nn.Module, state: ModelState, select: Select) -> Driver | None:
@@ -152,12 +152,12 @@ def _takes_its_state(copy: TrialCopy, x_t: Tensor) -> bool:
     names = further_arguments(copy.net)
     if not names or input_hook(copy.net) is not None:
         return False
-    if not any(copy.passes_on(candidate, len(names)) for candidate in itertools.islice(lively_inputs(x_t), 3)):
+    if not any(copy.passes_on(candidate, names) for candidate in itertools.islice(lively_inputs(x_t), 3)):
         return False
-    if is_membrane(names):
+    if takes_membrane(copy.net):
         return True
     kind, listed = type(copy.net).__name__, ", ".join(names)
-    remedy = "pass driver='explicit', which calls net(x_t, state)"
+    remedy = "let forward(x_t, state) take it, None at first, and return (output, state), and pass driver='explicit'"
     if len(names) > 1:
         remedy = "let forward(x_t, state) take and return them as one tuple, state=None at first"
     warnings.warn(
@@ -212,7 +212,7 @@ def check_network(
 def _without_state(net: nn.Module) -> CannotStepError:
     names = further_arguments(net)
     loops = [(name, module) for name, module in net.named_modules() if name and takes_state(module)]
-    if loops and not is_membrane(names):
+    if loops and not takes_membrane(net):
         name, layer = loops[0]
         call, out = f"y, state = self.{name}(x_t.unsqueeze(0), state)", "y[0]"
         if isinstance(layer, nn.RNNCellBase):
@@ -428,11 +428,7 @@ def _confirmed(
         time: Where the time axis is.
         select: Picks the output.
     """
-    steps, copy = time(x), TrialCopy(copy.net)
-    with torch.no_grad():
-        for weight in copy.net.parameters():
-            if weight.dim() > 1:  # not decays, by which the state would grow without bound
-                weight.mul_(_LARGER)
+    steps, copy = time(x), TrialCopy(copy.net).with_larger_weights()
     if time.axis is not None and not time.fixed:
         x = torch.cat([x, x.narrow(time.axis, 0, min(_LONGER, steps))], time.axis)
     for part in [scale * torch.randn_like(x) for scale in (100.0, 10.0)] if x.is_floating_point() else [x.flip(0)]:

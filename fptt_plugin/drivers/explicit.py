@@ -39,7 +39,7 @@ class ExplicitDriver(Driver):
 
     def _step(self, x_t: Tensor) -> Tensor:
         returned = self.net(x_t, self._holder.value)
-        if not isinstance(returned, tuple) or len(returned) != 2:
+        if not isinstance(returned, (tuple, list)) or len(returned) != 2:
             raise OutputError(
                 "driver='explicit' calls net(x_t, state) and expects (output, state) back, got "
                 f"{type(returned).__name__}",

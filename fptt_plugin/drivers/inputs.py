@@ -25,14 +25,15 @@ def takes_state(net: nn.Module) -> bool:
 
 
 def further_arguments(net: nn.Module) -> list[str]:
-    """Names of the arguments of ``forward`` after the input that are ``None`` unless they are passed."""
+    """Names of the arguments of ``forward`` after the input that need not be passed and may be a state."""
     others = list(inspect.signature(unwrapped(net).forward).parameters.values())[1:]
-    return [p.name for p in others if p.kind in (_BY_PLACE, _ANYHOW) and p.default is None]
+    return [p.name for p in others if p.default is None or isinstance(p.default, (float, Tensor))]
 
 
-def is_membrane(names: list[str]) -> bool:
-    """Whether the only further argument is named like the state of a neuron."""
-    return len(names) == 1 and names[0] in _MEMBRANES
+def takes_membrane(net: nn.Module) -> bool:
+    """Whether the only further argument is named like the state of a neuron, and is ``None`` at the start."""
+    others = list(inspect.signature(unwrapped(net).forward).parameters.values())[1:]
+    return len(others) == 1 and others[0].name in _MEMBRANES and others[0].default is None and others[0].kind == _ANYHOW
 
 
 def pack_inputs(net: nn.Module, x: Any) -> Tensor:

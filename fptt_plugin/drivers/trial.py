@@ -122,16 +122,16 @@ class TrialCopy:
             yield
             self.drew = not all(map(torch.equal, before, random_state()))
 
-    def run(self, *args: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the copy, without gradients unless ``forward`` hangs hooks on its tensors."""
         try:
             with torch.no_grad(), self._apart():
-                return self.net(*args)
+                return self.net(*args, **kwargs)
         except RuntimeError as error:
             if "require" not in str(error) or "grad" not in str(error):
                 raise
         with torch.enable_grad(), self._apart():
-            return self.net(*args)
+            return self.net(*args, **kwargs)
 
     # ------------------------------------------------------------------ what the network calls and returns
 
@@ -173,20 +173,28 @@ class TrialCopy:
             self.run(x_t)
         return forgotten
 
-    def passes_on(self, x_t: Tensor, further: int) -> bool:
+    def with_larger_weights(self) -> TrialCopy:
+        """The same copy with weights ten times as large, by which neurons fire more and membranes grow."""
+        with torch.no_grad():
+            for weight in self.net.parameters():
+                if weight.dim() > 1:  # not decays, by which the state would grow without bound
+                    weight.mul_(10.0)
+        return self
+
+    def passes_on(self, x_t: Tensor, names: list[str]) -> bool:
         """Whether what the network returns besides its output is a state: passed on as further arguments, it matters.
 
         Args:
             x_t: One time step.
-            further: Number of these arguments.
+            names: Of these arguments.
         """
         self.state.reset()
         returned = self.run(x_t)
-        if not isinstance(returned, tuple) or len(returned) != 1 + further:
+        if not isinstance(returned, (tuple, list)) or len(returned) != 1 + len(names):
             return False
         after, returned = self.state.snapshot(), map_tensors(Tensor.clone, returned)
         try:
-            on = tensors_in(self.run(x_t, *returned[1:]))
+            on = tensors_in(self.run(x_t, **dict(zip(names, returned[1:], strict=True))))
         except Exception:
             return False
         self.state.restore(after)

@@ -151,6 +151,16 @@ class CellsOfTwo(Cells):
         return self.step(x, [one, two])
 
 
+class CellsOfKeyword(Cells):
+    def forward(self, x, *, mem=None):
+        return self.step(x, [mem])
+
+
+class CellsOfNumber(Cells):
+    def forward(self, x, mem=0.0):
+        return list(self.step(x, [mem if isinstance(mem, torch.Tensor) else None]))
+
+
 class Masked(Cells):
     """Has an argument that is no state, and returns two things."""
 
@@ -204,6 +214,8 @@ def test_of_a_spike_and_its_membrane_the_loss_sees_the_membrane(output, place):
     ("kind", "cells", "remedy"),
     [
         (CellsOfOther, 1, r"without other at every step.*pass driver='explicit'"),
+        (CellsOfKeyword, 1, r"without mem at every step.*let forward\(x_t, state\) take it, None at first"),
+        (CellsOfNumber, 1, r"without mem at every step.*let forward\(x_t, state\) take it, None at first"),
         (CellsOfTwo, 2, r"without one, two at every step.*let forward\(x_t, state\) take and return them as one tuple"),
     ],
 )

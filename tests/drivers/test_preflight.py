@@ -12,6 +12,7 @@ from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
+from fptt_plugin.errors import FPTTWarning
 from fptt_plugin.spikingjelly import LTCIntegrator
 from fptt_plugin.state import AttributeHandler, register_state_handler
 
@@ -76,11 +77,35 @@ class Noise(nn.Module):
         return x + self.last
 
 
+@pytest.mark.filterwarnings("error:.*gives something else")
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_random_numbers_from_elsewhere_are_no_memory(wrapped):
     generator = np.random.default_rng(0)
     noise = Noise(Draws(generator) if wrapped else generator)
     train(nn.Sequential(noise, nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
+
+
+class Closure(nn.Module):
+    """Keeps a trace where no reset reaches it, and no attribute shows it."""
+
+    def __init__(self):
+        super().__init__()
+        trace = torch.zeros(3)
+
+        def add(x):
+            nonlocal trace
+            trace = 0.5 * trace + x.detach().mean(0)
+            return x + trace
+
+        self.add = add
+
+    def forward(self, x):
+        return self.add(x)
+
+
+def test_state_that_no_attribute_shows_is_warned_of():
+    with pytest.warns(FPTTWarning, match="keeps a state in a closure or a global variable, no reset reaches it"):
+        train(nn.Sequential(Closure(), nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
 
 
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
@@ -286,3 +311,19 @@ def test_spikes_that_rounding_flips_are_no_difference():
         flips += not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
         trainer_of(net, window=2).train_sequence(x, y)
     assert flips
+
+
+class Ends(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        self.layers, self.end = multi_step(), end
+
+    def forward(self, x):
+        return self.end(self.layers(x))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("bound", [5, 8])
+def test_a_bound_that_few_steps_do_not_reach(bound, window):
+    refused(Ends(lambda out: out.sum(0).clamp(max=bound)), "which is not the last, mean, sum or maximum", window=window)
+    train(Ends(lambda out: out.sum(0) / bound), window=window)
