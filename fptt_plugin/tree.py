@@ -67,6 +67,18 @@ def copy_containers(value: Any) -> Any:
     return map_leaves(lambda leaf: leaf, value)
 
 
+def leaves_in(value: Any) -> list[Any]:
+    """Return every leaf of nested containers, in order.
+
+    Example:
+        >>> leaves_in({"a": [1, None], "b": "c"})
+        [1, None, 'c']
+    """
+    found: list[Any] = []
+    map_leaves(found.append, value)
+    return found
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return every tensor in nested containers, in order.
 

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import CannotRunError, CannotStepError, FPTTError, FPTTWarning
 from ..state import handler_for
-from ..tree import map_leaves, tensors_in
+from ..tree import leaves_in, tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
 from .returned import Returned, differ, identify, lively_inputs, told_apart
@@ -103,9 +103,9 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
 
 def _warn_of_hidden_state(net: nn.Module) -> None:
     """Warn of a network that gives something else each time, unless it has a generator of random numbers."""
-    held = [value for module in net.modules() for value in _leaves(vars(module))]
+    held = [value for module in net.modules() for value in leaves_in(vars(module))]
     inner = [entry for value in held for entry in getattr(value, "__dict__", {}).values()]
-    if not any(isinstance(value, _GENERATORS[1:]) for value in (*held, *inner)):
+    if not any(isinstance(value, _GENERATORS) for value in (*held, *inner)):
         warnings.warn(
             f"{type(net).__name__} gives something else for the same sequence each time, and no attribute of its "
             "modules explains it. If these are random numbers that are not torch's, all is well. If it keeps a state "
@@ -159,25 +159,22 @@ def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotSte
         own = [name for name in own if name in kept or hasattr(module, name.rpartition(".")[2])]
     own = [name.rpartition(".")[2] for name in own]
     opaque = [name for name in own if not _is_plain(getattr(module, name, None))]
-    if opaque:
-        return cannot_step(
-            net,
-            f"begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which reset() does not "
-            "reach",
-            f"keep what {', '.join(map(repr, opaque))} of {type(module).__name__} holds in attributes of the module, "
-            "tensors or numbers, and name these, each with its value before the first input, in "
-            f"fptt_plugin.state.register_state_handler({type(module).__name__}, AttributeHandler(...)) before you "
-            "build the trainer",
-        )
     missing = [name for name in own if not hasattr(module, name)]
     absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
-    return cannot_step(
-        net,
-        f"begins a sequence with what the one before left in {', '.join(map(repr, kept))}, which reset() does not "
-        "reach",
+    remedy = (
         "let the neurons keep their state themselves (init_hidden=True in snnTorch), or name such attributes, each "
-        f"with its value before the first input{absent}, before you build the trainer: {handler_code(module, own)}",
+        f"with its value before the first input{absent}, before you build the trainer: {handler_code(module, own)}"
     )
+    if opaque:
+        kind = type(module).__name__
+        remedy = (
+            f"keep what {', '.join(map(repr, opaque))} of {kind} holds in attributes of the module, tensors or "
+            "numbers, and name these, each with its value before the first input, in "
+            f"fptt_plugin.state.register_state_handler({kind}, AttributeHandler(...)) before you build the trainer"
+        )
+    places = ", ".join(map(repr, kept))
+    reason = f"begins a sequence with what the one before left in {places}, which reset() does not reach"
+    return cannot_step(net, reason, remedy)
 
 
 def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random: bool, thorough: bool) -> None:
@@ -518,7 +515,7 @@ def _equal(one: Any, other: Any, depth: int = 3) -> bool:
     """Whether two attributes hold the same, as far as that can be seen, generators of random numbers apart."""
     if type(one) is not type(other) or not _alike(tensors_in(one), tensors_in(other), 0.0):
         return False
-    pairs = zip_longest(_leaves(one), _leaves(other), fillvalue=ABSENT)
+    pairs = zip_longest(leaves_in(one), leaves_in(other), fillvalue=ABSENT)
     return all(isinstance(a, Tensor) or _same_value(a, b, depth) for a, b in pairs)
 
 
@@ -533,12 +530,6 @@ def _same_value(one: Any, other: Any, depth: int) -> bool:
     return depth > 0 and bool(getattr(one, "__dict__", None)) and _equal(vars(one), vars(other), depth - 1)
 
 
-def _leaves(value: Any) -> list[Any]:
-    found: list[Any] = []
-    map_leaves(found.append, value)
-    return found
-
-
 def _is_plain(value: Any) -> bool:
     """Whether an attribute holds tensors, numbers, text or nothing, alone or in containers: a handler can set it."""
-    return all(leaf is None or isinstance(leaf, (Tensor, Number, str)) for leaf in _leaves(value))
+    return all(leaf is None or isinstance(leaf, (Tensor, Number, str)) for leaf in leaves_in(value))

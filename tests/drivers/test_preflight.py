@@ -85,6 +85,22 @@ def test_random_numbers_from_elsewhere_are_no_memory(wrapped):
     train(nn.Sequential(noise, nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
 
 
+class OwnNoise(nn.Module):
+    """Numbers of a generator of torch's that nobody else has."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def forward(self, x):
+        return x + torch.rand(x.shape, generator=self.generator)
+
+
+@pytest.mark.filterwarnings("error:.*gives something else")
+def test_random_numbers_of_a_generator_of_torch():
+    train(nn.Sequential(OwnNoise(), nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
+
+
 class Closure(nn.Module):
     """Keeps a trace where no reset reaches it, and no attribute shows it."""
 
