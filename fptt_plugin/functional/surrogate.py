@@ -29,10 +29,6 @@ def heaviside(v: Tensor) -> Tensor:
     return (v > 0).to(v.dtype)
 
 
-def _normal_density(v: Tensor, mean: float, std: float) -> Tensor:
-    return torch.exp(-0.5 * ((v - mean) / std) ** 2) / (std * _SQRT_2PI)
-
-
 class _MultiGaussianSpike(torch.autograd.Function):
     @staticmethod
     def forward(v: Tensor, sigma: float, scale: float, height: float, gamma: float) -> Tensor:
@@ -72,9 +68,11 @@ def multi_gaussian(
         >>> round(multi_gaussian(torch.zeros(())).item(), 3)
         0.732
     """
-    center = (1.0 + height) * _normal_density(v, 0.0, sigma)
-    lobes = _normal_density(v, sigma, scale * sigma) + _normal_density(v, -sigma, scale * sigma)
-    return gamma * (center - height * lobes)
+    center, right, left = [
+        torch.exp(-0.5 * ((v - mean) / std) ** 2) / (std * _SQRT_2PI)  # density of the normal distribution
+        for mean, std in ((0.0, sigma), (sigma, scale * sigma), (-sigma, scale * sigma))
+    ]
+    return gamma * ((1.0 + height) * center - height * (right + left))
 
 
 class MultiGaussian:

@@ -215,11 +215,14 @@ class DynamicRegularizer:
         if self._dual_unit != self.alpha:
             self._change_unit()
         self._updated, self._averages, self._duals, self._signs, self._begun = [], [], [], [], {}
+        every_grad: list[Tensor] = []
+        scale = getattr(optimizer, "grad_scale", None)
         for group, weights in zip(optimizer.param_groups, groups, strict=True):
             if not weights:
                 continue
             grads = [weight.grad for weight in weights]
-            self._unscale(optimizer, grads)
+            if scale is not None:  # of GradScaler: a fused optimizer would divide by it in its kernel, too late for us
+                torch._foreach_div_(grads, scale.to(grads[0].device))
             sign = -1 if group.get("maximize") else 1
             if self.alpha > 0:
                 averages, duals = self._take(weights)
@@ -230,21 +233,15 @@ class DynamicRegularizer:
                 self._duals += duals
             self._updated += weights
             self._signs += [sign] * len(weights)
-        if getattr(optimizer, "grad_scale", None) is not None:
+            every_grad += grads
+        if scale is not None:
             optimizer.grad_scale = None  # type: ignore[attr-defined]  # done above
         if self.max_grad_norm is not None:
             # The two halves of clip_grad_norm_, so that a norm which is not finite can stop the step before it clips.
-            self.grad_norm = get_total_norm([weight.grad for weight in self._updated if weight.grad is not None])
+            self.grad_norm = get_total_norm(every_grad)
             if self.check_norm is not None:
                 self.check_norm(self.grad_norm)
             clip_grads_with_norm_(self._updated, self.max_grad_norm, self.grad_norm)
-
-    @staticmethod
-    def _unscale(optimizer: Optimizer, grads: list[Tensor]) -> None:
-        """Divide by the scale of ``GradScaler``, which a fused optimizer would do in its kernel: too late for us."""
-        scale = getattr(optimizer, "grad_scale", None)
-        if scale is not None:
-            torch._foreach_div_(grads, scale.to(grads[0].device))
 
     @_outside_of_compile
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -268,10 +265,7 @@ class DynamicRegularizer:
         if self.variant == "gradient":
             self._awaits_gradient = True
         else:
-            self._move_averages(None)
-
-    def _move_averages(self, new_duals: list[Tensor] | None) -> None:
-        update_averages_(self._updated, self._averages, self._duals, beta=self.beta, new_duals=new_duals)
+            update_averages_(self._updated, self._averages, self._duals, beta=self.beta)
 
     def second_gradient(self, loss: Callable[[], Tensor]) -> None:
         """Complete an update of ``variant="gradient"`` with the loss gradient at the new weights.
@@ -294,7 +288,8 @@ class DynamicRegularizer:
             )
         self._awaits_gradient = False
         grads = torch.autograd.grad(loss(), self._updated, allow_unused=True, materialize_grads=True)
-        self._move_averages([sign * grad / self.alpha for sign, grad in zip(self._signs, grads, strict=True)])
+        new_duals = [sign * grad / self.alpha for sign, grad in zip(self._signs, grads, strict=True)]
+        update_averages_(self._updated, self._averages, self._duals, beta=self.beta, new_duals=new_duals)
 
     # ------------------------------------------------------------------ W_bar and dual of each weight
 
@@ -307,13 +302,14 @@ class DynamicRegularizer:
 
     def _take(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """``W_bar`` and scaled dual of weights about to be updated; where there are none, ``W`` and zero."""
-        state, entries = self.optimizer.state, []
+        state, averages, duals = self.optimizer.state, list[Tensor](), list[Tensor]()
         for weight in weights:
             entry = state.get(weight)
             if entry is None or AVERAGE not in entry:
                 entry = self._begun[weight] = self._waiting.get(weight) or _first_entry(weight)
-            entries.append(entry)
-        return [entry[AVERAGE] for entry in entries], [entry[DUAL] for entry in entries]
+            averages.append(entry[AVERAGE])
+            duals.append(entry[DUAL])
+        return averages, duals
 
     def _change_unit(self) -> None:
         """Bring the scaled duals to the present ``alpha``, so that ``lam`` stays; with ``alpha=0`` drop all."""

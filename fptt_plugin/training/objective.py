@@ -76,15 +76,14 @@ class Objective:
         self.distribution = auxiliary if isinstance(auxiliary, ClassDistribution) else ClassDistribution()
         self.packing: Packing | None = None  # of several outputs
         self.target_packing: Packing | None = None  # of several targets
+        self._takes_labels = isinstance(loss_fn, _LABEL_LOSSES) or _function(loss_fn) in _LABEL_FUNCTIONS
         self._record_loss = _snntorch_name(loss_fn) is not None
         self._warned_of_shapes = False
         self._looks = 0  # at whether loss_fn is a mean over samples
         self._labels: bool | None = None  # whether the last target was one class label per sequence
         default = "what the network returns, of several the " + ("first" if self.default_index == 0 else "last")
         self._output = default if output is None else f"output={_callable_name(output) or repr(output)}"
-        self._uses_distribution = auxiliary is not False
-        if auxiliary is None:
-            self._uses_distribution = self._takes_labels
+        self._uses_distribution = self._takes_labels if auxiliary is None else auxiliary is not False
 
     # ------------------------------------------------------------------ which output
 
@@ -191,10 +190,6 @@ class Objective:
                 f"the output that the loss sees has shape {tuple(output.shape)} at a time step, which {reason}",
                 "change what forward() returns or what output=... picks from it",
             )
-
-    @property
-    def _takes_labels(self) -> bool:
-        return isinstance(self.loss_fn, _LABEL_LOSSES) or _function(self.loss_fn) in _LABEL_FUNCTIONS
 
     # ------------------------------------------------------------------ which loss
 

@@ -152,18 +152,17 @@ class GradientWatch:
     Args:
         net: The network.
         updates: How many updates to look at.
+
+    Attributes:
+        is_over: Whether it has seen enough.
     """
 
     def __init__(self, net: nn.Module, updates: int = 100) -> None:
         self._net = net
         self._updates = updates
         self._looks = 0
+        self.is_over = False
         self._sizes: dict[tuple[Tensor, ...], Tensor] = {}  # summed, by the parameters that had a gradient
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has seen enough."""
-        return self._looks >= self._updates
 
     def look(self) -> None:
         """Look at the gradients of one update, those in ``.grad``."""
@@ -185,7 +184,8 @@ class GradientWatch:
         if sizes is not None:
             self._sizes[reached] = self._sizes[reached] + sizes if reached in self._sizes else sizes
         self._looks += 1
-        if self.is_over:
+        if self._looks == self._updates:
+            self.is_over = True
             seen, self._sizes = self._sizes, {}
             self._warn(seen)
 
