@@ -867,7 +867,10 @@ class FPTTTrainer:
         return [[names.get(parameter) for parameter in group["params"]] for group in self.optimizer.param_groups]
 
     def _check_parameter_names(self, saved: list[list[str | None]]) -> None:
-        for own, others in zip(self._parameter_names(), saved, strict=True):
+        names = self._parameter_names()
+        if [len(group) for group in names] != [len(group) for group in saved]:
+            raise CheckpointError("the state belongs to an optimizer with other parameter groups")
+        for own, others in zip(names, saved, strict=True):
             for name, other in zip(own, others, strict=True):
                 if name != other:
                     raise CheckpointError(

@@ -609,7 +609,8 @@ class DynamicRegularizer:
         if lost or any(NORM in entry and not entry.keys() >= {AVERAGE, DUAL} for entry in entries):
             raise CheckpointError("the state lacks the running average of a weight that had one when it was saved")
         # Groups of other lengths are the optimizer's to refuse.
-        _check_shapes([(p, e[AVERAGE]) for p, e in zip(self._parameters(), entries, strict=False) if AVERAGE in e])
+        pairs = [pair for pair in zip(self._parameters(), entries, strict=False) if AVERAGE in pair[1]]
+        _check_shapes([(weight, entry.get(key)) for weight, entry in pairs for key in (AVERAGE, DUAL)])
 
     def _adopt(self, optimizer: Optimizer) -> None:
         """Take over averages that a file brought into the optimizer."""
@@ -753,8 +754,10 @@ def _once(loss: Any) -> Callable[[], Any]:
     return closure
 
 
-def _check_shapes(averages: list[tuple[Tensor, Tensor]]) -> None:
+def _check_shapes(averages: list[tuple[Tensor, Any]]) -> None:
     for parameter, average in averages:
+        if not isinstance(average, Tensor):
+            raise CheckpointError("the state is damaged: the running average or the dual of a weight is no tensor")
         if not is_lazy(parameter) and parameter.shape != average.shape:
             raise CheckpointError(
                 f"the state belongs to another network: a weight has shape {tuple(parameter.shape)} here and "

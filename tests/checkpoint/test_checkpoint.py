@@ -180,6 +180,33 @@ def test_the_file_of_another_network_or_optimizer_is_refused(tmp_path, build, wo
     stream(other, 1)
 
 
+@pytest.mark.parametrize("optimizers", [(adam, grouped), (grouped, adam)], ids=["more", "fewer"])
+def test_a_state_dict_of_other_parameter_groups_is_refused(optimizers):
+    saved, other = (make(optimizer=optimizer) for optimizer in optimizers)
+    stream(saved, 3)
+    stream(other, 2)
+    before = Before(other)
+    with pytest.raises(CheckpointError, match="other parameter groups"):
+        other.load_state_dict(saved.state_dict())
+    assert before.differs() == []
+
+
+@pytest.mark.parametrize("damage", [lambda dual: dual.flatten()[:1], lambda dual: None], ids=["shape", "none"])
+def test_a_damaged_dual_is_refused_before_anything_is_loaded(tmp_path, damage):
+    trainer, file = make(), tmp_path / "a.pt"
+    stream(trainer, 3)
+    trainer.save(file)
+    content = torch.load(file)
+    entry = content["optimizer"]["state"][0]
+    entry["fptt_dual"] = damage(entry["fptt_dual"])
+    torch.save(content, file)
+    stream(trainer, 2)
+    before = Before(trainer)
+    with pytest.raises(CheckpointError):
+        trainer.load(file)
+    assert before.differs() == []
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     trainer, file = make(), tmp_path / "a.pt"
     stream(trainer, 3)
