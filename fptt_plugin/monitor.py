@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.graph import saved_tensors_hooks
 
 from .neurons import PerStepNorm
 from .state import ModelState
+from .torch_internals import forward_hooks, is_fake, replace_forward_hooks
 
 
 class FiringRates:
@@ -167,11 +166,11 @@ class _Box:
 @contextmanager
 def unobserved(net: nn.Module) -> Iterator[None]:
     """Context in which no monitor sees what passes through the network: a trial run is not part of the training."""
-    kept = [(module, module._forward_hooks) for module in net.modules()]
+    kept = [(module, forward_hooks(module)) for module in net.modules()]
     for module, _ in kept:
-        module._forward_hooks = OrderedDict()
+        replace_forward_hooks(module)
     try:
         yield
     finally:
         for module, hooks in kept:
-            module._forward_hooks = hooks
+            replace_forward_hooks(module, hooks)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CannotStepError, CheckpointError
+from .torch_internals import transient_buffers, version_of
 from .tree import copy_containers, map_leaves, map_tensors
 
 StateDict = dict[str, Any]
@@ -113,7 +114,7 @@ class BufferHandler:
     replaces = True
 
     def get(self, module: Any) -> StateDict:
-        return {name: getattr(module, name) for name in sorted(module._non_persistent_buffers_set)}
+        return {name: getattr(module, name) for name in sorted(transient_buffers(module))}
 
     def set(self, module: Any, state: StateDict) -> None:
         for name, value in state.items():
@@ -125,7 +126,7 @@ class BufferHandler:
             setattr(module, name, None if value is None else value.detach().new_zeros(0))
 
     def detach(self, module: Any) -> None:
-        for name in module._non_persistent_buffers_set:
+        for name in transient_buffers(module):
             value = getattr(module, name)
             if value is not None and value.requires_grad:
                 setattr(module, name, value.detach())
@@ -257,12 +258,12 @@ class _Kept:
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        self._version = tensor._version
+        self._version = version_of(tensor)
         with torch.enable_grad():
             self._copy = tensor.clone()
 
     def value(self) -> Tensor:
-        return self._tensor if self._tensor._version == self._version else self._copy.clone()
+        return self._tensor if version_of(self._tensor) == self._version else self._copy.clone()
 
 
 def _replaces(handler: StateHandler) -> bool:

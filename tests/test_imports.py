@@ -7,13 +7,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import fptt_plugin
 
 PACKAGE = Path(fptt_plugin.__file__).parent
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "interrupts"},
+    {"errors", "interrupts", "torch_internals"},
     {"tree"},
     {"functional"},
     {"state", "neurons", "regularizer", "results"},
@@ -132,6 +134,55 @@ def test_at_most_twenty_rooms():
     rooms = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     rooms = [path for path in rooms if not path.stem.startswith("__")]
     assert 15 < len(rooms) <= 20
+
+
+LAYER = nn.Linear(1, 1)
+TORCH_NAMES = {name for one in (LAYER, LAYER.weight, torch.optim.SGD(LAYER.parameters())) for name in dir(one)}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_uses(path, own):
+    """Private names in a file that are not the package's ``own``: imported, or attributes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module != "__future__":
+            yield from filter(is_private, [*node.module.split("."), *(alias.name for alias in node.names)])
+        elif isinstance(node, ast.Import):
+            yield from filter(is_private, ".".join(alias.name for alias in node.names).split("."))
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            of_torch = node.attr in TORCH_NAMES and ast.unparse(node.value) not in ("self", "super()")
+            if of_torch or node.attr not in own:
+                yield node.attr
+
+
+def own_names():
+    """Private names that the package defines itself."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            elif isinstance(node, ast.alias) and node.asname:
+                yield node.asname
+            elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("self."):
+                yield from [node.attr] if isinstance(node.ctx, ast.Store) else []
+
+
+def test_private_parts_of_torch_stand_in_one_place():
+    documented = {"_asdict", "_replace", "_fields", "_field_defaults", "_getframe"}  # by Python
+    own = set(own_names()) | documented
+    found = {
+        str(path.relative_to(PACKAGE)): {name for name in private_uses(path, own) if not name.startswith("_foreach_")}
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {"_is_view", "_forward_hooks", "_subclasses"} <= found.pop("torch_internals.py")
+    assert found.pop("compile/dynamo.py") == {"_dynamo"}
+    memories = [found.pop(file) for file in [*found] if file.startswith("spikingjelly/")]
+    assert set().union(*memories) == {"_memories", "_memories_rv"}
+    assert {file: names for file, names in found.items() if names} == {}
 
 
 def python(code):

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..drivers import unwrapped
 from ..errors import FPTTWarning
+from ..torch_internals import has_backward_hooks, has_global_module_hooks, has_gradient_hooks
 from ..training import TrainingLoop, Window, WindowResult
 from . import cuda_graph
 from .dynamo import CannotCompile, compiler_settings, traces_backward
@@ -179,11 +179,11 @@ def _longest_fused(loop: TrainingLoop) -> int:
 def _has_hooks_on_gradients(loop: TrainingLoop) -> bool:
     """Whether anything acts on gradients between backward pass and update, outside of a graph of both."""
     parameters = loop.updater.parameters
-    hooked = any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters)
+    hooked = any(map(has_gradient_hooks, parameters))
     return hooked or _has_hooks_without_guards(loop.net)
 
 
 def _has_hooks_without_guards(net: nn.Module) -> bool:
     """Whether there are hooks that the compiler's guards do not see: on backward passes, or on all modules."""
-    hooked = any(module._backward_hooks or module._backward_pre_hooks for module in modules_of(net))
-    return hooked or _has_any_global_hook()
+    hooked = any(map(has_backward_hooks, modules_of(net)))
+    return hooked or has_global_module_hooks()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..state import random_state, set_random_state
-from .dynamo import first_line
+from .dynamo import backend, first_line
 
 Function = Callable[..., Any]
 
@@ -34,13 +34,10 @@ class Recorder:
         self.reason: str | None = None
 
     def __call__(self, graph: Any, inputs: list[Any], *, options: dict[str, Any]) -> Function:
-        from torch._dynamo import lookup_backend
-
         if self._fuses:
-            inductor: Any = lookup_backend("inductor")
-            return _Recorded(inductor(graph, inputs, config_patches=options), self)
+            return _Recorded(backend("inductor")(graph, inputs, config_patches=options), self)
         # Not the graph itself: its backward pass would run in autograd's threads, which cannot be captured.
-        return _Recorded(lookup_backend("aot_eager")(graph, inputs), self)
+        return _Recorded(backend("aot_eager")(graph, inputs), self)
 
     def record(self, function: Function, inputs: list[Any]) -> _Recording | None:
         """Record a function; ``None``, with everything as before, where that cannot be."""

@@ -82,6 +82,13 @@ class Compiled:
             return self._run(*args)
 
 
+def backend(name: str) -> Any:
+    """What makes a function of a graph, by the name under which ``torch.compile`` knows it."""
+    from torch._dynamo import lookup_backend
+
+    return lookup_backend(name)
+
+
 def traces_backward() -> bool:
     """Whether this version of torch compiles forward and backward pass into one graph."""
     import torch._dynamo

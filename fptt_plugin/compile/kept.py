@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..state import random_state, set_random_state
+from ..torch_internals import buffers_of, children_of, forward_hooks
 from ..training import RunState, TrainingLoop
 from ..tree import map_tensors, tensors_in
 from .cuda_graph import copy_
@@ -15,7 +16,7 @@ def modules_of(net: nn.Module) -> list[nn.Module]:
     """Every module of a network, as ``net.modules()`` without its lists of names: this is asked at every window."""
     found, seen = [net], {net}
     for module in found:
-        for child in module._modules.values():
+        for child in children_of(module).values():
             if child is not None and child not in seen:
                 seen.add(child)
                 found.append(child)
@@ -33,13 +34,13 @@ class Kept:
     def __init__(self, net: nn.Module, run_state: RunState) -> None:
         self._run_state = run_state
         self._found = modules_of(net)
-        hooks = [hook for module in self._found for hook in module._forward_hooks.values()]
+        hooks = [hook for module in self._found for hook in forward_hooks(module).values()]
         self._observers = [hook for hook in hooks if hasattr(hook, "rates")]
         recurrent = {id(tensor) for tensor in tensors_in(run_state.model.get())}
         self._places = [
             (module, name)
             for module in self._found
-            for name, buffer in module._buffers.items()
+            for name, buffer in buffers_of(module).items()
             if id(buffer) not in recurrent
         ]
         self._copies: list[Tensor | None] = []
@@ -51,7 +52,7 @@ class Kept:
         self._random = random_state()
         self._modules = [(module, vars(module).copy()) for module in self._found]
         # Copied each time: kernels that write to a buffer need not count that in its version.
-        self._buffers = [(module._buffers, name, module._buffers[name]) for module, name in self._places]
+        self._buffers = [(buffers_of(module), name, buffers_of(module)[name]) for module, name in self._places]
         self._copies = _copied([buffer for _, _, buffer in self._buffers], self._copies)
         self._sums = [(hook.rates, dict(hook.rates.sums)) for hook in self._observers]
 

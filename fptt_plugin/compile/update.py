@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..functional.fptt import add_regularizer_gradient_, update_averages_
 from ..regularizer import AVERAGE, DUAL, DynamicRegularizer
+from ..torch_internals import has_global_step_hooks, note_step, step_hooks, version_of
 from .dynamo import CannotCompile, Compiled, first_line
 from .rules import RULES, Moments, Rule
 
@@ -124,10 +124,9 @@ class Books:
             raise CannotCompile(f"{type(optimizer).__name__} is none of torch's optimizers {names}")
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise CannotCompile("the optimizer is differentiable")
-        hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
-        if any(getattr(hook, "__self__", None) is not regularizer for hook in hooks):
+        if any(getattr(hook, "__self__", None) is not regularizer for hook in step_hooks(optimizer) or ()):
             raise CannotCompile("the optimizer has step hooks besides the regularizer's")
-        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        if has_global_step_hooks():
             raise CannotCompile("there are step hooks on all optimizers")
         own_step = vars(optimizer).get("step")  # schedulers wrap it to see whether it is called, see note()
         if own_step is not None and getattr(own_step, "__wrapped__", None) is not type(optimizer).step:
@@ -216,8 +215,8 @@ class Books:
         if updates and steps:
             self._counts.add(updates, steps)
         regularizer.note_updates(updates, norm)
-        if updates and hasattr(regularizer.optimizer.step, "_wrapped_by_lr_sched"):
-            regularizer.optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler waits for this
+        if updates:
+            note_step(regularizer.optimizer)
 
 
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
@@ -233,7 +232,7 @@ class StepCounts:
 
     def of(self, steps: list[Tensor]) -> list[float]:
         """Their values."""
-        marks = [(id(step), step._version) for step in steps]
+        marks = [(id(step), version_of(step)) for step in steps]
         if marks != self._marks:
             self._steps, self._marks, self._counts = steps, marks, [float(step) for step in steps]
         return self._counts
@@ -245,7 +244,7 @@ class StepCounts:
         else:
             torch._foreach_add_(steps, updates)
         if len(steps) == len(self._steps):
-            self._marks = [(id(step), step._version) for step in self._steps]
+            self._marks = [(id(step), version_of(step)) for step in self._steps]
             self._counts = [count + updates for count in self._counts]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CannotStepError, ConfigurationError
 from ..state import ModelState
+from ..torch_internals import compiled_from
 
 Select = Callable[[Any], Tensor]
 
@@ -175,8 +176,8 @@ def driver_named(name: str) -> Driver:
 
 def unwrapped(net: nn.Module) -> nn.Module:
     """The network that the user wrote, without the wrappers of ``torch.compile`` and data parallelism."""
-    inner = getattr(net, "_orig_mod", net.module if isinstance(net, PARALLEL) else None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else net
+    inner = net.module if isinstance(net, PARALLEL) else compiled_from(net)
+    return net if inner is None else unwrapped(inner)
 
 
 def step_modes(net: nn.Module) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import BatchError, CallOrderError, CannotStepError, ConfigurationError, OutputError
 from ..interrupts import Interruptible
 from ..state import ModelState, isolated
+from ..torch_internals import is_compiled, is_view
 from ..tree import map_tensors, tensors_in
 from .base import PARALLEL, Driver
 from .returned import StepOutput
@@ -94,7 +95,7 @@ class InFlightDriver(Driver):
         def observe(module: nn.Module, args: Any, returned: Any) -> Any:
             nonlocal calls
             # A view cannot be detached in place: the loop gets a copy of its own.
-            returned = map_tensors(lambda tensor: tensor.clone() if tensor._is_view() else tensor, returned)
+            returned = map_tensors(lambda tensor: tensor.clone() if is_view(tensor) else tensor, returned)
             map_tensors(self._hold, returned)
             if module in names:
                 latest.update(((names[module], place), tensor) for place, tensor in enumerate(tensors_in(returned)))
@@ -221,5 +222,4 @@ def check_eager(net: nn.Module) -> None:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-    return compiled and bool(ModelState(module).modules())
+    return is_compiled(module) and bool(ModelState(module).modules())

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..torch_internals import forward_pre_hooks
 from ..tree import Packing, map_tensors, tensors_in
 from .base import unwrapped
 
@@ -70,7 +71,7 @@ def pack_inputs(net: nn.Module, x: Any) -> Tensor:
 
 def input_hook(net: nn.Module) -> InputHook | None:
     """What unpacks the inputs of a network that has several."""
-    return next((hook for hook in unwrapped(net)._forward_pre_hooks.values() if isinstance(hook, InputHook)), None)
+    return next((hook for hook in forward_pre_hooks(unwrapped(net)).values() if isinstance(hook, InputHook)), None)
 
 
 class InputHook:

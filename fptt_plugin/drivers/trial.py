@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
 from ..state import ModelState, StateDict, isolated, random_state
+from ..torch_internals import buffers_of, module_hooks
 from ..tree import map_leaves, map_tensors, tensors_in
 from .base import Driver, unwrapped
 from .inputs import InputHook
@@ -329,7 +330,7 @@ class TrialCopy:
         return {
             f"{prefix}.{name}" if prefix else name: map_leaves(_cloned, value)
             for prefix, module in self.net.named_modules()
-            for name, value in (vars(module) | module._buffers).items()
+            for name, value in (vars(module) | buffers_of(module)).items()
             if name not in _MODULE_ATTRIBUTES and not is_lazy(value)
         }
 
@@ -365,7 +366,7 @@ def _copy(net: nn.Module) -> nn.Module:
 
     for module in net.modules():
         map_tensors(cut, vars(module))
-        for hooks in _hooks(module):
+        for hooks in module_hooks(module):
             memo.update((id(hook), _nothing) for hook in hooks.values() if not _computes(hook))
     try:
         copied = copy.deepcopy(net, memo)
@@ -376,14 +377,10 @@ def _copy(net: nn.Module) -> nn.Module:
             "network's attributes",
         ) from error
     for module in copied.modules():
-        for hooks in _hooks(module):
+        for hooks in module_hooks(module):
             for key in [key for key, hook in hooks.items() if not _computes(hook)]:
                 del hooks[key]  # monitors of the original have nothing to see here
     return copied
-
-
-def _hooks(module: nn.Module) -> list[dict[int, Any]]:
-    return [module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks]
 
 
 def _computes(hook: Any) -> bool:

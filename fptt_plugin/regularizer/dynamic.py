@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from ..errors import CallOrderError, CheckpointError, ConfigurationError, ErrorList, FPTTWarning, check_entry
 from ..functional.fptt import add_regularizer_gradient_, update_averages_
 from ..interrupts import Uninterrupted
+from ..torch_internals import outside_of_compile, step_hooks, version_of
 from .watch import WeightWatch
 
 AVERAGE = "fptt_average"  # keys in optimizer.state[p]
@@ -31,9 +32,6 @@ RECORD = "fptt"  # prefix of the keys in the parameter groups of optimizer.state
 NORM = "fptt_norm"  # beside AVERAGE in optimizer.state_dict(): of the weight that it belongs to
 
 Entry = dict[str, Any]
-
-# As torch's optimizers do it: torch.compiler.disable would import the compiler together with this module.
-_outside_of_compile = torch._disable_dynamo
 
 
 class _Number:
@@ -182,7 +180,7 @@ class DynamicRegularizer:
 
     # ------------------------------------------------------------------ one update, in the order of its equations
 
-    @_outside_of_compile
+    @outside_of_compile
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -243,7 +241,7 @@ class DynamicRegularizer:
                 self.check_norm(self.grad_norm)
             clip_grads_with_norm_(self._updated, self.max_grad_norm, self.grad_norm)
 
-    @_outside_of_compile
+    @outside_of_compile
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._steps_nest and _steps_within_its_step(optimizer):
             return
@@ -405,7 +403,7 @@ class DynamicRegularizer:
         self._watch.check()
         self._watch.check_norms()
         averaged = self._averaged()
-        kept = [(weight, weight.detach().clone(), weight._version) for weight, _ in averaged]
+        kept = [(weight, weight.detach().clone(), version_of(weight)) for weight, _ in averaged]
         try:
             with Uninterrupted():
                 self._swapped = True
@@ -416,7 +414,7 @@ class DynamicRegularizer:
             yield
         finally:
             with Uninterrupted():
-                changed = any(weight._version != version for weight, _, version in kept)
+                changed = any(version_of(weight) != version for weight, _, version in kept)
                 for weight, value, _ in kept:
                     weight.data.copy_(value)
                 self._watch.note_unchanged([weight for weight, _, _ in kept])
@@ -802,11 +800,11 @@ def check_optimizer(problems: ErrorList, optimizer: Optimizer) -> None:
         not isinstance(optimizer, torch.optim.LBFGS),
         "LBFGS evaluates the loss several times within one step, FPTT once per step: use Adam or SGD",
     )
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # Accelerate's wrapper, which is not built as an optimizer
+    hooks = step_hooks(optimizer)
+    if hooks is None:  # Accelerate's wrapper, which is not built as an optimizer
         kind = type(optimizer).__name__
         problems.check(False, f"{kind} has no step hooks: pass the optimizer that it wraps, .optimizer")
         return
-    hooks = optimizer._optimizer_step_pre_hooks.values()
     taken = any(isinstance(getattr(hook, "__self__", None), DynamicRegularizer) for hook in hooks)
     problems.check(
         not taken,

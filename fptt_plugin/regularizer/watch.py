@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..errors import WeightsChangedError
+from ..torch_internals import version_of
 
 Fingerprint = tuple[int, int]
 
@@ -35,7 +36,7 @@ class WeightWatch:
     def note(self, weights: list[Tensor]) -> None:
         """Remember these weights as their update left them."""
         # Written out, as this runs at every update.
-        self._left.update(zip(weights, [(weight._version, weight.data_ptr()) for weight in weights], strict=True))
+        self._left.update(zip(weights, [(version_of(weight), weight.data_ptr()) for weight in weights], strict=True))
         self._norms = None
 
     def note_unchanged(self, weights: list[Tensor]) -> None:
@@ -59,7 +60,7 @@ class WeightWatch:
         Raises:
             WeightsChangedError: If a weight was changed, or is not the one saved with its average.
         """
-        changed = [(weight._version, weight.data_ptr()) for weight in self._left] != [*self._left.values()]
+        changed = [(version_of(weight), weight.data_ptr()) for weight in self._left] != [*self._left.values()]
         if changed:
             changed = any(seen != _fingerprint(weight) for weight, seen in self._left.items() if weight.requires_grad)
         if changed or (self._saved and not self._are_as_saved()):
@@ -108,7 +109,7 @@ class WeightWatch:
 
 
 def _fingerprint(weight: Tensor) -> Fingerprint:
-    return weight._version, weight.data_ptr()
+    return version_of(weight), weight.data_ptr()
 
 
 def _norm(weight: Tensor) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import NotFiniteError
 from ..state import ModelState
+from ..torch_internals import buffers_of
 from ..tree import tensors_in
 from .statistics import normalizations
 
@@ -41,7 +42,7 @@ def not_finite(net: nn.Module, state: ModelState, loss: Tensor) -> NotFiniteErro
         if parameter.grad is not None
     ]
     suspects += [
-        (name, f"the running statistics of {name!r}", tensors_in(module._buffers))
+        (name, f"the running statistics of {name!r}", tensors_in(buffers_of(module)))
         for name, module in normalizations(net).items()
     ]
     found = ((name, place) for name, place, tensors in suspects if not all_finite(tensors))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import BatchError, CallOrderError, ErrorList
 from ..state import ModelState
+from ..torch_internals import buffers_of
 
 
 class Processes:
@@ -85,7 +86,7 @@ def check_data_parallel(problems: ErrorList, net: nn.Module, state: ModelState, 
         "leave variant at its default, or train in one process",
     )
     entries = state.get()
-    names = [name for name, module in state.modules() if entries[name].keys() & module._buffers.keys()]
+    names = [name for name, module in state.modules() if entries[name].keys() & buffers_of(module).keys()]
     problems.check(
         not (net.broadcast_buffers and names),
         f"DistributedDataParallel would replace the state of {', '.join(map(repr, names))}, kept in buffers, by that "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..neurons import PerStepNorm
+from ..torch_internals import NORMALIZATIONS, buffers_of, transient_buffers
 from ..tree import map_tensors
 
 
@@ -20,14 +21,14 @@ def normalizations(net: nn.Module) -> dict[str, nn.Module]:
         >>> normalizations(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
         {'1': BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)}
     """
-    kinds = (nn.modules.batchnorm._NormBase, PerStepNorm)
+    kinds = (NORMALIZATIONS, PerStepNorm)
     return {name: m for name, m in net.named_modules() if isinstance(m, kinds)}
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
     """The running statistics of a normalization; its recurrent state, if it has one, is another matter."""
-    state = module._non_persistent_buffers_set
-    return {name: b for name, b in module._buffers.items() if b is not None and name not in state}
+    state = transient_buffers(module)
+    return {name: b for name, b in buffers_of(module).items() if b is not None and name not in state}
 
 
 class FrozenNormalization:
@@ -50,11 +51,11 @@ class FrozenNormalization:
         # Copies are written to, so that a graph built here still goes backward when the statistics are back.
         self._kept = [_statistics(module) for module in self._modules]
         for module, statistics in zip(self._modules, self._kept, strict=True):
-            module._buffers.update(map_tensors(Tensor.clone, statistics))
+            buffers_of(module).update(map_tensors(Tensor.clone, statistics))
 
     def __exit__(self, *error: object) -> None:
         for module, buffers in zip(self._modules, self._kept, strict=True):
-            module._buffers.update(buffers)
+            buffers_of(module).update(buffers)
 
 
 class RunningStatistics:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from operator import is_
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import CallOrderError, WeightsChangedError
 from ..state import ModelState
+from ..torch_internals import children_of, parameters_of
 
 
 class Structure:
@@ -27,11 +29,9 @@ class Structure:
         self._look()
 
     def _look(self) -> None:
-        # The dictionaries in which modules keep parameters and children, beside what is in them now: comparing these
-        # costs a tenth of walking the network.
-        modules = list(self._net.modules())
-        self._seen = [(part, [*part.values()]) for m in modules for part in (m._parameters, m._modules) if part]
-        self._empty = [part for m in modules for part in (m._parameters, m._modules) if not part]
+        parts: list[dict[str, Any]] = [part(m) for m in self._net.modules() for part in (parameters_of, children_of)]
+        self._seen = [(part, [*part.values()]) for part in parts if part]
+        self._empty = [part for part in parts if not part]
 
     def check(self) -> None:
         """Check that everything in the network is trained as when the trainer was built.
