@@ -21,6 +21,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 # ---------------------------------------------------------------------- tensors
 
+# No function, because it is asked for every weight at every update.
 version_of: Callable[[Tensor], int] = attrgetter("_version")
 """How often a tensor was written to in place: there is no other way to see that without reading its values."""
 
@@ -36,18 +37,42 @@ def is_view(tensor: Tensor) -> bool:
 
 # ---------------------------------------------------------------------- modules
 
-parameters_of: Callable[[nn.Module], dict[str, nn.Parameter | None]] = attrgetter("_parameters")
-buffers_of: Callable[[nn.Module], dict[str, Tensor | None]] = attrgetter("_buffers")
-children_of: Callable[[nn.Module], dict[str, nn.Module | None]] = attrgetter("_modules")
-"""The dictionaries in which a module keeps what is its own: to see or put back what is in them at every window, for
-which walking the network by ``net.modules()`` takes ten times as long."""
+# The dictionaries in which a module keeps what is its own: to see at every window, or put back, what is in them.
+# To walk the network by net.modules() takes ten times as long.
 
-transient_buffers: Callable[[nn.Module], set[str]] = attrgetter("_non_persistent_buffers_set")
-"""Names of the buffers that are no part of ``state_dict()``, such as a neuron's state."""
 
-forward_hooks: Callable[[nn.Module], dict[int, Any]] = attrgetter("_forward_hooks")
-forward_pre_hooks: Callable[[nn.Module], dict[int, Any]] = attrgetter("_forward_pre_hooks")
-"""A module's hooks. Its methods register hooks, and do not tell which there are."""
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """A module's own parameters, by name."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """A module's own buffers, by name."""
+    return module._buffers
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules of which a module consists, by name."""
+    return module._modules
+
+
+def transient_buffers(module: nn.Module) -> set[str]:
+    """Names of the buffers that are no part of ``state_dict()``, such as a neuron's state."""
+    return module._non_persistent_buffers_set
+
+
+# A module's methods register hooks, and do not tell which there are.
+
+
+def forward_hooks(module: nn.Module) -> dict[int, Any]:
+    """A module's forward hooks."""
+    return module._forward_hooks
+
+
+def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+    """A module's forward pre-hooks."""
+    return module._forward_pre_hooks
+
 
 has_global_module_hooks: Callable[[], bool] = _has_any_global_hook
 """Whether there are hooks on all modules, which the compiler's guards do not see."""
