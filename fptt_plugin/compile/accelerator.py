@@ -23,7 +23,7 @@ from ..errors import FPTTWarning
 from ..torch_internals import has_backward_hooks, has_global_module_hooks, has_gradient_hooks
 from ..training import TrainingLoop, Window, WindowResult
 from . import cuda_graph
-from .dynamo import CannotCompile, compiler_settings, traces_backward
+from .dynamo import CannotCompile, compiler_settings, read_headers, traces_backward
 from .kept import KeptBatch, modules_of
 from .update import CompiledUpdate, Verdicts
 from .window import CompiledStep, CompiledWindow
@@ -70,6 +70,8 @@ class Accelerator:
             self._give_up("forward and backward pass run eagerly", why)
             return
         self._step = CompiledStep(loop)
+        if loop.updater.parameters[0].is_cpu:
+            read_headers()
         replay = mode in ("cudagraph", "auto") and self._is_on_gpu()
         longest = _longest_fused(loop)
         if self._update is not None and _fits_one_graph(loop, LONGEST_RECORDED if replay else longest):

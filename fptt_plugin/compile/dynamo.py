@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +23,14 @@ _DYNAMO = {
     "use_numpy_random_stream": True,
 }
 # Random numbers come from PyTorch's generators, as without compilation.
-_INDUCTOR = {"fallback_random": True, "size_asserts": False}
+_INDUCTOR: dict[str, Any] = {"fallback_random": True, "size_asserts": False}
 if TorchVersion(torch.__version__) < "2.13":
     # On a GPU a pass of Inductor that orders loops fails where a kernel over lists of tensors was fused, as in the
     # update of many weights: "InductorError: AssertionError".
     _INDUCTOR["loop_ordering_after_fusion"] = False
-
+# PyTorch knows which vector instructions this processor has. With empty caches Inductor would spend eight seconds on
+# asking the C++ compiler about each of them. One that does not know them fails, and gets those it has known for longer.
+_TRUST, _OLDER = {"cpp.vec_isa_ok": True}, {"cpp.simdlen": 256}
 
 _numbers = itertools.count()
 _is_set = ContextVar("_is_set", default=False)
@@ -72,14 +77,68 @@ class Compiled:
         # What the compiler learns about changing shapes and numbers it files under the name of the code.
         code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_numbers)}")
         own = types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
-        self._run = torch.compile(own, fullgraph=fullgraph, backend=backend, options=dict(_INDUCTOR))
+        self._compile = partial(torch.compile, own, fullgraph=fullgraph, backend=backend)
+        self._options = _options()
+        self._run = self._compile(options=self._options)
+        self._runs_whole = fullgraph  # nothing has been executed when compiling fails
         self._settings = _patch()
 
     def __call__(self, *args: Any) -> Any:
-        if _is_set.get():
+        if not _is_set.get():
+            with self._settings:
+                return self._call(*args)
+        return self._call(*args)
+
+    def _call(self, *args: Any) -> Any:
+        try:
             return self._run(*args)
-        with self._settings:
-            return self._run(*args)
+        except Exception as error:
+            if not (self._runs_whole and _is_of_an_old_compiler(error, self._options)):
+                raise
+        _INDUCTOR.update(_OLDER)
+        self._options = _options()
+        self._run = self._compile(options=self._options)
+        return self._run(*args)
+
+
+def _is_of_an_old_compiler(error: Exception, options: dict[str, Any]) -> bool:
+    """Whether kernels may have failed because the C++ compiler does not know what these options take for granted."""
+    trusted = _TRUST.keys() <= options.keys() and not _OLDER.keys() <= options.keys()
+    return trusted and any(sign in str(error) for sign in ("C++ compile error", "undefined symbol"))
+
+
+def _options() -> dict[str, Any]:
+    """Inductor's options. Whoever has said whether the C++ compiler knows the processor's instructions is believed."""
+    from torch._inductor import config
+
+    return {**_INDUCTOR, **(_TRUST if config.cpp.vec_isa_ok is None else {})}
+
+
+_HEADERS = """
+#include <torch/csrc/inductor/cpp_prefix.h>
+extern "C" void kernel(float* out) {}
+"""
+
+
+@functools.cache  # once in a process
+def read_headers() -> None:
+    """Have the C++ compiler read PyTorch's headers, seconds of work with empty caches, while Python traces a graph.
+
+    A kernel that does nothing is compiled in a thread. Kernels wait for the headers, so nothing depends on it but time.
+    """
+    try:
+        from torch._inductor import async_compile, config  # imported here: two threads must not import it at once
+
+        # Not those that change results: in older versions of PyTorch a setting is that of all threads.
+        options = {name: value for name, value in _options().items() if name.startswith("cpp.")}
+    except Exception:
+        return
+
+    def read() -> None:
+        with suppress(Exception), config.patch(options):
+            async_compile.AsyncCompile().cpp_pybinding(["float*"], _HEADERS)
+
+    threading.Thread(target=read, name="read_headers").start()
 
 
 def backend(name: str) -> Any:

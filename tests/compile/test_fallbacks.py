@@ -1,7 +1,10 @@
 """What cannot be compiled runs eagerly, with one warning; and the compiler itself."""
 
 import copy
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -169,3 +172,23 @@ def test_the_compiled_window(monkeypatch, device, mode):
                 trainer.train_sequence(*(part.to(device) for part in batch(10)))
     assert_same(trainers, same=1e-4)
     assert "whole window" in trainers[1].explain()
+
+
+@pytest.mark.slow
+def test_a_compiler_of_kernels_that_is_older_than_the_processor(tmp_path):
+    """It gets vector instructions that it knows."""
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-mavx512*) exit 1;; esac\nexec /usr/bin/env PATH="$OLD" g++ "$@"\n')
+    compiler.chmod(0o755)
+    old = os.environ["PATH"]
+    caches = {"TMPDIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "caches")}
+    environment = {**os.environ, "OLD": old, "PATH": f"{tmp_path}{os.pathsep}{old}", **caches}
+    script = """
+import torch
+from fptt_plugin.compile import dynamo
+dynamo.read_headers()
+double = dynamo.Compiled(lambda x: 2 * x)
+assert torch.equal(double(torch.ones(64)), torch.full((64,), 2.0))
+assert ("cpp.simdlen" in dynamo._INDUCTOR) == (torch.backends.cpu.get_cpu_capability() == "AVX512")
+"""
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
