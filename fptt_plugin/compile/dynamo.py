@@ -30,7 +30,8 @@ if TorchVersion(torch.__version__) < "2.13":
     _INDUCTOR["loop_ordering_after_fusion"] = False
 # PyTorch knows which vector instructions this processor has. With empty caches Inductor would spend eight seconds on
 # asking the C++ compiler about each of them. One that does not know them fails, and gets those it has known for longer.
-_TRUST, _OLDER = {"cpp.vec_isa_ok": True}, {"cpp.simdlen": 256}
+_TRUST: dict[str, Any] = {"cpp.vec_isa_ok": True} if TorchVersion(torch.__version__) >= "2.11" else {}
+_OLDER = {"cpp.simdlen": 256}
 
 _numbers = itertools.count()
 _is_set = ContextVar("_is_set", default=False)
@@ -103,8 +104,8 @@ class Compiled:
 
 def _is_of_an_old_compiler(error: Exception, options: dict[str, Any]) -> bool:
     """Whether kernels may have failed because the C++ compiler does not know what these options take for granted."""
-    trusted = _TRUST.keys() <= options.keys() and not _OLDER.keys() <= options.keys()
-    return trusted and any(sign in str(error) for sign in ("C++ compile error", "undefined symbol"))
+    trusts = "cpp.vec_isa_ok" in options and "cpp.simdlen" not in options
+    return trusts and any(sign in str(error) for sign in ("C++ compile error", "undefined symbol"))
 
 
 def _options() -> dict[str, Any]:
