@@ -1,7 +1,7 @@
 """What the package uses of PyTorch beyond its public interface, each with its reason: to be read with a new release.
 
-Besides, ``compile/dynamo.py`` calls ``torch._dynamo``, ``functional/fptt.py`` the kernels over lists of tensors,
-``torch._foreach_*``, and ``spikingjelly/`` reads the memories of SpikingJelly's ``MemoryModule``.
+Besides, ``compile/dynamo.py`` calls ``torch._dynamo`` and ``torch._inductor``, ``functional/fptt.py`` the kernels over
+lists of tensors, ``torch._foreach_*``, and ``spikingjelly/`` reads the memories of SpikingJelly's ``MemoryModule``.
 """
 
 from __future__ import annotations
