@@ -87,7 +87,8 @@ class EpochRecord(NamedTuple):
         firing_rates: Spikes per neuron and step of each spiking layer while training.
         updates: Weight updates so far.
         seconds: Wall time of the epoch's training, validation apart.
-        decision_loss: Mean of ``loss_fn(decision, target)`` while training, without ramp and auxiliary term.
+        decision_loss: ``loss_fn(decision, target)`` while training, without ramp and auxiliary term. Class weights,
+            ``ignore_index`` and ``reduction="sum"`` of torch's losses mean what they mean for all samples at once.
         val_loss: The same on the validation data; ``None`` without any.
         train_scores: Every metric by name, of the decisions made while training.
         val_scores: Every metric by name, on the validation data.

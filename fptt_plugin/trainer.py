@@ -596,8 +596,9 @@ class FPTTTrainer:
 
         Args:
             loader: Gives batches as :meth:`fit` takes them; what is masked does not count.
-            metric: One metric or several by name, as :meth:`fit` takes them; ``None`` for the loss of the decision.
-                Default: accuracy.
+            metric: One metric or several by name, as :meth:`fit` takes them; ``None`` for the loss of the decisions:
+                the mean over samples or, of torch's losses with class weights, ``ignore_index`` or
+                ``reduction="sum"``, what they are for all samples at once. Default: accuracy.
             batch: As :meth:`fit` takes it.
             averaged: Evaluate ``W_bar`` instead of ``W``; the same with ``alpha=0``. ``None``, the default: ``W_bar``,
                 but ``W`` with ``variant="gradient"``.

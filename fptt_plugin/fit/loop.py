@@ -269,7 +269,7 @@ def _evaluate(
     averaged: bool | None = None,
     with_loss: bool = True,
 ) -> tuple[dict[str, float], float]:
-    """Scores and mean loss of the decisions."""
+    """Scores and loss of the decisions."""
     decisions = Decisions(trainer, metric, with_loss=with_loss)
     with trainer.evaluation(averaged):
         for given in interruptible(loader):
@@ -344,7 +344,7 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
 
 
 class Decisions:
-    """Metrics and mean loss of decisions, or of the outputs of every step with a target of its own.
+    """Metrics and loss of decisions, or of the outputs of every step with a target of its own.
 
     Args:
         trainer: Whose loss function it is.
@@ -364,8 +364,8 @@ class Decisions:
 
     @property
     def loss(self) -> float:
-        """Mean of ``loss_fn(output, target)`` over samples."""
-        return self._loss.value
+        """``loss_fn(output, target)`` of all samples at once."""
+        return self._loss.total if self._objective.is_sum else self._loss.value
 
     def note(self, output: Any, target: Any) -> None:
         """Take in the samples that count."""
@@ -373,7 +373,8 @@ class Decisions:
         with torch.no_grad():
             self.scores.update(output, target)
             if self._with_loss and self.samples > before:
-                self._loss.add(self._objective.loss_of(output, target), self.samples - before)
+                loss = self._objective.loss_of(output, target)
+                self._loss.add(loss, 1 if self._objective.is_sum else self._objective.amount(target))
 
     def visitor(self, batch: Batch) -> Callable[[int, Any], None]:
         """What takes in the output of every step of a batch."""
@@ -388,7 +389,7 @@ class _Mean:
         self._weight = torch.zeros((), device=_device(trainer))
         self.count = 0
 
-    def add(self, value: Tensor, weight: int) -> None:
+    def add(self, value: Tensor, weight: Tensor | int) -> None:
         value = value.detach().to(self._total.device, torch.float32)
         finite = value.isfinite()
         self._total = self._total + weight * torch.where(finite, value, 0.0)
@@ -398,6 +399,11 @@ class _Mean:
     @property
     def value(self) -> float:
         return self._total.item() / (self._weight.item() or math.nan)
+
+    @property
+    def total(self) -> float:
+        """The weighted sum."""
+        return self.value * self._weight.item()
 
 
 def _try_metrics(trainer: Trainer, batch: Batch, metric: Metrics) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import BatchError, ErrorList, FPTTError, FPTTWarning, OutputError, integer
 from ..functional.losses import ClassDistribution, constant_ramp, linear_ramp
-from ..tree import Packing
+from ..tree import Packing, tensors_in
 from .batch import Batch, Window
 from .readout import Readout
 
@@ -264,21 +264,29 @@ class Objective:
         1, unless ``loss_fn`` is no mean over samples: a sum, or a mean with weights of classes or without some labels.
         """
         counts = [len(target) for target in targets]
-        if self._option("reduction") == "sum":
+        if self.is_sum:
             return [sum(counts) / count for count in counts]
-        amounts = [self._amount(target) for target in targets]
+        amounts = [float(self.amount(target)) for target in targets]
         return [
             amount * sum(counts) / (sum(amounts) * count) if sum(amounts) else 1.0
             for amount, count in zip(amounts, counts, strict=True)
         ]
 
-    def _amount(self, target: Tensor) -> float:
-        """What the loss of some samples is divided by to be a mean."""
+    @property
+    def is_sum(self) -> bool:
+        """Whether ``loss_fn`` is a sum over samples, for all that its options say."""
+        return bool(self._option("reduction") == "sum")
+
+    def amount(self, target: Any) -> Tensor | int:
+        """What the loss of some samples is divided by to be a mean: their number, or the sum of their class weights."""
         if not self._takes_labels or target.is_floating_point():
-            return len(target)
-        weight, labels = self._option("weight"), target[target != self.ignore_index].long()
+            return len(tensors_in(target)[0])
+        weight: Tensor | None = self._option("weight")
+        counts: Tensor = target != self.ignore_index
+        if weight is None:
+            return counts.sum()
         # Labels out of range are for the loss function to refuse.
-        return labels.numel() if weight is None else float(weight[labels.clamp(0, len(weight) - 1)].double().sum())
+        return torch.where(counts, weight[target.long().clamp(0, len(weight) - 1)], 0.0).sum()
 
     def _option(self, name: str) -> Any:
         """An option of ``loss_fn``, an object or a ``functools.partial``; ``None`` if it has no such option."""

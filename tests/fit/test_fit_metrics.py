@@ -276,19 +276,55 @@ def test_without_a_metric_there_is_the_loss():
 # ---------------------------------------------------------------------- the decision's own loss
 
 
-@pytest.mark.parametrize("loss", [CE, nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 3.0]))])
-def test_the_loss_of_the_decision_beside_that_of_training(loss):
+WEIGHT = torch.tensor([1.0, 2.0, 7.0])
+WHOLE = {
+    "mean": CE,
+    "weights": nn.CrossEntropyLoss(label_smoothing=0.1, weight=WEIGHT),
+    "ignored": nn.CrossEntropyLoss(WEIGHT, ignore_index=1),
+    "partial": functools.partial(nn.functional.cross_entropy, weight=WEIGHT, ignore_index=2),
+    "log-probabilities": nn.NLLLoss(WEIGHT),
+    "sum": nn.CrossEntropyLoss(WEIGHT, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_loss_of_the_decisions_beside_that_of_training(name):
+    """It is that of all samples at once, however they are cut into batches."""
     x, y = uneven()
     torch.manual_seed(1)
-    net = spiking_net(classes=3)
+    net, loss = spiking_net(classes=3), WHOLE[name]
     trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), loss)
     record = trainer.fit(pieces(x, y, 15), val_loader=pieces(x, y, 15), progress=False)[0]
-    losses = [15 * loss(trainer.predict(a), b) for a, b in pieces(x, y, 15)[:2]]
-    losses.append(10 * loss(trainer.predict(x[:, 30:]), y[30:]))
-    expected = (sum(losses) / 40).item()
+    expected = loss(trainer.predict(x), y).item()
     assert record.decision_loss == pytest.approx(expected, rel=1e-5)
     assert record.val_loss == pytest.approx(expected, rel=1e-5)
+    assert trainer.evaluate(pieces(x, y, 4), metric=None) == pytest.approx(expected, rel=1e-5)
     assert record.loss != pytest.approx(expected, rel=0.01)  # with its ramp and its auxiliary term, at every step
+
+
+def test_the_loss_of_sequences_of_different_lengths_is_that_of_all_at_once():
+    x, y = uneven()
+    lengths = torch.arange(len(y)) % len(x) + 1
+    net, loss = spiking_net(classes=3), WHOLE["ignored"]
+    trainer = FPTTTrainer(net, adam(net), loss)
+    batches = [(x[:, i : i + 7], y[i : i + 7], lengths[i : i + 7]) for i in range(0, len(y), 7)]
+    expected = loss(trainer.predict(x, lengths), y).item()
+    assert trainer.evaluate(batches, metric=None) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_every_step_is_that_of_all_steps_at_once():
+    """A batch in which every label is ignored does not count."""
+    net, loss = spiking_net(classes=3), WHOLE["ignored"]
+    trainer = FPTTTrainer(net, adam(net), loss)
+    x, y = torch.rand(5, 12, 3), torch.randint(3, (5, 12))
+    y[:, :4] = 1
+    outputs = []
+    batch = trainer.prepare(x, y)
+    with trainer.evaluation():
+        trainer.visit(batch, lambda t, output: outputs.append(output))
+    expected = loss(torch.cat(outputs), y.flatten()).item()
+    batches = [(x[:, i : i + 4], y[:, i : i + 4]) for i in range(0, 12, 4)]
+    assert trainer.evaluate(batches, metric=None) == pytest.approx(expected, rel=1e-5)
 
 
 # ---------------------------------------------------------------------- a target per step
