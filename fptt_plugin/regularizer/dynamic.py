@@ -28,7 +28,7 @@ from .watch import WeightWatch
 
 AVERAGE = "fptt_average"  # keys in optimizer.state[p]
 DUAL = "fptt_dual"
-RECORD = "fptt"  # prefix of the keys in the parameter groups of optimizer.state_dict()
+RECORD = tuple(f"fptt_{name}" for name in ("alpha", "variant", "updates", "averages"))  # keys in parameter groups
 NORM = "fptt_norm"  # beside AVERAGE in optimizer.state_dict(): of the weight that it belongs to
 
 Entry = dict[str, Any]
@@ -568,19 +568,17 @@ class DynamicRegularizer:
         """
         self.check_weights()
         for group, packed in zip(optimizer.param_groups, state["param_groups"], strict=True):
-            packed[f"{RECORD}_alpha"] = self._dual_unit
-            packed[f"{RECORD}_variant"] = self.variant
-            packed[f"{RECORD}_updates"] = self.updates
             pairs = zip(group["params"], packed["params"], strict=True)
             averaged = [pair for pair in pairs if AVERAGE in optimizer.state.get(pair[0], {})]
-            packed[f"{RECORD}_averages"] = len(averaged)
+            record = (self._dual_unit, self.variant, self.updates, len(averaged))
+            packed.update(zip(RECORD, record, strict=True))
             for weight, position in averaged:  # in a copy: the entry is the optimizer's own
                 state["state"][position] = {**optimizer.state[weight], NORM: self._watch.norm_to_save(weight)}
 
     def _check_record(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
-            if group.get(f"{RECORD}_averages"):
-                self._check_variant(group[f"{RECORD}_variant"])
+            if group.get("fptt_averages"):
+                self._check_variant(group["fptt_variant"])
 
     def _check_variant(self, variant: str) -> None:
         if variant != self.variant and self.alpha > 0:
@@ -603,7 +601,7 @@ class DynamicRegularizer:
         self._check_record(groups)
         positions = [position for group in groups for position in group["params"]]
         entries = [state["state"].get(position, {}) for position in positions]
-        lost = any(group.get(f"{RECORD}_averages") for group in groups) and not any(AVERAGE in e for e in entries)
+        lost = any(group.get("fptt_averages") for group in groups) and not any(AVERAGE in e for e in entries)
         if lost or any(NORM in entry and not entry.keys() >= {AVERAGE, DUAL} for entry in entries):
             raise CheckpointError("the state lacks the running average of a weight that had one when it was saved")
         # Groups of other lengths are the optimizer's to refuse.
@@ -615,10 +613,12 @@ class DynamicRegularizer:
         self.accept_weights()  # network and optimizer may be loaded in either order
         record: dict[str, Any] = {}
         for group in optimizer.param_groups:
-            record |= {key: group.pop(key) for key in [*group] if str(key).startswith(f"{RECORD}_")}
-        self.updates = record.get(f"{RECORD}_updates", self.updates)
+            record |= {key: group[key] for key in RECORD if group.get(key) is not None}
+            # The keys stay: torch.distributed.checkpoint loads of a flattened state what the optimizer has keys for.
+            group.update(dict.fromkeys(RECORD))
+        self.updates = record.get("fptt_updates", self.updates)
         # Without a record, averages of a copied optimizer are taken to be in the present unit; alpha=0 drops them.
-        self._dual_unit = record.get(f"{RECORD}_alpha") or self.alpha or 1.0
+        self._dual_unit = record.get("fptt_alpha") or self.alpha or 1.0
         for weight, entry in optimizer.state.items():
             if isinstance(entry, dict) and AVERAGE in entry:  # loading shares tensors with the state it read
                 entry[AVERAGE], entry[DUAL] = entry[AVERAGE].clone(), entry[DUAL].clone()
@@ -714,6 +714,9 @@ class DynamicRegularizer:
         self._drop_averages()
         for hook in self._hooks:
             hook.remove()
+        for group in self.optimizer.param_groups:
+            for key in RECORD:
+                group.pop(key, None)
 
 
 def _first_entry(weight: Tensor) -> Entry:

@@ -99,7 +99,8 @@ def resumes(make_net, make_optimizer, *, before=7, after=5, options=OPTIONS, ord
         train(other, second, after, seed=2)
         assert identical(everything(other, resumed), expected)
         assert resumed.updates == regularizer.updates == before + after
-        assert not any(key.startswith("fptt") for group in second.param_groups for key in group)
+        records = [value for group in second.param_groups for key, value in group.items() if key.startswith("fptt")]
+        assert set(records) == {None}  # none that a later regularizer would read
     return regularizer
 
 
@@ -330,6 +331,9 @@ def train_named(net, optimizer, steps, seed=1):
         optimizer.step()
 
 
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
 def load_by_name(net, optimizer, other, second):
     second.register_load_state_dict_pre_hook(by_name)
     other.load_state_dict(net.state_dict(), strict=False)
@@ -371,6 +375,41 @@ def test_averages_follow_their_weights_into_another_order(load, order, hook_firs
         assert (average - weight).abs().max() > 1e-3
         torch.testing.assert_close(twin, weight, rtol=0, atol=1e-6)  # norms are summed in the order of the parameters
         torch.testing.assert_close(resumed.average_of(twin), average, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_flattened_state_has_all_that_a_nested_one_has(kind):
+    """Count of updates, and the unit of the duals: ``alpha`` may have another value when the file is loaded."""
+    net = Named("first", "second")
+    layers = [{"params": layer.parameters()} for layer in net.children()]
+    optimizer = kind(layers, lr=0.05)
+    regularizer = DynamicRegularizer(optimizer, **OPTIONS)
+    train_named(net, optimizer, 4)
+    regularizer.alpha *= 2
+    weights, moments = copy.deepcopy(get_state_dict(net, optimizer, options=FLAT))
+    other = Named("first", "second")
+    second = kind([{"params": layer.parameters()} for layer in other.children()], lr=0.05)
+    resumed = DynamicRegularizer(second, **OPTIONS)
+    set_state_dict(other, second, model_state_dict=weights, optim_state_dict=moments, options=FLAT)
+    assert resumed.updates == regularizer.updates == 4
+    resumed.alpha = regularizer.alpha
+    for one in ((net, optimizer), (other, second)):
+        train_named(*one, 3, seed=2)
+    assert regularizer.dual_of(net.first.weight).abs().max() > 1e-3
+    for weight, twin in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight, twin)
+        assert torch.equal(regularizer.average_of(weight), resumed.average_of(twin))
+        assert torch.equal(regularizer.dual_of(weight), resumed.dual_of(twin))
+
+
+def test_a_removed_regularizer_leaves_no_keys():
+    net = Named("first", "second")
+    optimizer = optim.Adam(net.parameters(), lr=0.05)
+    before = [*optimizer.param_groups[0]]
+    regularizer = DynamicRegularizer(optimizer, **OPTIONS)
+    train_named(net, optimizer, 2)
+    regularizer.remove()
+    assert [*optimizer.param_groups[0]] == before
 
 
 # ---------------------------------------------------------------------- what does not belong together
