@@ -66,6 +66,7 @@ def does_not_run(
             _initial_state(net, x, name, layer)
             or _pair_of_outputs(net, error)
             or _type(net, x, name, error)
+            or _repetition(net, x, given, _without_time_axis(net, name, layer))
             or _without_time_axis(net, name, layer)
             or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
             or _size(name, layer, error)
@@ -178,6 +179,43 @@ def _type(net: nn.Module, x: Tensor, name: str, error: Exception) -> str:
         "gradients do, which give spikes as torch.float32: train in torch.float32, or pass the neurons "
         "spike_grad=fptt_plugin.functional.MultiGaussian()"
     )
+
+
+def _repetition(net: nn.Module, x: Tensor, given: Tensor | None, layers: str) -> str:
+    """Where a network in 'm' mode takes a still image and repeats it over time, maybe behind its first layers.
+
+    Args:
+        net: The network.
+        x: What it failed on, ``[T, B, ...]``.
+        given: The input as it is trained on.
+        layers: What to do about layers that know no time axis, if they are to get sequences.
+    """
+    if "m" not in step_modes(net).values():
+        return ""
+    samples = x.shape[1]
+    images = [x[0]] if given is None else [x[0], given[torch.arange(samples, device=given.device) % len(given)]]
+    if not any(shape[1:2] == (samples,) for image in images for shape in _inputs_of_neurons(net, image)):
+        return ""
+    return (
+        "forward() repeats a still image over time: take that out of forward() and pass x.unsqueeze(0).expand(T, "
+        f"*x.shape), made in the loader's collate_fn{layers and f'; then {layers}'}"
+    )
+
+
+def _inputs_of_neurons(net: nn.Module, x: Tensor) -> list[torch.Size]:
+    """Shapes of what the neurons get on an input; none if the network does not run on it."""
+    copy, shapes = TrialCopy(net), list[torch.Size]()
+
+    def note(_: nn.Module, args: Any) -> None:
+        shapes.extend(tensor.shape for tensor in tensors_in(args[:1]))
+
+    for _, neuron in copy.state.modules():
+        neuron.register_forward_pre_hook(note)
+    try:
+        copy.run(x)
+    except Exception:
+        return []
+    return shapes
 
 
 def _without_time_axis(net: nn.Module, name: str, layer: nn.Module) -> str:

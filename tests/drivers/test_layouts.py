@@ -246,6 +246,44 @@ def test_a_network_that_repeats_its_image():
     FPTTTrainer(net.body, adam(net.body), CE).train_sequence(x, Y)
 
 
+class RepeatsMaps(nn.Module):
+    """A convolution, and a repetition over time behind it."""
+
+    def __init__(self, conv, steps=4):
+        super().__init__()
+        self.conv, self.steps = conv, steps
+        self.body = nn.Sequential(
+            neuron.LIFNode(step_mode="m"), layer.Flatten(step_mode="m"), layer.Linear(256, 2, step_mode="m")
+        )
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.body(x if self.steps is None else x.unsqueeze(0).repeat(self.steps, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("steps", [4, B])
+def test_a_network_that_repeats_behind_its_first_layers(steps):
+    """The first advice is on the repetition; what it says of the layers before that works, too."""
+    image = torch.rand(B, 1, 8, 8)
+    sequence = image.unsqueeze(0).expand(T, *image.shape)
+    net = RepeatsMaps(nn.Conv2d(1, 4, 3, padding=1), steps)
+    for x in (image, sequence):
+        with pytest.raises(FPTTError, match=r"\): forward\(\) repeats a still image.*; then 'conv' is a"):
+            FPTTTrainer(net, adam(net), CE, window=2).train_sequence(x, Y)
+    net.steps = None
+    for x in (image, sequence):
+        with pytest.raises(FPTTError, match=r"\): 'conv' is a torch.nn.Conv2d"):
+            FPTTTrainer(net, adam(net), CE, window=2).train_sequence(x, Y)
+    net.conv = layer.Conv2d(1, 4, 3, padding=1, step_mode="m")
+    FPTTTrainer(net, adam(net), CE, window=2).train_sequence(sequence, Y)
+
+
+def test_a_network_that_repeats_behind_a_linear_layer():
+    net = RepeatsMaps(nn.Sequential(nn.Flatten(1), nn.Linear(64, 256), nn.Unflatten(1, (4, 8, 8))))
+    with pytest.raises(FPTTError, match=r"\): forward\(\) repeats a still image"):
+        FPTTTrainer(net, adam(net), CE).train_sequence(torch.rand(T, B, 1, 8, 8), Y)
+
+
 @pytest.mark.parametrize(
     ("y", "words"),
     [

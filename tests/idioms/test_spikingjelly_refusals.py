@@ -223,7 +223,7 @@ def test_an_image_is_repeated_before():
         with pytest.raises(ValueError, match="unsqueeze"):
             FPTTTrainer(net, sgd(net), CE).train_sequence(image, Y[:2])
     sequence = image.unsqueeze(0).expand(5, *image.shape)
-    with pytest.raises(ValueError, match=r"leading time axis"):
+    with pytest.raises(ValueError, match=r"repeats a still image"):
         FPTTTrainer(net, sgd(net), CE).train_sequence(sequence, Y)
     train(lively(zoo.StillImage()), sequence, readout="mean")
 
