@@ -97,6 +97,7 @@ def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
         if kept:
             raise _not_reset(driver.net, kept, changed)
         _warn_of_hidden_state(copy.net)
+        _check_first_step(driver, x)  # as a state of the shape of these samples may be left
         return True
     return copy.drew
 

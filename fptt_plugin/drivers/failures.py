@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from .inputs import input_hook
 from .trial import TrialCopy
 
 _SIZES = ("in_features", "in_channels", "num_features", "num_channels", "input_size", "num_embeddings")
+_FEW = 10  # samples: more than the dry runs take
 
 
 def does_not_run(
@@ -68,6 +69,7 @@ def does_not_run(
             or _type(net, x, name, error)
             or _repetition(net, x, given, _without_time_axis(net, name, layer))
             or _without_time_axis(net, name, layer)
+            or _hidden_state(net, x)
             or (given is not None and _runs(net, given) and otherwise)  # on that shape alone: time is not its axis
             or _size(name, layer, error)
             or _further_arguments(net)
@@ -178,6 +180,23 @@ def _type(net: nn.Module, x: Tensor, name: str, error: Exception) -> str:
         f"the weights are {dtype}, and a layer before {name!r} returns another type, as snnTorch's surrogate "
         "gradients do, which give spikes as torch.float32: train in torch.float32, or pass the neurons "
         "spike_grad=fptt_plugin.functional.MultiGaussian()"
+    )
+
+
+def _hidden_state(net: nn.Module, x: Tensor) -> str:
+    """Where a network runs on one number of samples only: that of a state that the samples before have left."""
+    copy, sizes = TrialCopy(net), list[int]()
+    for count in range(2, min(x.shape[1], _FEW)):
+        copy.state.reset()
+        with suppress(Exception):
+            copy.run(x[:, :count] if "m" in step_modes(net).values() else x[0, :count])
+            sizes.append(count)
+    if len(sizes) != 1:
+        return ""
+    return (
+        f"it runs on {sizes[0]} samples, and on no other number of them. If it keeps a state in a closure or a global "
+        "variable, no reset reaches it: keep it in an attribute of the module; if it is built for a number of samples, "
+        "take that from the input"
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from spikingjelly.activation_based import encoding, functional, layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import FPTTWarning
+from fptt_plugin.errors import CannotRunError, FPTTWarning
 from fptt_plugin.spikingjelly import LTCIntegrator
 from fptt_plugin.state import AttributeHandler, register_state_handler
 
@@ -122,6 +123,36 @@ class Closure(nn.Module):
 def test_state_that_no_attribute_shows_is_warned_of():
     with pytest.warns(FPTTWarning, match="keeps a state in a closure or a global variable, no reset reaches it"):
         train(nn.Sequential(Closure(), nn.Linear(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)))
+
+
+class ClosureOfSamples(nn.Module):
+    """The same for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        trace = None
+
+        def add(x):
+            nonlocal trace
+            trace = x if trace is None else 0.5 * trace.detach() + x
+            return trace
+
+        self.add = add
+
+    def forward(self, x):
+        return self.add(x) if x.dim() == 2 else torch.stack([self.add(x_t) for x_t in x])
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_state_of_other_samples_that_no_attribute_shows_is_refused(mode):
+    """The dry run on a few samples has left it."""
+    net = nn.Sequential(layer.Linear(3, 8), ClosureOfSamples(), neuron.LIFNode(), layer.Linear(8, 2))
+    functional.set_step_mode(net, mode)
+    trainer, x, y = trainer_of(net, window=2), torch.rand(6, 7, 3), torch.zeros(7, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it gives something else each time
+        with pytest.raises(CannotRunError, match=r"on no other number of them\. If it keeps a state in a closure"):
+            trainer.train_sequence(x, y)
 
 
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
