@@ -335,7 +335,7 @@ class FPTTTrainer:
         self.regularizer.check_weights()
         if self._run_state.position.in_window == 0:  # the steps of a window share the copies, as in train_batch()
             torch.clear_autocast_cache()
-        self._structure.check()
+        self._check_structure()
         x_t = self._inputs(x_t)
         batch = Batch.of_step(
             x_t,
@@ -396,7 +396,7 @@ class FPTTTrainer:
         x, y, mask = self._inputs(x), to_tensors(y, "y", self.net), self._tensors(mask, "mask")
         with self._explained(x, y):
             self._check_input(x)
-            self._structure.check()
+            self._check_structure()
             driver = self._find_driver(x, batch_first=self.batch_first)
             batch = Batch.of_sequences(
                 x,
@@ -457,6 +457,11 @@ class FPTTTrainer:
                 hook.handle.remove()  # the network is as it was
             raise
 
+    def _check_structure(self) -> None:
+        """Check that the network is the one that is trained, with what may have changed since the last call."""
+        if self._structure.check():
+            self._loop.updater.statistics.look_up()
+
     def _check_ends(self, batch: Batch) -> None:
         """Check that the decision at the end of every sample is known."""
         window = self.schedule.window or batch.steps
@@ -485,7 +490,7 @@ class FPTTTrainer:
         _check_mode()
         self.regularizer.check_weights()
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
-        self._structure.check()
+        self._check_structure()
         with Uninterrupted():
             result = self._loop.train(batch, self._unpacking(visitor))
             if not self._output_is_checked:

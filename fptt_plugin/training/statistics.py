@@ -62,15 +62,22 @@ class RunningStatistics:
     """Keeps the running statistics of a network as they were at the last update, since every forward pass moves them.
 
     Args:
-        net: The network. Its normalizations are looked up once, here.
+        net: The network.
 
     Attributes:
-        modules: The normalizations.
+        modules: The normalizations, as they were last looked up.
     """
 
     def __init__(self, net: nn.Module) -> None:
+        self._net = net
         self.modules = list(normalizations(net).values())
         self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def look_up(self) -> None:
+        """Look the normalizations up again; the statistics of new ones are remembered as they are."""
+        self.modules = list(normalizations(self._net).values())
+        kept = {id(buffer) for buffer, _ in self._kept}
+        self._kept += [pair for pair in self._copies() if id(pair[0]) not in kept]
 
     def keep(self) -> None:
         """Remember the present statistics."""

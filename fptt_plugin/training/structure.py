@@ -33,17 +33,22 @@ class Structure:
         self._seen = [(part, [*part.values()]) for part in parts if part]
         self._empty = [part for part in parts if not part]
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Check that everything in the network is trained as when the trainer was built.
+
+        Returns:
+            Whether modules or parameters are others than at the last check.
 
         Raises:
             WeightsChangedError: If a parameter has come that the optimizer does not have.
             CallOrderError: If a neuron has come or gone.
         """
-        if self._has_changed():
-            self._check_neurons()
-            self._check_parameters()
-            self._look()
+        if not self._has_changed():
+            return False
+        self._check_neurons()
+        self._check_parameters()
+        self._look()
+        return True
 
     def _has_changed(self) -> bool:
         for part, values in self._seen:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import CallOrderError, WeightsChangedError
+from fptt_plugin.errors import CallOrderError, NotFiniteError, WeightsChangedError
 
 CE = nn.CrossEntropyLoss()
 
@@ -137,6 +137,49 @@ def test_what_is_meant_goes_on():
     with pytest.raises(WeightsChangedError):
         copied.train_sequence(*batch())
     trainer.train_sequence(*batch())
+
+
+def plain_norm(net):
+    net[0] = nn.Sequential(net[0], nn.BatchNorm1d(8, affine=False))
+
+
+def norm_with_weights(net):
+    net[0] = nn.Sequential(net[0], nn.BatchNorm1d(8))
+
+
+def synchronized_norm(net):
+    """Another module with the same weights."""
+    old = net[0][1]
+    net[0][1] = nn.BatchNorm1d(8)
+    net[0][1].weight, net[0][1].bias = old.weight, old.bias
+
+
+@pytest.mark.parametrize("change", [plain_norm, norm_with_weights, synchronized_norm])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_statistics_of_a_normalization_that_came_are_as_before_after_an_error(change, stream, skip):
+    net = spiking_net()
+    if change is synchronized_norm:
+        net[0] = nn.Sequential(net[0], nn.BatchNorm1d(8))
+    options = {"on_nonfinite": "skip"} if skip else {}
+    trainer = FPTTTrainer(net, adam(net), CE, readout="mean", window=2, **options)
+    x, y = batch()
+    send = (lambda x: [trainer.step(x_t, y) for x_t in x]) if stream else (lambda x: trainer.train_sequence(x, y))
+    send(x[:4])
+    change(net)
+    if change is norm_with_weights:
+        trainer.optimizer.add_param_group({"params": net[0][1].parameters()})
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm1d))
+    for _ in range(2):
+        before = copies(norm.buffers())
+        if skip:
+            send(1e30 * x[:2])  # its squares are not finite
+        else:
+            with pytest.raises(NotFiniteError):
+                send(1e30 * x[:2])
+        assert all(map(torch.equal, norm.buffers(), before))
+        send(x[:4])
+        assert not all(map(torch.equal, norm.buffers(), before))
 
 
 def test_it_costs_little():
