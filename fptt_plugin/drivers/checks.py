@@ -53,13 +53,14 @@ def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool =
     """
     if driver.pushes:
         return
+    inputs = _Inputs(x)
     with _skippable():
-        is_random = thorough and _check_reset(driver, x, window)
+        is_random = thorough and _check_reset(driver, inputs, window)
     if isinstance(driver, SliceDriver):
-        _check_slices(driver, x, window, is_random, thorough)
+        _check_slices(driver, inputs, window, is_random, thorough)
     if thorough and driver.checks_samples:
         with _skippable():
-            _check_samples(driver, x, is_random)
+            _check_samples(driver, inputs, is_random)
         _warn_of_records(driver.net)
 
 
@@ -75,29 +76,46 @@ def _skippable() -> Iterator[None]:
         raise
 
 
-def _check_reset(driver: Driver, x: Tensor, window: int | None) -> bool:
+class _Inputs:
+    """The inputs of the trials, made of the first batch.
+
+    Args:
+        x: Input ``[T, B, ...]`` of the first batch.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._lively: dict[tuple[int, int], list[Tensor]] = {}
+
+    def lively(self, copy: TrialCopy, steps: int, samples: int) -> list[Tensor]:
+        """What :meth:`TrialCopy.lively` finds for some steps and samples of the batch, found once."""
+        if (steps, samples) not in self._lively:
+            self._lively[steps, samples] = copy.lively(_excerpt(self.x, steps, samples))
+        return self._lively[steps, samples]
+
+
+def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
     """Run a few steps from reset, as a first sequence and after others; returns whether the network is random."""
     try:
         copy = TrialCopy(driver.net, driver)
     except CannotStepError:  # it cannot be copied
         return False
+    x = inputs.x
     if not isinstance(driver, SliceDriver):
-        _check_first_step(driver, x)
+        _check_first_step(driver, copy.fresh(), x)
     steps = len(x) if isinstance(driver, SliceDriver) and window is None else STEPS
-    few = _excerpt(x, steps, min(_samples(copy.net, steps), x.shape[1]))
-    runs = TrialCopy(driver.net, driver).trial(few)
-    for candidate in copy.lively(few if runs else _excerpt(x, steps, x.shape[1])):  # it may need all samples
-        fresh = TrialCopy(driver.net, driver)
-        fresh.take_drawn_weights(copy)
-        first = fresh.trial(candidate)
+    few = min(_samples(copy.net, steps), x.shape[1])
+    runs = copy.fresh().trial(_excerpt(x, steps, few))
+    for candidate in inputs.lively(copy, steps, few if runs else x.shape[1]):  # it may need all samples
+        first = copy.fresh().trial(candidate)
         copy.trial(candidate.flip(0))
         if not first or _alike(first, copy.trial(candidate), _ROUNDING):
             continue
-        kept, changed = _kept(copy, candidate, TrialCopy(driver.net, driver).attributes(), first)
+        kept, changed = _kept(copy, candidate, copy.fresh().attributes(), first)
         if kept:
             raise _not_reset(driver.net, kept, changed)
         _warn_of_hidden_state(copy.net)
-        _check_first_step(driver, x)  # as a state of the shape of these samples may be left
+        _check_first_step(driver, copy.fresh(), x)  # as a state of the shape of these samples may be left
         return True
     return copy.drew
 
@@ -116,9 +134,8 @@ def _warn_of_hidden_state(net: nn.Module) -> None:
         )
 
 
-def _check_first_step(driver: Driver, x: Tensor) -> None:
+def _check_first_step(driver: Driver, copy: TrialCopy, x: Tensor) -> None:
     """Check that the first step of the sequence runs, as training will run it."""
-    copy = TrialCopy(driver.net, driver)
     try:
         copy.advance(x[:1])
     except FPTTError:
@@ -178,17 +195,18 @@ def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotSte
     return cannot_step(net, reason, remedy)
 
 
-def _check_slices(driver: SliceDriver, x: Tensor, window: int | None, is_random: bool, thorough: bool) -> None:
-    steps = STEPS if window else len(x)
-    copy, given = TrialCopy(driver.net, driver), x
-    x = _excerpt(x, steps, _samples(copy.net, steps))
-    for candidate in copy.lively(x):
-        _check_slice(driver, copy, candidate, given)
+def _check_slices(driver: SliceDriver, inputs: _Inputs, window: int | None, is_random: bool, thorough: bool) -> None:
+    steps = STEPS if window else len(inputs.x)
+    copy = TrialCopy(driver.net, driver)
+    samples = _samples(copy.net, steps)
+    for candidate in inputs.lively(copy, steps, samples):
+        _check_slice(driver, copy, candidate, inputs.x)
         if window is None:
             return
         if not is_random:
             _compare_slices(driver, copy, candidate, thorough)
     if not driver.keeps_time:
+        x = _excerpt(inputs.x, steps, samples)
         driver.readout = _how_it_combines(driver, copy, x, is_random)  # a constant factor is in each window's output
 
 
@@ -266,7 +284,7 @@ def _compare_slices(
 
 def _compare_precisely(driver: SliceDriver, x: Tensor) -> None:
     """Compare again in double precision, if the network runs in it."""
-    copy = _trial_copy(driver, precise=True)
+    copy = TrialCopy(driver.net, driver, precise=True)
     x = x.double() if x.is_floating_point() else x
     if copy.trial(x):
         _compare_slices(driver, copy, x, True, _ROUNDING)
@@ -284,7 +302,7 @@ def _how_it_combines(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random:
             if len(found) < 2:
                 break
         if x.is_floating_point():  # a bound may not show on a weak or a short input
-            found = _confirmed(found, driver, 100.0 * torch.randn_like(torch.cat([x, x, x])), is_random)
+            found = _confirmed(found, driver, copy, 100.0 * torch.randn_like(torch.cat([x, x, x])), is_random)
     if not found and is_random:
         driver.guesses = True
         return "mean"  # the usual one
@@ -314,13 +332,15 @@ def _forms(driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool) -> 
     return found
 
 
-def _confirmed(found: list[Returned], driver: SliceDriver, x: Tensor, is_random: bool) -> list[Returned]:
-    """What fits on a strong, longer input of a copy with larger weights, too, if the network is made for it."""
-    copy = TrialCopy(driver.net, driver).with_larger_weights()
+def _confirmed(
+    found: list[Returned], driver: SliceDriver, copy: TrialCopy, x: Tensor, is_random: bool
+) -> list[Returned]:
+    """What fits on a strong, longer input with larger weights, too, if the network is made for it."""
     try:
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(copy.run(x))):
-            return found
-        now = _forms(driver, copy, x, is_random)
+        with copy.larger_weights():
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(copy.run(x))):
+                return found
+            now = _forms(driver, copy, x, is_random)
     except Exception:
         return found
     readouts = {fit.readout for fit in now}  # a constant factor is in each window's output
@@ -394,11 +414,13 @@ def _common_modes(net: nn.Module) -> list[str]:
     return [mode for mode in ("m", "s") if all(mode in module.supported_step_mode() for module in modules)] or ["m"]
 
 
-def _check_samples(driver: Driver, x: Tensor, is_random: bool, *, precise: bool = False) -> None:
+def _check_samples(driver: Driver, inputs: _Inputs, is_random: bool, *, precise: bool = False) -> None:
     """Check that outputs and states of a sample are those of this sample alone; ``precise``: in double precision."""
-    copy = _trial_copy(driver, precise)
+    copy = TrialCopy(driver.net, driver, precise=precise)
     samples = _samples(copy.net, STEPS)
-    for candidate in copy.lively(_excerpt(x, STEPS, samples)):
+    for candidate in inputs.lively(copy, STEPS, samples):
+        if precise and candidate.is_floating_point():
+            candidate = candidate.double()
         try:
             outputs, calls = copy.followed(candidate)
         except Exception:  # says in training what is wrong
@@ -410,24 +432,18 @@ def _check_samples(driver: Driver, x: Tensor, is_random: bool, *, precise: bool 
             raise cannot_step(driver.net, reason, _mixing_remedy(driver))
         if is_random:
             return
-        fresh = _trial_copy(driver, precise)  # without what a reset of the other does not reach
-        fresh.take_drawn_weights(copy)
+        fresh = copy.fresh()  # without what a reset of the other does not reach
         alone, calls_alone = fresh.followed(candidate[:, -1:])
         ones, others = _last_sample(after, tensors_in(fresh.carried()))
         both = [output[:, -1:], *ones], [torch.stack(alone), *others]
         mix = not _alike(*both, _ROUNDING if precise else _TOLERANCE)
         if mix or _loops_over_samples(calls, calls_alone, samples):
+            calls, calls_alone = (
+                one.followed(part, tensors=True)[1] for one, part in ((copy, candidate), (fresh, candidate[:, -1:]))
+            )
             raise _samples_mix(driver, calls, calls_alone, _ROUNDING if precise else _TOLERANCE)
         if not precise and not _alike(*both, _ROUNDING):
-            _check_samples(driver, x.double() if x.is_floating_point() else x, is_random, precise=True)
-
-
-def _trial_copy(driver: Driver, precise: bool) -> TrialCopy:
-    """A copy; in double precision, if it is to be precise, where rounding flips no spikes."""
-    copy = TrialCopy(driver.net, driver)
-    if precise:
-        copy.net.double()
-    return copy
+            _check_samples(driver, inputs, is_random, precise=True)
 
 
 def _loops_over_samples(calls: list[Call], alone: list[Call], samples: int) -> bool:

@@ -419,7 +419,7 @@ def _fits(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select) -> _Fits:
 def _confirmed(
     fits: list[list[Returned]], copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select
 ) -> list[list[Returned]]:
-    """What still fits on a strong, longer input of a copy with larger weights: there bounds and divisors show.
+    """What still fits on a strong, longer input with larger weights: there bounds and divisors show.
 
     Args:
         fits: What fits each tensor that ``forward`` returns on inputs like ``x``.
@@ -428,12 +428,13 @@ def _confirmed(
         time: Where the time axis is.
         select: Picks the output.
     """
-    steps, copy = time(x), TrialCopy(copy.net).with_larger_weights()
+    steps = time(x)
     if time.axis is not None and not time.fixed:
         x = torch.cat([x, x.narrow(time.axis, 0, min(_LONGER, steps))], time.axis)
     for part in [scale * torch.randn_like(x) for scale in (100.0, 10.0)] if x.is_floating_point() else [x.flip(0)]:
         try:
-            returned, records = copy.records(part, time(part))
+            with copy.larger_weights():
+                returned, records = copy.records(part, time(part))
         except Exception:  # another length, or values, for which it is not made
             continue
         returned = _with_lists_stacked(returned, time(part), select)

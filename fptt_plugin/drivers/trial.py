@@ -87,6 +87,7 @@ class TrialCopy:
     Args:
         net: The network, or its wrapper.
         driver: A driver to bind to the copy, which then is in evaluation mode.
+        precise: Compute in double precision, where rounding flips no spikes.
 
     Attributes:
         net: The copy.
@@ -99,8 +100,14 @@ class TrialCopy:
 
     drew = False
 
-    def __init__(self, net: nn.Module, driver: Driver | None = None) -> None:
-        self.net = _copy(unwrapped(net))
+    def __init__(self, net: nn.Module, driver: Driver | None = None, *, precise: bool = False) -> None:
+        self._begin(net, driver, {}, precise)
+
+    def _begin(self, net: nn.Module, driver: Driver | None, weights: dict[str, nn.Parameter], precise: bool) -> None:
+        self._made_of = (net, driver, precise)
+        self.net = _copy(unwrapped(net), weights)
+        if precise:
+            self.net.double()
         self.state = ModelState(self.net)
         self._driver = driver
         if driver is not None:
@@ -108,12 +115,21 @@ class TrialCopy:
             self._driver = driver.on_copy(self.net, self.state)
             self.state.reset()
 
-    def take_drawn_weights(self, other: TrialCopy) -> None:
-        """Take the weights that another copy drew when its first input showed their sizes: each copy draws its own."""
-        tensors = [*self.net.named_parameters(), *self.net.named_buffers()]
+    def fresh(self) -> TrialCopy:
+        """Another copy of the network, as it is before its first input, which shares the weights of this one.
+
+        Weights that this one drew when its first input showed their sizes are copied: each copy would draw its own.
+        """
+        net, driver, precise = self._made_of
+        weights = {name: weight for name, weight in self.net.named_parameters() if type(weight) is nn.Parameter}
+        fresh = TrialCopy.__new__(TrialCopy)
+        fresh._begin(net, driver, weights, precise)
+        tensors = [*fresh.net.named_parameters(), *fresh.net.named_buffers()]
         unsized = {name for name, tensor in tensors if is_lazy(tensor)}
-        drawn = {name: tensor for name, tensor in other.net.state_dict().items() if name in unsized}
-        self.net.load_state_dict(drawn, strict=False)
+        own = self.net.state_dict().items() if unsized else ()
+        drawn = {name: tensor for name, tensor in own if name in unsized and not is_lazy(tensor)}
+        fresh.net.load_state_dict(drawn, strict=False)
+        return fresh
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -174,13 +190,18 @@ class TrialCopy:
             self.run(x_t)
         return forgotten
 
-    def with_larger_weights(self) -> TrialCopy:
-        """The same copy with weights ten times as large, by which neurons fire more and membranes grow."""
-        with torch.no_grad():
-            for weight in self.net.parameters():
-                if weight.dim() > 1:  # not decays, by which the state would grow without bound
-                    weight.mul_(10.0)
-        return self
+    @contextmanager
+    def larger_weights(self) -> Iterator[None]:
+        """Context of weights eight times as large, by which neurons fire more and membranes grow."""
+        # Not decays, by which the state would grow without bound. A power of two comes off again exactly.
+        weights = [w.detach() for w in self.net.parameters() if w.dim() > 1 and w.is_floating_point()]
+        for weight in weights:
+            weight.mul_(8.0)
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.div_(8.0)
 
     def passes_on(self, x_t: Tensor, names: list[str]) -> bool:
         """Whether what the network returns besides its output is a state: passed on as further arguments, it matters.
@@ -298,13 +319,19 @@ class TrialCopy:
         most = max((number for number, _ in found), default=0)
         return [candidate for number, candidate in found if number == most][:count] or [x]
 
-    def followed(self, x: Tensor) -> tuple[list[Tensor], list[Call]]:
-        """Outputs of some steps from reset, and the calls of modules on the way, in the order of their return."""
+    def followed(self, x: Tensor, *, tensors: bool = False) -> tuple[list[Tensor], list[Call]]:
+        """Outputs of some steps from reset, and the calls of modules on the way, in the order of their return.
+
+        Args:
+            x: The steps.
+            tensors: Whether to keep what each call got and returned.
+        """
         calls: list[Call] = []
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                calls.append(Call(name, *([tensor.clone() for tensor in tensors_in(side)] for side in (args, output))))
+                sides = [tensors_in(side) if tensors else [] for side in (args, output)]
+                calls.append(Call(name, *([tensor.clone() for tensor in side] for side in sides)))
 
             return hook
 
@@ -356,8 +383,13 @@ def _attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def _copy(net: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
+def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
+    """A copy of a network, whose parameters share the memory of those given by name."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(weights[name].detach(), parameter.requires_grad)
+        for name, parameter in net.named_parameters()
+        if name in weights and type(parameter) is nn.Parameter
+    }
 
     def cut(tensor: Tensor) -> Tensor:
         if tensor.grad_fn is not None:  # deepcopy refuses these

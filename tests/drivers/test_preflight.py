@@ -3,6 +3,8 @@
 import importlib
 import threading
 import warnings
+import weakref
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -165,6 +167,58 @@ def test_lazy_layers_of_two_copies_draw_the_same_weights(library, dropout):
         hidden, end = neurons.LTCLeaky(**state), neurons.LTCIntegrator(**state)
         net = nn.Sequential(nn.LazyLinear(8), hidden, nn.Dropout(dropout), nn.LazyLinear(2), end)
         assert trainer_of(net, window=2).train_sequence(*batch()).updates == 3
+
+
+# ---------------------------------------------------------------------- what it costs
+
+
+class Watched(nn.Linear):
+    """Counts the places in memory where its weights are; with a ``decay``, its weights change with every call."""
+
+    places: ClassVar[dict[int, weakref.ref]] = {}
+    most = 0
+    decay = 1.0
+
+    def forward(self, x):
+        Watched.places[id(self.weight)] = weakref.ref(self.weight)
+        living = [found for place in Watched.places.values() if (found := place()) is not None]
+        Watched.most = max(Watched.most, len({weight.data_ptr() for weight in living}))
+        if self.decay != 1.0:
+            self.weight.data.mul_(self.decay)
+        return super().forward(x)
+
+
+class Loops(nn.Sequential):
+    def forward(self, x):
+        return torch.stack([super(Loops, self).forward(x_t) for x_t in x]).mean(0)
+
+
+@pytest.mark.parametrize("mode", ["s", "m", "mean", "loop"])
+def test_one_copy_of_the_weights_lives_at_a_time(mode):
+    layers = [Watched(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False)]
+    net = Loops(*layers) if mode == "loop" else nn.Sequential(*layers)
+    if mode in ("m", "mean"):
+        net = nn.Sequential(Watched(3, 8), neuron.LIFNode(), layer.Linear(8, 2), LTCIntegrator())
+        functional.set_step_mode(net, "m")
+    if mode == "mean":
+        net = nn.Sequential(net, Mean())
+    Watched.places, Watched.most = {}, 0
+    trainer_of(net, window=2).prepare(*batch())
+    assert Watched.most == 1  # beside the network's own, which has not been called
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*gives something else")
+def test_weights_that_a_network_changes_itself_are_changed_on_copies_alone():
+    net = nn.Sequential(Watched(3, 8), LIF(), nn.Linear(8, 2), LIF(spikes=False))
+    net[0].decay = 0.5
+    before = copies(net.parameters())
+    trainer_of(net).prepare(*batch())
+    assert identical(before, net.parameters())
 
 
 # ---------------------------------------------------------------------- state that no reset reaches
