@@ -766,7 +766,7 @@ class FPTTTrainer:
         if modes_changed or self._step_modes is None:
             self._step_modes, self._driver_is_checked = StepModes(self.net), False
         if not self._driver_is_checked:
-            x = x.transpose(0, 1) if batch_first else x
+            x = x.transpose(0, 1) if batch_first and loop.driver.steps_and_batch(x) is None else x
             preflight(loop.driver, x, self.schedule.window, thorough=self._preflight)
             loop.driver.check_losses(self.schedule.window, self.schedule.loss_every)
             self._use_driver(loop.driver)  # by now it knows the network's readout

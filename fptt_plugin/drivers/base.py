@@ -37,6 +37,8 @@ class Driver:
             says.
         pushes (bool): ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own
             loop over time, and the trainer calls :meth:`run` once per batch.
+        axes (tuple[int | None, int]): Axes of time and batch in an input; ``None`` for time where an input has no such
+            axis, or must keep its number of steps. Default (0, 1).
         mixing_remedy (str): What the error message advises where samples mix.
         sequence_remedy (str): What the error message advises where the network does not take a time step.
 
@@ -58,6 +60,7 @@ class Driver:
     factor = 1.0
     guesses = False
     combines_steps = False
+    axes: tuple[int | None, int] = (0, 1)
     mixing_remedy = ""
     sequence_remedy = "leave driver='auto', which finds out how forward() takes its time steps"
 

@@ -31,6 +31,7 @@ from .trial import ABSENT, Call, TrialCopy
 STEPS = 5  # of the trial
 _TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
 _ROUNDING = 1e-4  # of the norm: of one and the same computation, done twice
+_KEEP_IT = "let the neurons keep their state themselves (init_hidden=True in snnTorch)"
 _FUNCTIONS = (type, FunctionType, MethodType, BuiltinFunctionType, partial)  # without a state, as far as can be seen
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)  # never begin again
 
@@ -38,12 +39,12 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool = True) -> None:
     """Check a driver on a few steps and samples of the first batch, in evaluation mode, on a copy of the network.
 
-    Tells a slice driver what its output is. A driver that pushes is not checked: the network itself keeps time and
-    samples apart.
+    Tells a slice driver what its output is. Of a network with a loop of its own only sequences are compared: it keeps
+    time steps and samples apart itself.
 
     Args:
         driver: How the network will be called.
-        x: Input ``[T, B, ...]``.
+        x: Input, with time and batch in the driver's ``axes``.
         window: Steps per slice, ``None`` for the whole sequence.
         thorough: ``False`` finds out what the output of a slice is, and checks nothing else.
 
@@ -51,11 +52,11 @@ def preflight(driver: Driver, x: Tensor, window: int | None, *, thorough: bool =
         CannotStepError: If a sequence depends on the one before, if slice by slice is not the whole sequence, or if
             samples mix.
     """
-    if driver.pushes:
-        return
-    inputs = _Inputs(x)
+    inputs = _Inputs(x, *driver.axes)
     with _skippable():
         is_random = thorough and _check_reset(driver, inputs, window)
+    if driver.pushes:
+        return
     if isinstance(driver, SliceDriver):
         _check_slices(driver, inputs, window, is_random, thorough)
     if thorough and driver.checks_samples:
@@ -80,17 +81,28 @@ class _Inputs:
     """The inputs of the trials, made of the first batch.
 
     Args:
-        x: Input ``[T, B, ...]`` of the first batch.
+        x: Input of the first batch.
+        time: Axis of its time steps; ``None`` if their number must stay as it is.
+        batch: Axis of its samples.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, time: int | None, batch: int) -> None:
         self.x = x
+        self.samples = x.shape[batch]
+        self._time, self._batch = time, batch
         self._lively: dict[tuple[int, int], list[Tensor]] = {}
+
+    def excerpt(self, steps: int, samples: int) -> Tensor:
+        """Some steps and samples, repeated if too few; from all over the sequence, as its beginning may be empty."""
+        x = self.x
+        if self._time is not None:
+            x = x.index_select(self._time, torch.arange(steps, device=x.device) * x.shape[self._time] // steps)
+        return x.index_select(self._batch, torch.arange(samples, device=x.device) % self.samples)
 
     def lively(self, copy: TrialCopy, steps: int, samples: int) -> list[Tensor]:
         """What :meth:`TrialCopy.lively` finds for some steps and samples of the batch, found once."""
         if (steps, samples) not in self._lively:
-            self._lively[steps, samples] = copy.lively(_excerpt(self.x, steps, samples))
+            self._lively[steps, samples] = copy.lively(self.excerpt(steps, samples))
         return self._lively[steps, samples]
 
 
@@ -100,22 +112,23 @@ def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
         copy = TrialCopy(driver.net, driver)
     except CannotStepError:  # it cannot be copied
         return False
-    x = inputs.x
-    if not isinstance(driver, SliceDriver):
-        _check_first_step(driver, copy.fresh(), x)
-    steps = len(x) if isinstance(driver, SliceDriver) and window is None else STEPS
-    few = min(_samples(copy.net, steps), x.shape[1])
-    runs = copy.fresh().trial(_excerpt(x, steps, few))
-    for candidate in inputs.lively(copy, steps, few if runs else x.shape[1]):  # it may need all samples
+    takes_steps = not (driver.pushes or isinstance(driver, SliceDriver))
+    if takes_steps:
+        _check_first_step(driver, copy.fresh(), inputs.x)
+    steps = len(inputs.x) if isinstance(driver, SliceDriver) and window is None else STEPS
+    few = min(_samples(copy.net, steps), inputs.samples)
+    runs = copy.fresh().trial(inputs.excerpt(steps, few))
+    for candidate in inputs.lively(copy, steps, few if runs else inputs.samples):  # it may need all samples
         first = copy.fresh().trial(candidate)
         copy.trial(candidate.flip(0))
         if not first or _alike(first, copy.trial(candidate), _ROUNDING):
             continue
         kept, changed = _kept(copy, candidate, copy.fresh().attributes(), first)
         if kept:
-            raise _not_reset(driver.net, kept, changed)
+            raise _not_reset(driver, kept, changed)
         _warn_of_hidden_state(copy.net)
-        _check_first_step(driver, copy.fresh(), x)  # as a state of the shape of these samples may be left
+        if takes_steps:
+            _check_first_step(driver, copy.fresh(), inputs.x)  # as a state of the shape of these samples may be left
         return True
     return copy.drew
 
@@ -169,9 +182,9 @@ def _kept(copy: TrialCopy, x: Tensor, before: dict[str, Any], first: list[Tensor
     return kept, [name for name in clean if name in kept or _is_plain(after[name])]
 
 
-def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotStepError:
+def _not_reset(driver: Driver, kept: list[str], changed: list[str]) -> CannotStepError:
     owner = kept[0].rpartition(".")[0]
-    module = unwrapped(net).get_submodule(owner)
+    module = unwrapped(driver.net).get_submodule(owner)
     own = [name for name in changed if name.rpartition(".")[0] == owner]
     if handler_for(module) is not None:  # a subclass: what its base computes anew at each step is no state
         own = [name for name in own if name in kept or hasattr(module, name.rpartition(".")[2])]
@@ -179,8 +192,10 @@ def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotSte
     opaque = [name for name in own if not _is_plain(getattr(module, name, None))]
     missing = [name for name in own if not hasattr(module, name)]
     absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
+    places = ", ".join(map(repr, kept))
+    otherwise = f"set {places} in forward(), before its loop" if driver.pushes else _KEEP_IT
     remedy = (
-        "let the neurons keep their state themselves (init_hidden=True in snnTorch), or name such attributes, each "
+        f"{otherwise}, or name such attributes, each "
         f"with its value before the first input{absent}, before you build the trainer: {handler_code(module, own)}"
     )
     if opaque:
@@ -190,9 +205,8 @@ def _not_reset(net: nn.Module, kept: list[str], changed: list[str]) -> CannotSte
             "numbers, and name these, each with its value before the first input, in "
             f"fptt_plugin.state.register_state_handler({kind}, AttributeHandler(...)) before you build the trainer"
         )
-    places = ", ".join(map(repr, kept))
     reason = f"begins a sequence with what the one before left in {places}, which reset() does not reach"
-    return cannot_step(net, reason, remedy)
+    return cannot_step(driver.net, reason, remedy)
 
 
 def _check_slices(driver: SliceDriver, inputs: _Inputs, window: int | None, is_random: bool, thorough: bool) -> None:
@@ -206,7 +220,7 @@ def _check_slices(driver: SliceDriver, inputs: _Inputs, window: int | None, is_r
         if not is_random:
             _compare_slices(driver, copy, candidate, thorough)
     if not driver.keeps_time:
-        x = _excerpt(inputs.x, steps, samples)
+        x = inputs.excerpt(steps, samples)
         driver.readout = _how_it_combines(driver, copy, x, is_random)  # a constant factor is in each window's output
 
 
@@ -499,12 +513,6 @@ def _samples(net: nn.Module, steps: int) -> int:
     """Samples of the trial: as many as there are neither steps nor features, so that no axis is taken for another."""
     sizes = {steps, *(size for p in net.parameters() if not is_lazy(p) for size in p.shape)}
     return next(samples for samples in count(3) if samples not in sizes)
-
-
-def _excerpt(x: Tensor, steps: int, samples: int) -> Tensor:
-    """Some steps from all over the sequence, as its beginning may be empty, and some samples; repeated if too few."""
-    times = torch.arange(steps, device=x.device) * len(x) // steps
-    return x[times][:, torch.arange(samples, device=x.device) % x.shape[1]]
 
 
 def _last_sample(ones: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -74,6 +74,7 @@ class InFlightDriver(Driver):
     def __init__(self, output_module: str, time: TimeAxis, every: int = 1, step: StepOutput | None = None) -> None:
         self.output_module = output_module
         self.time = time
+        self.axes = (None if time.fixed else time.axis, 1 if time.axis == 0 else 0)
         self.every = every
         self.step = step
         if step is not None:
@@ -82,8 +83,7 @@ class InFlightDriver(Driver):
         self._in_place: list[Tensor] = []
 
     def steps_and_batch(self, x: Tensor) -> tuple[int, int] | None:
-        # Of an input without time axis the first dimension is the batch.
-        return self.time(x), x.shape[1 if self.time.axis == 0 else 0]
+        return self.time(x), x.shape[self.axes[1]]
 
     def run(self, x: Tensor, take: Callable[[Tensor], bool]) -> None:
         expected, calls = self.time(x), 0

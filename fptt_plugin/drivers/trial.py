@@ -153,9 +153,16 @@ class TrialCopy:
     # ------------------------------------------------------------------ what the network calls and returns
 
     def calls(self, x: Tensor) -> Calls:
-        """What the copy calls on ``x``, from its initial state and without gradients."""
-        calls, neurons = Calls([], []), dict(self.state.modules())
-        inside = {id(m) for neuron in neurons.values() for m in neuron.modules() if m is not neuron}
+        """What the network calls on ``x`` as its first input, without gradients."""
+        fresh = self.fresh()  # no run fails for a state of other shapes that no reset reaches
+        calls, neurons = Calls([], []), dict(fresh.state.modules())
+        inside = set[int]()
+        for name, neuron in [*neurons.items()]:
+            parts = {id(module) for module in neuron.modules() if module is not neuron}
+            if parts.isdisjoint(map(id, neurons.values())):
+                inside |= parts
+            elif name == "":  # the whole network has a state of its own, and its neurons tell the steps
+                del neurons[name]
 
         def note(name: str) -> Callable[..., None]:
             def hook(*_: Any) -> None:
@@ -165,10 +172,10 @@ class TrialCopy:
 
             return hook
 
-        watched = ((name, module) for name, module in self.net.named_modules() if id(module) not in inside)
+        watched = ((name, module) for name, module in fresh.net.named_modules() if id(module) not in inside)
         with _attached(module.register_forward_hook(note(name)) for name, module in watched):
-            self.state.reset()
-            self.run(x)
+            fresh.state.reset()
+            fresh.run(x)
         return calls
 
     def forgotten(self, x_t: Tensor) -> list[str]:
@@ -226,7 +233,7 @@ class TrialCopy:
     def records(
         self, x: Tensor, steps: int, noise: Container[str] = ()
     ) -> tuple[Any, dict[str, list[list[Tensor | None]]]]:
-        """What the copy returns on ``x``, and what its modules return in each of the ``steps``, without gradients.
+        """What the network returns on ``x`` as its first input, and its modules in each of the ``steps``.
 
         Modules that are not called in every step are left out, and ``None`` stands for tensors whose size shows that
         they are not part of the result. The modules come in the order of their calls within the last step. Those in
@@ -269,9 +276,10 @@ class TrialCopy:
 
             return hook
 
-        with _attached(module.register_forward_hook(keep(name)) for name, module in self.net.named_modules() if name):
-            self.state.reset()
-            return self.run(x)
+        fresh = self.fresh()
+        with _attached(module.register_forward_hook(keep(name)) for name, module in fresh.net.named_modules() if name):
+            fresh.state.reset()
+            return fresh.run(x)
 
     def trainable(self, name: str) -> bool:
         """Whether this module is a layer with weights to train."""
@@ -282,9 +290,19 @@ class TrialCopy:
 
     def advance(self, x: Tensor) -> list[Tensor]:
         """Outputs of some steps, as the driver gives them, without gradients."""
-        assert self._driver is not None
+        driver = self._driver
+        assert driver is not None
         with torch.no_grad(), self._apart():
-            return list(self._driver.advance(x))
+            if not driver.pushes:
+                return list(driver.advance(x))
+            outputs: list[Tensor] = []
+
+            def take(output: Tensor) -> bool:
+                outputs.append(output.clone())
+                return False  # nothing is detached, as there is no graph
+
+            driver.run(x, take)
+            return outputs
 
     def lively(self, x: Tensor, count: int = 3) -> list[Tensor]:
         """The input, or larger and other ones of its shape, on which most modules do something.

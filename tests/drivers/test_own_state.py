@@ -168,6 +168,80 @@ def test_the_remedy_mends_it(kind):
     assert torch.equal(first, again)
 
 
+# ---------------------------------------------------------------------- within a loop over time in forward()
+
+
+class Loop(nn.Module):
+    """Steps through time, or through a still image, itself; ``layout`` is where the time axis is."""
+
+    def __init__(self, first, layout):
+        super().__init__()
+        self.net, self.layout = plain(first), layout
+
+    def forward(self, x):
+        steps = [x] * 5 if self.layout == "image" else x.unbind(1 if self.layout == "batch_first" else 0)
+        for module in self.net:
+            if isinstance(module, LIF):
+                module.mem = None
+        return torch.stack([self.net(x_t) for x_t in steps])
+
+
+LAYOUTS = ["time_first", "batch_first", "image"]
+
+
+def loop_of(net, layout, **options):
+    """A trainer of a loop, with sequences or images ``x`` and labels."""
+    x, y = batch()
+    x = {"time_first": x, "batch_first": x.transpose(0, 1), "image": x[0]}[layout]
+    return FPTTTrainer(net, sgd(net, lr=0.0), CE, batch_first=layout == "batch_first", **options), x, y
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_remedy_mends_it_in_a_loop(layout):
+    class Past(nn.Module):
+        past: Any = None
+
+        def forward(self, x):
+            self.past = x if self.past is None else 0.5 * self.past.detach() + x
+            return self.past
+
+    class Begins(Loop):
+        def forward(self, x):
+            self.net[0].past = None
+            return super().forward(x)
+
+    def outputs(net):
+        trainer, x, y = loop_of(net, layout, alpha=0.0, window=2)
+        found = [trainer.train_sequence(value, y).output for value in (x, 2 * x.flip(0), x)]
+        assert "in-flight" in trainer.explain()
+        return found[0], found[2]
+
+    assert torch.equal(*outputs(Begins(Past(), layout)))
+    trainer, x, y = loop_of(Loop(Past(), layout), layout)
+    with pytest.raises(CannotStepError, match=r"set 'net\.0\.past' in forward\(\), before its loop, or"):
+        trainer.train_sequence(x, y)
+    exec(remedy_of(trainer, x, y), globals() | {"fptt_plugin": fptt_plugin, "Past": Past})
+    assert torch.equal(*outputs(Loop(Past(), layout)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_does_not_show_in_a_loop_or_is_meant_to_stay_is_not_refused(layout):
+    class Sums(nn.Module):
+        total = 0.0
+
+        def forward(self, x):
+            self.total = self.total + x.detach()
+            return x + self.total
+
+    trainer, x, y = loop_of(Loop(Cached(), layout), layout)
+    trainer.train_sequence(x, y)
+    with pytest.raises(CannotStepError, match="preflight=False"):
+        loop_of(Loop(Sums(), layout), layout)[0].train_sequence(x, y)
+    trainer, *_ = loop_of(Loop(Sums(), layout), layout, preflight=False, alpha=0.0)
+    first, again = (trainer.train_sequence(x, y).output for _ in range(2))
+    assert not torch.equal(first, again)
+
+
 class Helper:
     def __init__(self):
         self.v = 0.0
