@@ -112,8 +112,7 @@ def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
         copy = TrialCopy(driver.net, driver)
     except CannotStepError:  # it cannot be copied
         return False
-    takes_steps = not (driver.pushes or isinstance(driver, SliceDriver))
-    if takes_steps:
+    if not (driver.pushes or isinstance(driver, SliceDriver)):
         _check_first_step(driver, copy.fresh(), inputs.x)
     steps = len(inputs.x) if isinstance(driver, SliceDriver) and window is None else STEPS
     few = min(_samples(copy.net, steps), inputs.samples)
@@ -127,7 +126,7 @@ def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
         if kept:
             raise _not_reset(driver, kept, changed)
         _warn_of_hidden_state(copy.net)
-        if takes_steps:
+        if not driver.pushes:
             _check_first_step(driver, copy.fresh(), inputs.x)  # as a state of the shape of these samples may be left
         return True
     return copy.drew

@@ -56,7 +56,7 @@ def does_not_run(
     what = f"{what} of shape {tuple(x.shape)}"
     if isinstance(error, FPTTError) and isinstance(on_step, FPTTError | None):  # says itself what to do
         return cannot_step(net, f"does not run on {what}: {error.reason}", error.remedy)
-    name, layer = _innermost(copy.net, error)
+    name, layer = _innermost(copy.latest, error)
     inside = f" in {name!r} ({type(layer).__name__})" if name else ""
     also = f" nor on one step of it ({on_step!r})" if on_step and repr(on_step) != repr(error) else ""
     hook = input_hook(copy.net)

@@ -91,6 +91,7 @@ class TrialCopy:
 
     Attributes:
         net: The copy.
+        latest: The copy that ran last: this one, or a fresh one.
         state: Its recurrent state.
         drew: Whether the last run drew random numbers.
 
@@ -105,7 +106,7 @@ class TrialCopy:
 
     def _begin(self, net: nn.Module, driver: Driver | None, weights: dict[str, nn.Parameter], precise: bool) -> None:
         self._made_of = (net, driver, precise)
-        self.net = _copy(unwrapped(net), weights)
+        self.net = self.latest = _copy(unwrapped(net), weights)
         if precise:
             self.net.double()
         self.state = ModelState(self.net)
@@ -118,6 +119,8 @@ class TrialCopy:
     def fresh(self) -> TrialCopy:
         """Another copy of the network, as it is before its first input, which shares the weights of this one.
 
+        On one such no run fails because of a state of other shapes that no reset reaches.
+
         Weights that this one drew when its first input showed their sizes are copied: each copy would draw its own.
         """
         net, driver, precise = self._made_of
@@ -129,6 +132,7 @@ class TrialCopy:
         own = self.net.state_dict().items() if unsized else ()
         drawn = {name: tensor for name, tensor in own if name in unsized and not is_lazy(tensor)}
         fresh.net.load_state_dict(drawn, strict=False)
+        self.latest = fresh.net
         return fresh
 
     @contextmanager
@@ -154,7 +158,7 @@ class TrialCopy:
 
     def calls(self, x: Tensor) -> Calls:
         """What the network calls on ``x`` as its first input, without gradients."""
-        fresh = self.fresh()  # no run fails for a state of other shapes that no reset reaches
+        fresh = self.fresh()
         calls, neurons = Calls([], []), dict(fresh.state.modules())
         inside = set[int]()
         for name, neuron in [*neurons.items()]:
