@@ -225,6 +225,23 @@ def test_the_remedy_mends_it_in_a_loop(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_loop_in_a_network_that_is_itself_registered(layout):
+    class Whole(Loop):
+        trace: Any = None
+
+        def forward(self, x):
+            self.trace = 1.0 if self.trace is None else self.trace + 1.0
+            return super().forward(self.trace * x)
+
+    trainer, x, y = loop_of(Whole(nn.Identity(), layout), layout)
+    exec(remedy_of(trainer, x, y), globals() | {"fptt_plugin": fptt_plugin, "Whole": Whole})
+    trainer, x, y = loop_of(Whole(nn.Identity(), layout), layout, alpha=0.0)
+    first, again = (trainer.train_sequence(x, y).output for _ in range(2))
+    assert "in-flight" in trainer.explain()
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_does_not_show_in_a_loop_or_is_meant_to_stay_is_not_refused(layout):
     class Sums(nn.Module):
         total = 0.0
