@@ -29,8 +29,9 @@ if TorchVersion(torch.__version__) < "2.13":
     # update of many weights: "InductorError: AssertionError".
     _INDUCTOR["loop_ordering_after_fusion"] = False
 # PyTorch knows which vector instructions this processor has. With empty caches Inductor would spend eight seconds on
-# asking the C++ compiler about each of them. One that does not know them fails, and gets those it has known for longer.
-_TRUST: dict[str, Any] = {"cpp.vec_isa_ok": True} if TorchVersion(torch.__version__) >= "2.11" else {}
+# asking the C++ compiler about each of those of x86. One that does not know AVX-512 fails, and gets AVX2.
+_IS_X86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+_TRUST: dict[str, Any] = {"cpp.vec_isa_ok": True} if _IS_X86 and TorchVersion(torch.__version__) >= "2.11" else {}
 _OLDER = {"cpp.simdlen": 256}
 
 _numbers = itertools.count()
