@@ -74,6 +74,7 @@ class InFlightDriver(Driver):
     def __init__(self, output_module: str, time: TimeAxis, every: int = 1, step: StepOutput | None = None) -> None:
         self.output_module = output_module
         self.time = time
+        # Of an input without time axis the first dimension is the batch.
         self.axes = (None if time.fixed else time.axis, 1 if time.axis == 0 else 0)
         self.every = every
         self.step = step
