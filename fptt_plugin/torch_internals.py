@@ -6,6 +6,7 @@ lists of tensors, ``torch._foreach_*``, and ``spikingjelly/`` reads the memories
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from operator import attrgetter
@@ -33,6 +34,18 @@ is_fake: Callable[[Any], bool] = _is_fake
 def is_view(tensor: Tensor) -> bool:
     """Whether a tensor is a view, which cannot be detached in place."""
     return tensor._is_view()
+
+
+# ---------------------------------------------------------------------- functions of autograd
+
+
+def with_signature(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Store the signature of the ``forward`` of an ``autograd.Function``, for which ``apply()`` asks at every call.
+
+    ``inspect.signature`` returns what is stored; to find it out takes a third of the time of a small call.
+    """
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 # ---------------------------------------------------------------------- modules

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..torch_internals import with_signature
+
 _SQRT_2PI = math.sqrt(2.0 * math.pi)
 
 
@@ -31,6 +33,7 @@ def heaviside(v: Tensor) -> Tensor:
 
 class _MultiGaussianSpike(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(v: Tensor, sigma: float, scale: float, height: float, gamma: float) -> Tensor:
         return (v > 0).to(v.dtype)  # heaviside(v)
 

@@ -16,6 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from ..errors import ConfigurationError, ConfigurationTypeError, check_choice, integer
+from ..torch_internals import with_signature
 from .time_constants import Decay, InitialBias, TimeConstants, initial_bias
 
 KernelSize = int | tuple[int, int]
@@ -103,6 +104,7 @@ class _LinearOfPair(torch.autograd.Function):
     """
 
     @staticmethod
+    @with_signature
     def forward(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(torch.cat([x, state], dim=-1), weight, bias)
 
