@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -122,7 +121,7 @@ extern "C" void kernel(float* out) {}
 """
 
 
-@functools.cache  # once in a process
+@cache  # once in a process
 def read_headers() -> None:
     """Have the C++ compiler read PyTorch's headers, seconds of work with empty caches, while Python traces a graph.
 

@@ -192,10 +192,10 @@ def _not_reset(driver: Driver, kept: list[str], changed: list[str]) -> CannotSte
     missing = [name for name in own if not hasattr(module, name)]
     absent = f" (assign it to self.{', self.'.join(missing)} in __init__())" if missing else ""
     places = ", ".join(map(repr, kept))
-    otherwise = f"set {places} in forward(), before its loop" if driver.pushes else _KEEP_IT
+    without_a_handler = f"set {places} in forward(), before its loop" if driver.pushes else _KEEP_IT
     remedy = (
-        f"{otherwise}, or name such attributes, each "
-        f"with its value before the first input{absent}, before you build the trainer: {handler_code(module, own)}"
+        f"{without_a_handler}, or name such attributes, each with its value before the first input{absent}, before you "
+        f"build the trainer: {handler_code(module, own)}"
     )
     if opaque:
         kind = type(module).__name__

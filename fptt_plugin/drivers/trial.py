@@ -119,8 +119,7 @@ class TrialCopy:
     def fresh(self) -> TrialCopy:
         """Another copy of the network, as it is before its first input, which shares the weights of this one.
 
-        On one such no run fails because of a state of other shapes that no reset reaches.
-
+        There no run fails because of a state of other shapes that no reset reaches.
         Weights that this one drew when its first input showed their sizes are copied: each copy would draw its own.
         """
         net, driver, precise = self._made_of
