@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .neurons import PerStepNorm
 from .state import ModelState
-from .torch_internals import forward_hooks, is_fake, replace_forward_hooks
+from .torch_internals import is_fake
 
 
 class FiringRates:
@@ -161,16 +159,3 @@ class _Box:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-
-
-@contextmanager
-def unobserved(net: nn.Module) -> Iterator[None]:
-    """Context in which no monitor sees what passes through the network: a trial run is not part of the training."""
-    kept = [(module, forward_hooks(module)) for module in net.modules()]
-    for module, _ in kept:
-        replace_forward_hooks(module)
-    try:
-        yield
-    finally:
-        for module, hooks in kept:
-            replace_forward_hooks(module, hooks)

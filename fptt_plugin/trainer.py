@@ -31,6 +31,7 @@ from .drivers import (
     takes_integers,
     unwrapped,
     warn_of_guess,
+    warn_of_modes,
 )
 from .errors import (
     BatchShapeError,
@@ -770,12 +771,19 @@ class FPTTTrainer:
             preflight(loop.driver, x, self.schedule.window, thorough=self._preflight)
             loop.driver.check_losses(self.schedule.window, self.schedule.loss_every)
             self._use_driver(loop.driver)  # by now it knows the network's readout
-            if loop.driver.guesses and self._readout_choice is None:
-                warn_of_guess(unwrapped(self.net), loop.driver.readout)
+            if self._readout_choice is None:
+                self._warn_of_readout(loop.driver)
             self._driver_is_checked = True
         if self.accelerate != "none" and loop.executor is None:
             loop.executor = Accelerator(loop, self.accelerate)
         return loop.driver
+
+    def _warn_of_readout(self, driver: Driver) -> None:
+        net, evaluated = unwrapped(self.net), driver.readout_in_evaluation
+        if driver.guesses:
+            warn_of_guess(net, driver.readout)
+        elif evaluated not in (None, driver.readout):
+            warn_of_modes(net, driver.readout, evaluated)
 
     def _choose_driver(self, x: Tensor, batch_first: bool) -> Driver:
         choice, select = self._driver_choice, self.objective.select

@@ -5,10 +5,11 @@ from .checks import preflight
 from .detect import check_driver, check_network, find_driver, known_driver
 from .explicit import ExplicitDriver
 from .failures import neurons_rest
+from .hooks import unobserved
 from .in_flight import InFlightDriver, check_in_flight
 from .inputs import input_hook, pack_inputs, takes_state
 from .layouts import layout_remedy, takes_integers
-from .returned import warn_of_guess
+from .returned import warn_of_guess, warn_of_modes
 from .slice import SliceDriver
 from .step import StepDriver
 
@@ -34,6 +35,8 @@ __all__ = [
     "step_modes",
     "takes_integers",
     "takes_state",
+    "unobserved",
     "unwrapped",
     "warn_of_guess",
+    "warn_of_modes",
 ]

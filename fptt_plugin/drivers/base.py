@@ -33,6 +33,7 @@ class Driver:
             step, or the last), ``"mean"``, ``"sum"`` or ``"max"``.
         factor (float): Constant by which the network multiplies a sum over its steps. Default 1.
         guesses (bool): Whether ``readout`` is a guess, because every output tried was the same at each step.
+        readout_in_evaluation (str | None): The same as ``readout`` in evaluation mode, if the network was asked.
         combines_steps (bool): Whether :meth:`advance` gives one output for all of its steps, combined as ``readout``
             says.
         pushes (bool): ``False``: the trainer calls :meth:`advance` window by window. ``True``: the network runs its own
@@ -59,6 +60,7 @@ class Driver:
     readout = "step"
     factor = 1.0
     guesses = False
+    readout_in_evaluation: str | None = None
     combines_steps = False
     axes: tuple[int | None, int] = (0, 1)
     mixing_remedy = ""

@@ -26,12 +26,22 @@ from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
 from .returned import Returned, differ, identify, lively_inputs, told_apart
 from .slice import SliceDriver
+from .step import StepDriver
 from .trial import ABSENT, Call, TrialCopy
 
 STEPS = 5  # of the trial
 _TOLERANCE = 0.1  # of the norm: rounding may flip a spike, and forgetting changes most of them
 _ROUNDING = 1e-4  # of the norm: of one and the same computation, done twice
 _KEEP_IT = "let the neurons keep their state themselves (init_hidden=True in snnTorch)"
+_RECURRENT = (
+    "of one time step it takes the samples for its time steps: call it on x_t.unsqueeze(0) and go on with output[0]; "
+    "what it is to remember from step to step, forward(x_t, state) takes and returns, with driver='explicit'"
+)
+_REMEDIES: dict[type, str] = {
+    **dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), _RECURRENT),
+    nn.MultiheadAttention: "of one time step it takes the samples for tokens: give it the tokens of each sample, [B, "
+    "tokens, features], with batch_first=True",
+}
 _FUNCTIONS = (type, FunctionType, MethodType, BuiltinFunctionType, partial)  # without a state, as far as can be seen
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)  # never begin again
 
@@ -114,7 +124,7 @@ def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
         return False
     if not (driver.pushes or isinstance(driver, SliceDriver)):
         _check_first_step(driver, copy.fresh(), inputs.x)
-    steps = len(inputs.x) if isinstance(driver, SliceDriver) and window is None else STEPS
+    steps = _steps_of_slices(inputs, window) if isinstance(driver, SliceDriver) else STEPS
     few = min(_samples(copy.net, steps), inputs.samples)
     runs = copy.fresh().trial(inputs.excerpt(steps, few))
     for candidate in inputs.lively(copy, steps, few if runs else inputs.samples):  # it may need all samples
@@ -208,9 +218,16 @@ def _not_reset(driver: Driver, kept: list[str], changed: list[str]) -> CannotSte
     return cannot_step(driver.net, reason, remedy)
 
 
+def _steps_of_slices(inputs: _Inputs, window: int | None) -> int:
+    """Steps of the trial; not more than the data have, as there are layers made for a number of steps."""
+    given = len(inputs.x)
+    return given if window is None or 1 < given < STEPS else STEPS
+
+
 def _check_slices(driver: SliceDriver, inputs: _Inputs, window: int | None, is_random: bool, thorough: bool) -> None:
-    steps = STEPS if window else len(inputs.x)
+    steps = _steps_of_slices(inputs, window)
     copy = TrialCopy(driver.net, driver)
+    copy.tell_normalizations_apart()
     samples = _samples(copy.net, steps)
     for candidate in inputs.lively(copy, steps, samples):
         _check_slice(driver, copy, candidate, inputs.x)
@@ -246,6 +263,7 @@ def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor)
         driver.note_time_axis(output, steps, samples)
     except FPTTError as error:
         raise _permutes(copy.net) if _puts_time_first(copy, x) else error from None
+    _check_modes(driver, copy, x)
     if output.shape[:2] == (samples, steps) and steps > 1:
         copy.state.reset()
         fewer = driver.select(copy.run(x[1:]))
@@ -255,6 +273,25 @@ def _check_slice(driver: SliceDriver, copy: TrialCopy, x: Tensor, given: Tensor)
                 "returns [B, T, ...], where the trainer expects the time axis of its output first, [T, B, ...]",
                 "take the transpose or permute out of the end of forward()",
             )
+
+
+def _check_modes(driver: SliceDriver, copy: TrialCopy, x: Tensor) -> None:
+    """Check that the output has a time axis in training mode, too, if it has one in evaluation mode, or in neither."""
+    copy.net.train()
+    copy.state.reset()
+    try:
+        shape = driver.select(copy.run(x)).shape[:2]
+    except Exception:  # training, or the check before, says what is wrong
+        return
+    finally:
+        copy.net.eval()
+    if (shape == x.shape[:2]) != driver.keeps_time:
+        trained, evaluated = ("one output for all steps", "the output of every step")[:: 1 if driver.keeps_time else -1]
+        raise cannot_step(
+            copy.net,
+            f"returns {trained} in training mode, and {evaluated} in evaluation mode",
+            "return the output of every step, [T, B, ...], in both; with readout='mean' the trainer averages it",
+        )
 
 
 def _compare_slices(
@@ -417,7 +454,7 @@ def _slices_differ(net: nn.Module, forgetful: list[str]) -> CannotStepError:
         net,
         f"{reason}it forgets between calls or looks at several time steps at once{where}",
         "move a reset (functional.reset_net) out of forward(), the trainer resets before each sequence; a layer that "
-        "needs the whole sequence cannot be trained online: replace it, or train with BPTT",
+        "needs the whole sequence cannot be trained online: replace it, or pass window=None, one window per sequence",
     )
 
 
@@ -478,7 +515,7 @@ def _samples_mix(driver: Driver, calls: list[Call], alone: list[Call], tolerance
             break
         return CannotStepError(
             "returns for one sample what depends on the others in the batch, so that they mix",
-            "replace it by a layer that treats every sample by itself",
+            _REMEDIES.get(type(module), "replace it by a layer that treats every sample by itself"),
             layer=name,
             layer_type=type(module).__name__,
         )
@@ -493,8 +530,10 @@ def _agree(together: list[Tensor], alone: list[Tensor], tolerance: float) -> boo
 
 
 def _mixing_remedy(driver: Driver) -> str:
-    multi_step = "m" in step_modes(driver.net).values()
-    return ("it is in 'm' mode" if multi_step else "in 's' mode there is no time axis") + driver.mixing_remedy
+    modes = step_modes(driver.net).values()
+    if not modes:
+        return "let forward() treat every sample by itself" if type(driver) is StepDriver else driver.sequence_remedy
+    return ("it is in 'm' mode" if "m" in modes else "in 's' mode there is no time axis") + driver.mixing_remedy
 
 
 def _warn_of_records(net: nn.Module) -> None:

@@ -79,17 +79,42 @@ def find_driver(
     """
     if 0 in x.shape[:2]:
         raise BatchError(f"x of shape {tuple(x.shape)} is empty", "leave it out, or check how the data were cut")
-    copy = TrialCopy(net)
+
+    def found(*, training: bool) -> Driver:
+        copy = TrialCopy(net, training=training)
+        return _find(
+            copy, choice, net, state, select, x, output_module, output_chosen, batch_first=batch_first, window=window
+        )
+
+    # In training mode, whatever comes first, training or a test: forward() may ask for it, and dropout changes what
+    # passes through it, so that it is not taken for the layer before.
+    try:
+        return found(training=True)
+    except Exception:
+        if net.training:
+            raise
+    return found(training=False)  # batch normalization does not train on a single sample
+
+
+def _find(
+    copy: TrialCopy,
+    choice: str,
+    net: nn.Module,
+    state: ModelState,
+    select: Select,
+    x: Tensor,
+    output_module: str | None,
+    output_chosen: bool,
+    *,
+    batch_first: bool,
+    window: int | None,
+) -> Driver:
     failure = None
     if choice == "auto":
         x_t = x[:, 0] if batch_first else x[0]
         runs, failure = _runs_on_one_step(copy, x_t)
         if runs:
-            if _takes_its_state(copy, x_t):
-                driver = ExplicitDriver().bind(net, state, select)
-                driver.sees_state = True
-                return driver
-            return StepDriver().bind(net, state, select)
+            return _driver_of_steps(copy, x_t).bind(net, state, select)
     try:
         calls = copy.calls(x)
     except Exception as error:
@@ -104,13 +129,7 @@ def find_driver(
             "batch_first=True",
         )
     module = output_module or _end_of_step(calls, steps)
-    late = [m for m in _after(calls, module) if m and calls.modules.count(m) < steps and copy.trainable(m)]
-    if late:
-        raise cannot_step(
-            net,
-            f"calls {', '.join(map(repr, late))} after its loop over time, where no time step could train it",
-            "move it to the end of the loop's body",
-        )
+    _check_end(copy, calls, steps, module)
     check_eager(net)
     returned = None
     if output_module is None:
@@ -129,7 +148,10 @@ def find_driver(
         early = calls.modules[: calls.modules.index(calls.neurons[0])]
         hoisted = [m for m in early if calls.modules.count(m) < steps and copy.trainable(m)]
         _rehearse(InFlightDriver(module, time, every, returned).bind(copy.net, copy.state, select), x, copy, hoisted)
-    return InFlightDriver(module, time, every, returned).bind(net, state, select)
+    driver = InFlightDriver(module, time, every, returned).bind(net, state, select)
+    if returned is not None:
+        driver.readout_in_evaluation = _readout_in_evaluation(net, x, time, select, chosen=output_chosen)
+    return driver
 
 
 def _runs_on_one_step(copy: TrialCopy, x_t: Tensor) -> tuple[bool, Exception | None]:
@@ -145,6 +167,15 @@ def _runs_on_one_step(copy: TrialCopy, x_t: Tensor) -> tuple[bool, Exception | N
             _warn_of_resets(copy, rows)
         return calls.unique, failure
     return False, failure
+
+
+def _driver_of_steps(copy: TrialCopy, x_t: Tensor) -> Driver:
+    """The driver of a network that takes one time step."""
+    if not _takes_its_state(copy, x_t):
+        return StepDriver()
+    driver = ExplicitDriver()
+    driver.sees_state = True
+    return driver
 
 
 def _takes_its_state(copy: TrialCopy, x_t: Tensor) -> bool:
@@ -333,6 +364,25 @@ def _end_of_step(calls: Calls, steps: int) -> str:
     return tail[-1] if tail else last
 
 
+def _check_end(copy: TrialCopy, calls: Calls, steps: int, module: str) -> None:
+    """Check that no layer that is to be trained is called behind the end of a time step."""
+    counts = {name: calls.modules.count(name) for name in _after(calls, module) if name and copy.trainable(name)}
+    late = [name for name, number in counts.items() if number < steps]
+    names = ", ".join(map(repr, late))
+    if any(counts[name] > 1 for name in late):
+        raise cannot_step(
+            copy.net,
+            f"calls {names} in some time steps only, and behind {module!r}, the last that it calls in every step",
+            "pass the output through an nn.Identity() at the end of the loop's body",
+        )
+    if late:
+        raise cannot_step(
+            copy.net,
+            f"calls {names} after its loop over time, where no time step could train it",
+            "move it to the end of the loop's body",
+        )
+
+
 def _after(calls: Calls, module: str) -> list[str]:
     """What is called when ``module`` has been called for the last time."""
     return calls.modules[len(calls.modules) - calls.modules[::-1].index(module) :]
@@ -386,6 +436,15 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
             "name the module with output_module",
         )
     return StepOutput(returned, sources, source, guessed=differ(fits[place]))
+
+
+def _readout_in_evaluation(net: nn.Module, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool) -> str | None:
+    """How the network combines its time steps in evaluation mode; ``None`` if that is not known."""
+    try:
+        returned = _what_it_returns(TrialCopy(net, training=False), x, time, select, chosen=chosen)
+    except Exception:
+        return None
+    return None if returned is None or returned.guessed else returned.chosen.readout
 
 
 class _Fits(NamedTuple):

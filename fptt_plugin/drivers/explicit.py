@@ -24,8 +24,9 @@ class ExplicitDriver(Driver):
     sees_state = False  # whether the loss may see the state, too: of (spk, mem) the membrane
 
     sequence_remedy = (
-        "driver='explicit' gives forward() one time step [B, ...]: if it takes sequences (nn.LSTM, SpikingLSTM), wrap "
-        "it in a module that calls it on x_t.unsqueeze(0) and returns output[0] and the state"
+        "driver='explicit' gives forward() one time step [B, ...]: if it loops over time itself, pass "
+        "driver='in-flight'; if it hands sequences to a layer (nn.LSTM, SpikingLSTM), wrap it in a module that calls "
+        "it on x_t.unsqueeze(0) and returns output[0] and the state"
     )
     mixing_remedy = f"; {sequence_remedy}"
 
@@ -35,7 +36,7 @@ class ExplicitDriver(Driver):
         return super().bind(net, state, select)
 
     def advance(self, x: Tensor) -> Iterable[Tensor]:
-        return (self._step(x_t) for x_t in x)
+        return map(self._step, x)
 
     def _step(self, x_t: Tensor) -> Tensor:
         returned = self.net(x_t, self._holder.value)

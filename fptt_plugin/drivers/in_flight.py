@@ -109,7 +109,8 @@ class InFlightDriver(Driver):
             return returned
 
         modules = {id(module): module for _, module in self.state.modules()}
-        modules |= {id(module): module for module in (output_module, *names)}
+        cells = (module for module in self.net.modules() if isinstance(module, nn.RNNCellBase))
+        modules |= {id(module): module for module in (output_module, *names, *cells)}
         handles = [module.register_forward_hook(observe) for module in modules.values()]
         try:
             with isolated(self.net), Interruptible():

@@ -21,14 +21,16 @@ _MEMBRANES = ("mem", "mems", "membrane", "membranes", "memory", "carry", "v")  #
 
 def takes_state(net: nn.Module) -> bool:
     """Whether ``forward`` names its second argument a state: ``net(x_t, state) -> (output, state)``."""
-    names = list(inspect.signature(net.forward).parameters)
-    return len(names) == 2 and names[1] in _STATES
+    parameters = list(inspect.signature(net.forward).parameters.values())
+    if len(parameters) != 2 or parameters[1].kind not in (_BY_PLACE, _ANYHOW):
+        return False
+    return parameters[1].name in _STATES and parameters[1].default in (None, inspect.Parameter.empty)
 
 
 def further_arguments(net: nn.Module) -> list[str]:
     """Names of the arguments of ``forward`` after the input that need not be passed and may be a state."""
     others = list(inspect.signature(unwrapped(net).forward).parameters.values())[1:]
-    return [p.name for p in others if p.default is None or isinstance(p.default, (float, Tensor))]
+    return [p.name for p in others if p.default is None or isinstance(p.default, (float, Tensor, tuple, list, dict))]
 
 
 def takes_membrane(net: nn.Module) -> bool:

@@ -151,6 +151,17 @@ def warn_of_guess(net: nn.Module, readout: str) -> None:
     )
 
 
+def warn_of_modes(net: nn.Module, readout: str, evaluated: str) -> None:
+    """Warn that a network combines its time steps in another way in evaluation mode."""
+    warnings.warn(
+        f"{type(net).__name__} combines its time steps in another way in evaluation mode: readout={evaluated!r} there, "
+        f"{readout!r} in training mode. The trainer uses {readout!r} in both, so predict(x) is not what net.eval()(x) "
+        f"returns. Pass readout={evaluated!r} to use that in both",
+        FPTTWarning,
+        stacklevel=4,
+    )
+
+
 def lively_inputs(x: Tensor) -> Iterator[Tensor]:
     """The input, then other ones: a network that never fires, or always does, does not show what it computes."""
     if not x.is_floating_point():  # tokens: others might be out of range

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Driver, register_driver, step_modes
+
+# Of an input without a time axis, torch's layers of whole sequences take the samples for time steps.
+_SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 class StepDriver(Driver):
@@ -19,10 +22,10 @@ class StepDriver(Driver):
 
     @property
     def checks_samples(self) -> bool:
-        return bool(step_modes(self.net))  # only there a layer can take samples for time steps
+        return bool(step_modes(self.net)) or any(isinstance(module, _SEQUENCES) for module in self.net.modules())
 
     def advance(self, x: Tensor) -> Iterable[Tensor]:
-        return (self.select(self.net(x_t)) for x_t in x)
+        return map(self.select, map(self.net, x))
 
     def explain(self) -> str:
         return "driver: step (net(x_t) once per time step)"

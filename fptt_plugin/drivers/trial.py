@@ -14,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
 from ..state import ModelState, StateDict, isolated, random_state
-from ..torch_internals import buffers_of, module_hooks
+from ..torch_internals import NORMALIZATIONS, buffers_of, module_hooks
 from ..tree import map_leaves, map_tensors, tensors_in
 from .base import Driver, unwrapped
-from .inputs import InputHook
+from .hooks import hook_apart, is_part_of_network
 from .returned import lively_inputs
 
 ABSENT = object()  # stands for an attribute that is not there
@@ -88,6 +88,7 @@ class TrialCopy:
         net: The network, or its wrapper.
         driver: A driver to bind to the copy, which then is in evaluation mode.
         precise: Compute in double precision, where rounding flips no spikes.
+        training: Put the copy into training or evaluation mode. ``None``: it has the network's modes.
 
     Attributes:
         net: The copy.
@@ -101,12 +102,24 @@ class TrialCopy:
 
     drew = False
 
-    def __init__(self, net: nn.Module, driver: Driver | None = None, *, precise: bool = False) -> None:
-        self._begin(net, driver, {}, precise)
+    def __init__(
+        self, net: nn.Module, driver: Driver | None = None, *, precise: bool = False, training: bool | None = None
+    ) -> None:
+        self._begin(net, {}, driver, precise, training)
 
-    def _begin(self, net: nn.Module, driver: Driver | None, weights: dict[str, nn.Parameter], precise: bool) -> None:
-        self._made_of = (net, driver, precise)
+    def _begin(
+        self,
+        net: nn.Module,
+        weights: dict[str, nn.Parameter],
+        driver: Driver | None,
+        precise: bool,
+        training: bool | None,
+    ) -> None:
+        self._made_of = (driver, precise, training)
+        self._original = net
         self.net = self.latest = _copy(unwrapped(net), weights)
+        if training not in (None, self.net.training):
+            self.net.train(training)
         if precise:
             self.net.double()
         self.state = ModelState(self.net)
@@ -122,10 +135,9 @@ class TrialCopy:
         There no run fails because of a state of other shapes that no reset reaches.
         Weights that this one drew when its first input showed their sizes are copied: each copy would draw its own.
         """
-        net, driver, precise = self._made_of
         weights = {name: weight for name, weight in self.net.named_parameters() if type(weight) is nn.Parameter}
         fresh = TrialCopy.__new__(TrialCopy)
-        fresh._begin(net, driver, weights, precise)
+        fresh._begin(self._original, weights, *self._made_of)
         tensors = [*fresh.net.named_parameters(), *fresh.net.named_buffers()]
         unsized = {name for name, tensor in tensors if is_lazy(tensor)}
         own = self.net.state_dict().items() if unsized else ()
@@ -184,21 +196,43 @@ class TrialCopy:
     def forgotten(self, x_t: Tensor) -> list[str]:
         """Names of neurons whose state does not survive from one call of the network to the next."""
         forgotten: list[str] = []
+        passed: dict[str, list[Tensor]] = {}  # what a neuron that does not keep its state got as its state
+        returned: dict[str, list[Tensor]] = {}
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                passed[name] = [tensor.clone() for tensor in tensors_in(args[1:])]
+                returned[name] = [tensor.clone() for tensor in tensors_in(output)]
+
+            return hook
 
         def watch(name: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
+            def hook(module: nn.Module, args: Any) -> None:
                 now = self.state.get()[name]
-                if any(isinstance(v, Tensor) and now.get(key) is not v for key, v in before[name].items()):
+                replaced = any(isinstance(v, Tensor) and now.get(key) is not v for key, v in before[name].items())
+                state = tensors_in(args[1:])
+                is_first = bool(state) and _equal(state, passed[name])
+                if replaced or (is_first and not _equal(state, returned[name][-len(state) :])):
                     forgotten.append(name)
 
             return hook
 
+        neurons = self.state.modules()
         self.state.reset()
-        self.run(x_t)
+        with _attached(module.register_forward_hook(note(name)) for name, module in neurons):
+            self.run(x_t)
         before = self.state.get()
-        with _attached(module.register_forward_pre_hook(watch(name)) for name, module in self.state.modules()):
+        with _attached(module.register_forward_pre_hook(watch(name)) for name, module in neurons):
             self.run(x_t)
         return forgotten
+
+    def tell_normalizations_apart(self) -> None:
+        """Give normalizations the statistics of some training: those of single time steps are equal before it."""
+        with torch.random.fork_rng():
+            for norm in self.net.modules():
+                mean = getattr(norm, "running_mean", None)
+                if isinstance(norm, NORMALIZATIONS) and mean is not None:
+                    mean.add_(0.5 * torch.randn_like(mean))
 
     @contextmanager
     def larger_weights(self) -> Iterator[None]:
@@ -417,10 +451,12 @@ def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
             memo[id(tensor)] = tensor.detach().clone()
         return tensor
 
+    users: list[Any] = []  # hooks
     for module in net.modules():
         map_tensors(cut, vars(module))
         for hooks in module_hooks(module):
-            memo.update((id(hook), _nothing) for hook in hooks.values() if not _computes(hook))
+            users += (hook for hook in hooks.values() if not is_part_of_network(hook))
+    memo.update((id(hook), _nothing) for hook in users)
     try:
         copied = copy.deepcopy(net, memo)
     except Exception as error:
@@ -429,16 +465,16 @@ def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
             "pass driver='step' if forward() takes one time step; otherwise take what copy.deepcopy refuses out of the "
             "network's attributes",
         ) from error
-    for module in copied.modules():
-        for hooks in module_hooks(module):
-            for key in [key for key, hook in hooks.items() if not _computes(hook)]:
-                del hooks[key]  # monitors of the original have nothing to see here
+    for hook in users:
+        del memo[id(hook)]
+    for module, other in zip(net.modules(), copied.modules(), strict=True):
+        for hooks, others in zip(module_hooks(module), module_hooks(other), strict=True):
+            for key, hook in hooks.items():
+                if not is_part_of_network(hook):
+                    others[key] = hook_apart(hook, memo)
+                    if others[key] is None:
+                        del others[key]
     return copied
-
-
-def _computes(hook: Any) -> bool:
-    """Whether a hook is part of what is computed (several inputs, lazy layers, weight normalization), no monitor."""
-    return isinstance(hook, InputHook) or (getattr(hook, "__module__", None) or "").startswith("torch.")
 
 
 def _cloned(leaf: Any) -> Any:
@@ -453,6 +489,10 @@ def _cloned(leaf: Any) -> Any:
 
 def _noise(tensor: Tensor) -> Tensor:
     return torch.rand_like(tensor) if tensor.is_floating_point() else tensor
+
+
+def _equal(ones: list[Tensor], others: list[Tensor]) -> bool:
+    return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
 
 def _nothing(*_: Any) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from ..drivers import unobserved
 from ..errors import BatchError, ConfigurationError, ConfigurationTypeError, FPTTWarning, integer
-from ..monitor import FiringRates, unobserved
+from ..monitor import FiringRates
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective

@@ -77,6 +77,7 @@ class Objective:
         self.packing: Packing | None = None  # of several outputs
         self.target_packing: Packing | None = None  # of several targets
         self._takes_labels = isinstance(loss_fn, _LABEL_LOSSES) or _function(loss_fn) in _LABEL_FUNCTIONS
+        self._is_huber = isinstance(loss_fn, nn.HuberLoss) or _function(loss_fn) is F.huber_loss
         self._record_loss = _snntorch_name(loss_fn) is not None
         self._warned_of_shapes = False
         self._looks = 0  # at whether loss_fn is a mean over samples
@@ -377,8 +378,7 @@ class Objective:
         single = isinstance(output, Tensor) and isinstance(target, Tensor)
         if single and output.shape != target.shape and not self._takes_labels:
             self._check_broadcast(output, target)
-        is_huber = isinstance(self.loss_fn, nn.HuberLoss) or _function(self.loss_fn) is F.huber_loss
-        if single and is_huber and not target.is_floating_point():  # fails in the backward pass only
+        if single and self._is_huber and not target.is_floating_point():  # fails in the backward pass only
             raise BatchError(f"{self.name} does not take a target of type {target.dtype}", _like(output, target))
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)

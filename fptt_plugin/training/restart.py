@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..drivers import unobserved
 from ..errors import CannotStepError
 from ..functional.ltc import initial_state
-from ..monitor import unobserved
 from ..state import ModelState, StateDict
 from ..tree import copy_containers, map_tensors, tensors_in
 from .statistics import normalizations

@@ -156,6 +156,12 @@ class CellsOfKeyword(Cells):
         return self.step(x, [mem])
 
 
+class CellsOfTuple(Cells):
+    def forward(self, x, mems=()):
+        out, mem = self.step(x, [mems[0] if mems else None])
+        return out, (mem,)
+
+
 class CellsOfNumber(Cells):
     def forward(self, x, mem=0.0):
         return list(self.step(x, [mem if isinstance(mem, torch.Tensor) else None]))
@@ -215,6 +221,7 @@ def test_of_a_spike_and_its_membrane_the_loss_sees_the_membrane(output, place):
     [
         (CellsOfOther, 1, r"without other at every step.*pass driver='explicit'"),
         (CellsOfKeyword, 1, r"without mem at every step.*let forward\(x_t, state\) take it, None at first"),
+        (CellsOfTuple, 1, r"without mems at every step.*let forward\(x_t, state\) take it, None at first"),
         (CellsOfNumber, 1, r"without mem at every step.*let forward\(x_t, state\) take it, None at first"),
         (CellsOfTwo, 2, r"without one, two at every step.*let forward\(x_t, state\) take and return them as one tuple"),
     ],

@@ -8,7 +8,7 @@ import snntorch as snn
 import torch
 import torch.nn.functional as F
 from idioms.snntorch_refused import LateReadout
-from nets import adam, copies, identical, sgd, spikes
+from nets import adam, batch, copies, identical, sgd, spikes
 from torch import nn
 
 from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer
@@ -383,6 +383,65 @@ def test_a_guess_is_said_unless_the_user_knows():
             warnings.simplefilter("always")
             FPTTTrainer(net, adam(net), CE, **options).predict(x)
         assert [str(warning.message).partition("readout=")[2][:6] for warning in caught] == ["'mean'"] * warned
+
+
+class Deep(nn.Module):
+    """Dropout at the end of the loop's body, where evaluation returns the same tensor as the layer before."""
+
+    def __init__(self, end="record"):
+        super().__init__()
+        self.fc = nn.ModuleList([nn.Linear(3, 16), nn.Linear(16, 2)])
+        self.lif = nn.ModuleList([snn.Leaky(beta=0.8, threshold=0.4) for _ in range(2)])
+        self.dropout, self.end = nn.Dropout(0.5), end
+
+    def forward(self, x):
+        mem, record = [lif.reset_mem() for lif in self.lif], []
+        for x_t in x:
+            for i, fc in enumerate(self.fc):
+                spk, mem[i] = self.lif[i](fc(x_t), mem[i])
+                x_t = self.dropout(spk)
+            record.append(mem[-1] if self.end == "mode" else spk)
+        record = torch.stack(record)
+        return record if self.training or self.end == "record" else record.mean(0)
+
+
+@pytest.mark.parametrize("first", ["train", "predict", "evaluate"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_network_returns_does_not_depend_on_what_comes_first(first, training):
+    net, (x, y) = Deep().train(training), batch()
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    if first == "evaluate":
+        trainer.evaluate([(x, y)])
+    elif first == "predict":
+        trainer.predict(x)
+    else:
+        trainer.train_sequence(x, y)
+    assert "the output is tensor 0 of 'lif.1'" in trainer.explain()
+    assert net.training is training
+
+
+@pytest.mark.parametrize("first", ["train", "predict"])
+def test_a_loop_that_combines_its_steps_by_the_mode_is_warned_of(first):
+    net, (x, y) = Deep("mode"), batch()
+    trainer = FPTTTrainer(net, sgd(net, lr=0.0), CE)
+    with pytest.warns(FPTTWarning, match="Pass readout='mean' to use that in both"):
+        trainer.predict(x) if first == "predict" else trainer.train_sequence(x, y)
+    assert trainer._run_state.readout.mode == "step"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = FPTTTrainer(net, sgd(net, lr=0.0), CE, readout="mean")
+        assert torch.allclose(trainer.predict(x), net.eval()(x))
+
+
+def test_a_single_sample_that_batch_normalization_does_not_train_on_is_predicted():
+    class Normalized(Deep):
+        def __init__(self):
+            super().__init__()
+            self.fc[0] = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16))
+
+    net, (x, _) = Normalized().eval(), batch(samples=1)
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    assert torch.equal(trainer.predict(x), net(x)[-1])
 
 
 def test_identify_takes_nothing_for_something():

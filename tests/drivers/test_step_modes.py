@@ -10,6 +10,7 @@ from torch import nn
 
 from fptt_plugin import BPTT, FPTTTrainer
 from fptt_plugin.drivers import SliceDriver, StepDriver
+from fptt_plugin.errors import CannotStepError
 from fptt_plugin.spikingjelly import LTCIntegrator, LTCLeaky
 
 CE = nn.CrossEntropyLoss()
@@ -167,3 +168,56 @@ def test_firing_rates_do_not_depend_on_slices_and_batches(mode, window):
     silent = torch.zeros(10, 12, 1), torch.zeros(12, dtype=torch.long)
     record = trainer.fit([(x, torch.zeros(4, dtype=torch.long)), silent], 1, progress=False)[0]
     assert record.firing_rates == {"1": 2 * 4 / (10 * 16)}
+
+
+# ---------------------------------------------------------------------- what changes with the mode, or with the step
+
+
+class ByMode(Mean):
+    """Returns every step while it trains, as for a loss of each, and their mean in evaluation; or the other way."""
+
+    def __init__(self, body, training):
+        super().__init__(body)
+        self.returns_steps = training
+
+    def forward(self, x):
+        return self.body(x) if self.training is self.returns_steps else super().forward(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("window", "samples"), [(1, 4), (4, 4), (3, 4), (6, 6)])
+def test_an_output_with_a_time_axis_in_one_mode_alone_is_refused(training, window, samples):
+    x, y = batch(samples=samples)
+    net = ByMode(jelly("m"), training)
+    before, trainer = copies(net.parameters()), FPTTTrainer(net, sgd(net), CE, window=window)
+    with pytest.raises(CannotStepError, match=r"return the output of every step, \[T, B, \.\.\.\], in both; with"):
+        trainer.train_sequence(x, y)
+    assert identical(before, net.parameters())
+    assert FPTTTrainer(net.body, sgd(net), CE, window=window, readout="mean").train_sequence(x, y).updates > 0
+
+
+class OfEachStep(nn.Module):
+    """A normalization for each time step, by its place in the input; or by the time that the layer counts."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(3) for _ in range(steps))
+
+    def forward(self, x):
+        return torch.stack([norm(x_t) for norm, x_t in zip(self.norms, x, strict=False)])
+
+
+@pytest.mark.parametrize("window", [1, 2, None])
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_layers_made_for_a_number_of_steps(window, mode):
+    x, y = batch(steps=4)
+    own, counting = OfEachStep(4), layer.BatchNormThroughTime1d(4, 3)
+    nets = [nn.Sequential(norm, jelly(mode)) for norm in (own, counting)]
+    functional.set_step_mode(nets[1], mode)
+    assert FPTTTrainer(nets[1], sgd(nets[1]), CE, window=window).train_sequence(x, y).updates == (4 // (window or 4))
+    trainer = FPTTTrainer(nets[0], sgd(nets[0]), CE, window=window)
+    if mode == "m" and window is None:
+        trainer.train_sequence(x, y)
+    elif mode == "m":
+        with pytest.raises(CannotStepError, match=r"slice by slice.* or pass window=None"):
+            trainer.train_sequence(x, y)

@@ -1,5 +1,6 @@
 """What cannot be trained step by step is refused by name before a weight moves, and the remedy in the message works."""
 
+import copy
 import warnings
 
 import pytest
@@ -11,8 +12,10 @@ from idioms import snntorch_refused as refused
 from nets import copies, identical, sgd, spikes
 from torch import nn
 
-from fptt_plugin import BPTT, FPTTTrainer
+from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer
+from fptt_plugin.errors import CannotStepError
 from fptt_plugin.snntorch import LTCLeaky
+from fptt_plugin.tree import map_tensors
 
 CE = nn.CrossEntropyLoss()
 PLAIN = {"loss_every": 1, "loss_ramp": "constant", "auxiliary": False}
@@ -156,6 +159,130 @@ def test_utils_reset_in_every_step():
     trainer = FPTTTrainer(net, sgd(net), CE)
     with pytest.warns(UserWarning, match=r"Net resets 'encoder.1', 'decoder.1' at every call"):
         trainer.train_sequence(*data())
+
+
+class StartsAnew(nn.Module):
+    """One time step, with membranes that start from zero in each."""
+
+    def __init__(self, arguments):
+        super().__init__()
+        self.fc, self.lif, self.arguments = nn.Linear(5, 3), snn.Leaky(beta=0.9), arguments
+
+    def forward(self, x):
+        _, mem = self.lif(self.fc(x), *self.arguments(len(x)))
+        return mem
+
+
+@pytest.mark.parametrize("arguments", [lambda size: [torch.zeros(size, 3)], lambda size: [torch.full((), 0.5)]])
+def test_membranes_that_start_anew_in_every_step(arguments):
+    net = StartsAnew(arguments)
+    with pytest.warns(UserWarning, match="StartsAnew resets 'lif' at every call .* call the neuron without its state"):
+        FPTTTrainer(net, sgd(net), CE).train_sequence(*data())
+    net = StartsAnew(lambda size: [])  # the neuron keeps its membrane
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FPTTTrainer(net, sgd(net), CE).train_sequence(*data())
+
+
+class OfSequences(nn.Module):
+    """One time step, of which torch's layer takes the samples for time steps."""
+
+    def __init__(self, layer, call=lambda layer, x: layer(x)):
+        super().__init__()
+        self.layer, self.call = layer, call
+        self.fc, self.lif = nn.Linear(5, 3), snn.Leaky(beta=0.9, init_hidden=True, output=True)
+
+    def forward(self, x):
+        return self.lif(self.fc(self.call(self.layer, x)))[1]
+
+
+def attention(layer, x):
+    return layer(x, x, x)[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "call", "right"),
+    [
+        *((kind(5, 5), lambda layer, x: layer(x)[0], lambda layer, x: layer(x.unsqueeze(0))[0][0])
+          for kind in (nn.RNN, nn.GRU, nn.LSTM)),
+        (nn.MultiheadAttention(5, 1), attention, None),
+        (nn.MultiheadAttention(5, 1, batch_first=True), attention, lambda layer, x: attention(layer, x[:, None])[:, 0]),
+        (nn.TransformerEncoderLayer(5, 1, 8), lambda layer, x: layer(x), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)  # fmt: skip
+def test_layers_that_take_samples_for_time_steps(layer, call, right):
+    net, (x, y) = OfSequences(layer, call), data()
+    with pytest.raises(CannotStepError, match="depends on the others in the batch") as caught:
+        FPTTTrainer(net, sgd(net), CE).train_sequence(x, y)
+    assert "takes the samples for" in str(caught.value)
+    if right is not None:
+        net = OfSequences(layer, right)
+        trainer = FPTTTrainer(net, sgd(net, lr=0.0), CE, alpha=0.0)
+        trainer.train_sequence(x, y)
+        assert torch.allclose(trainer.predict(x)[:1], trainer.predict(x[:, :1]), atol=1e-6)
+
+
+class WithACell(nn.Module):
+    """A loop with a cell of torch's, whose state it passes on itself."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.fc, self.lif = cell, nn.Linear(8, 3), snn.Leaky(beta=0.9)
+
+    def forward(self, x):
+        state, mem, record = None, self.lif.reset_mem(), []
+        for x_t in x:
+            state = self.cell(x_t, state)
+            _, mem = self.lif(self.fc(state[0] if isinstance(state, tuple) else state), mem)
+            record.append(mem)
+        return torch.stack(record)
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_loop_with_a_cell_of_torch_is_trained_as_by_hand(kind, window):
+    net, (x, y) = WithACell(kind(5, 8)), data()
+    other = copy.deepcopy(net)
+    FPTTTrainer(net, sgd(net), CE, window=window, loss_ramp="constant", loss_every=1).train_sequence(x, y)
+    optimizer = sgd(other)
+    DynamicRegularizer(optimizer, max_grad_norm=1.0)
+    state, mem = None, other.lif.reset_mem()
+    for begin in range(0, len(x), window):
+        losses = []
+        for x_t in x[begin : begin + window]:
+            state = other.cell(x_t, state)
+            _, mem = other.lif(other.fc(state[0] if isinstance(state, tuple) else state), mem)
+            losses.append(CE(mem, y))
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+        state, mem = map_tensors(torch.Tensor.detach, state), mem.detach()
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(net.parameters(), other.parameters(), strict=True))
+
+
+class TwoRates(nn.Module):
+    """A loop whose second layer is called in every other step."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.fc1, self.fc2, self.end = nn.Linear(5, 8), nn.Linear(8, 3), end
+        self.lif1, self.lif2 = snn.Leaky(beta=0.9, threshold=0.2), snn.Leaky(beta=0.9)
+
+    def forward(self, x):
+        mem1, mem2, record = self.lif1.reset_mem(), torch.zeros(x.shape[1], 3), []
+        for t, x_t in enumerate(x):
+            spk1, mem1 = self.lif1(self.fc1(x_t), mem1)
+            if t % 2:
+                _, mem2 = self.lif2(self.fc2(spk1), mem2)
+            record.append(mem2 if self.end is None else self.end(mem2))
+        return torch.stack(record)
+
+
+def test_a_layer_of_every_other_step():
+    refusal(TwoRates(None), ["'fc2'", "in some time steps only", "nn.Identity() at the end of the loop's body"])
+    net = TwoRates(nn.Identity())
+    assert FPTTTrainer(net, sgd(net), CE).train_sequence(*data()).updates == 3  # the other windows reach no weight
 
 
 @pytest.mark.parametrize("steps", [5, 7])
