@@ -150,7 +150,7 @@ def _find(
         _rehearse(InFlightDriver(module, time, every, returned).bind(copy.net, copy.state, select), x, copy, hoisted)
     driver = InFlightDriver(module, time, every, returned).bind(net, state, select)
     if returned is not None:
-        driver.readout_in_evaluation = _readout_in_evaluation(net, x, time, select, chosen=output_chosen)
+        driver.readout_in_evaluation = _readout_in_evaluation(copy, x, time, select, chosen=output_chosen)
     return driver
 
 
@@ -438,10 +438,12 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
     return StepOutput(returned, sources, source, guessed=differ(fits[place]))
 
 
-def _readout_in_evaluation(net: nn.Module, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool) -> str | None:
+def _readout_in_evaluation(
+    copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool
+) -> str | None:
     """How the network combines its time steps in evaluation mode; ``None`` if that is not known."""
     try:
-        returned = _what_it_returns(TrialCopy(net, training=False), x, time, select, chosen=chosen)
+        returned = _what_it_returns(copy.fresh(training=False), x, time, select, chosen=chosen)
     except Exception:
         return None
     return None if returned is None or returned.guessed else returned.chosen.readout

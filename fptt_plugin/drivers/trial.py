@@ -129,15 +129,19 @@ class TrialCopy:
             self._driver = driver.on_copy(self.net, self.state)
             self.state.reset()
 
-    def fresh(self) -> TrialCopy:
+    def fresh(self, *, training: bool | None = None) -> TrialCopy:
         """Another copy of the network, as it is before its first input, which shares the weights of this one.
 
         There no run fails because of a state of other shapes that no reset reaches.
         Weights that this one drew when its first input showed their sizes are copied: each copy would draw its own.
+
+        Args:
+            training: Whether it is in training mode; ``None``: as this one.
         """
+        driver, precise, mode = self._made_of
         weights = {name: weight for name, weight in self.net.named_parameters() if type(weight) is nn.Parameter}
         fresh = TrialCopy.__new__(TrialCopy)
-        fresh._begin(self._original, weights, *self._made_of)
+        fresh._begin(self._original, weights, driver, precise, mode if training is None else training)
         tensors = [*fresh.net.named_parameters(), *fresh.net.named_buffers()]
         unsized = {name for name, tensor in tensors if is_lazy(tensor)}
         own = self.net.state_dict().items() if unsized else ()
