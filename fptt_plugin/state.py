@@ -12,6 +12,7 @@ import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -33,7 +34,8 @@ class StateHandler(Protocol):
 
     A handler may also have ``detach(module)``, which detaches the state from its graph out of place. Without it the
     state is read, detached and set. ``replaces = True`` promises that the module replaces its tensors and never writes
-    to them; a snapshot then holds references instead of copies.
+    to them; a snapshot then holds references instead of copies. ``look(module)`` is called when the network is first
+    seen, for a handler to which it matters what is there before the first input.
     """
 
     def get(self, module: Any) -> StateDict:
@@ -97,24 +99,47 @@ class AttributeHandler:
         self.set(module, copy.deepcopy(self.initial))
 
 
+_SIZED = "_state_buffers"  # attribute of a module with further buffers; copies of the module take it along
+
+
 class BufferHandler:
     """State kept in the non-persistent buffers of a module that replaces them at every step, as snnTorch's neurons do.
+
+    Those of the library are known by name. Of a subclass's own, the ones that are empty before the first input are
+    state, which that input gives its shape; the others are constants and stay.
+
+    Args:
+        *names: Buffers that are state, whatever they hold.
 
     Example:
         >>> import torch
         >>> neuron = nn.Module()
         >>> neuron.register_buffer("mem", torch.ones(2), persistent=False)
-        >>> handler = BufferHandler()
+        >>> neuron.register_buffer("mask", torch.ones(2), persistent=False)
+        >>> handler = BufferHandler("mem")
         >>> handler.get(neuron)
         {'mem': tensor([1., 1.])}
-        >>> handler.reset(neuron); neuron.mem
-        tensor([])
+        >>> handler.reset(neuron); neuron.mem, neuron.mask
+        (tensor([]), tensor([1., 1.]))
     """
 
     replaces = True
 
+    def __init__(self, *names: str) -> None:
+        self._names = frozenset(names)
+
+    def look(self, module: Any) -> AbstractSet[str]:
+        found = transient_buffers(module)
+        if found <= self._names:
+            return found
+        if _SIZED not in vars(module):
+            empty = {name for name in found if (buffer := getattr(module, name)) is None or not buffer.numel()}
+            setattr(module, _SIZED, found & self._names | empty)
+        sized: AbstractSet[str] = getattr(module, _SIZED)
+        return sized
+
     def get(self, module: Any) -> StateDict:
-        return {name: getattr(module, name) for name in sorted(transient_buffers(module))}
+        return {name: getattr(module, name) for name in sorted(self.look(module))}
 
     def set(self, module: Any, state: StateDict) -> None:
         for name, value in state.items():
@@ -126,7 +151,7 @@ class BufferHandler:
             setattr(module, name, None if value is None else value.detach().new_zeros(0))
 
     def detach(self, module: Any) -> None:
-        for name in transient_buffers(module):
+        for name in self.look(module):
             value = getattr(module, name)
             if value is not None and value.requires_grad:
                 setattr(module, name, value.detach())
@@ -139,6 +164,9 @@ class _Addition(AttributeHandler):
         super().__init__(**initial)
         self._inherited = inherited
 
+    def look(self, module: Any) -> None:
+        _look(self._inherited, module)
+
     def get(self, module: Any) -> StateDict:
         return {**self._inherited.get(module), **super().get(module)}
 
@@ -149,6 +177,12 @@ class _Addition(AttributeHandler):
     def reset(self, module: Any) -> None:
         self._inherited.reset(module)
         super().reset(module)
+
+
+def _look(handler: StateHandler, module: Any) -> None:
+    look = getattr(handler, "look", None)
+    if look is not None:
+        look(module)
 
 
 _handlers: dict[type, StateHandler] = {}
@@ -295,6 +329,8 @@ class ModelState:
         _load_adapters()
         found = ((name, module, handler_for(module)) for name, module in net.named_modules())
         self._entries = [(name, module, handler) for name, module, handler in found if handler is not None]
+        for _, module, handler in self._entries:
+            _look(handler, module)
 
     def add(self, name: str, module: nn.Module, handler: StateHandler) -> None:
         """Add the state of one more module, which need not be part of the network; replaces one of that name."""

@@ -627,7 +627,8 @@ class FPTTTrainer:
         the more the faster the weights change; and ``W_bar`` needs others than ``W``. Ten or twenty batches of training
         data are enough. ``torch.optim.swa_utils.update_bn`` does the same for averaged weights. Weights, gradients and
         a stream in progress stay as they are; layers in evaluation mode within a network in training mode keep their
-        statistics.
+        statistics. So do time steps that no batch reaches. Each call of a layer counts alike: sequences may have
+        different lengths.
 
         Args:
             loader: Gives batches as :meth:`fit` takes them.
@@ -639,7 +640,7 @@ class FPTTTrainer:
 
         Raises:
             BatchError: If the loader is empty, or a batch cannot be read; the old statistics are back.
-            ConfigurationError: If the network has no such statistics.
+            ConfigurationError: If the network has no such statistics, or none that move where it is evaluated.
         """
         with Uninterrupted():
             return _fit.recalibrate(self, loader, batch=batch, averaged=averaged)

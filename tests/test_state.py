@@ -1,5 +1,6 @@
 """One model's recurrent state: read, written, reset and cut from its graph, and no other model's."""
 
+import copy
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -213,6 +214,48 @@ def test_the_nearest_registered_class_decides():
     register_state_handler(Special, AttributeHandler(extra=1))
     state = ModelState(nn.ModuleList([Special(), Tally()])).get()
     assert [sorted(fields) for fields in state.values()] == [["extra"], ["steps", "total"]]
+
+
+def with_buffers(neuron):
+    """A subclass's neuron with a constant and with state that its first input sizes, beside the library's."""
+    base = type(neuron)
+
+    class Own(base):
+        def forward(self, x, *args):
+            self.trace = x if not self.trace.numel() else 0.5 * self.trace + x
+            return super().forward(self.trace.index_fill(1, self.silent, -1.0), *args)
+
+    neuron.__class__ = Own
+    neuron.register_buffer("silent", torch.tensor([0, 2]), persistent=False)
+    neuron.register_buffer("trace", torch.zeros(0), persistent=False)
+    return neuron
+
+
+@every_neuron
+def test_a_constant_buffer_of_a_subclass_stays_and_its_own_state_is_reset(name):
+    net, x = nn.Sequential(nn.Linear(3, N), with_buffers(NEURONS[name]())), sequence()
+    state = ModelState(net)
+    fresh = run(net, x)
+    assert set(state.get()["1"]) == STATES[name] | {"trace"}
+    state.detach()
+    assert not any(value.requires_grad for value in tensors(state.get()))
+    twin = copy.deepcopy(net)  # as the dry runs copy a network that has run
+    for each, of in ((state, net), (ModelState(twin), twin)):
+        each.reset()
+        assert of[1].trace.shape == (0,)
+        assert of[1].silent.tolist() == [0, 2]
+        assert torch.equal(run(of, x), fresh)
+
+
+def test_a_constant_stays_where_the_network_has_run_before():
+    net = nn.Sequential(nn.Linear(3, N), snn.Leaky(beta=0.9, init_hidden=True))
+    net[1].register_buffer("mask", torch.ones(4, N), persistent=False)  # the shape of its state
+    run(net, sequence())
+    state = ModelState(net)
+    state.reset()
+    assert net[1].mem.shape == (0,)
+    assert torch.equal(net[1].mask, torch.ones(4, N))
+    assert set(state.get()["1"]) == {"mem"}
 
 
 class Pair(NamedTuple):

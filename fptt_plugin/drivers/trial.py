@@ -464,10 +464,17 @@ def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
     try:
         copied = copy.deepcopy(net, memo)
     except Exception as error:
-        raise CannotStepError(
-            f"{type(net).__name__} cannot be copied for the dry run that finds out how to call it ({error!r})",
+        remedy = (
             "pass driver='step' if forward() takes one time step; otherwise take what copy.deepcopy refuses out of the "
-            "network's attributes",
+            "network's attributes"
+        )
+        if any(map(is_lazy, net.buffers())):
+            remedy = (
+                "give its lazy normalizations their size first: with torch.no_grad(): net(x), or net(x[0]) if "
+                "forward() takes one time step"
+            )
+        raise CannotStepError(
+            f"{type(net).__name__} cannot be copied for the dry run that finds out how to call it ({error!r})", remedy
         ) from error
     for hook in users:
         del memo[id(hook)]

@@ -32,6 +32,8 @@ def heaviside(v: Tensor) -> Tensor:
 
 
 class _MultiGaussianSpike(torch.autograd.Function):
+    generate_vmap_rule = True  # torch.vmap and torch.func ask for it
+
     @staticmethod
     @with_signature
     def forward(v: Tensor, sigma: float, scale: float, height: float, gamma: float) -> Tensor:

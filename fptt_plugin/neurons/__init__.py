@@ -13,7 +13,7 @@ from .gates import (
     infer_kind,
     make_gate,
 )
-from .normalization import NormState, PerStepNorm
+from .normalization import NormState, PerStepNorm, normalizes_itself, register_normalizing
 from .time_constants import Decay, TimeConstants, initial_bias
 
 __all__ = [
@@ -34,4 +34,6 @@ __all__ = [
     "infer_kind",
     "initial_bias",
     "make_gate",
+    "normalizes_itself",
+    "register_normalizing",
 ]

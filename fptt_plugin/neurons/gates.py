@@ -103,6 +103,8 @@ class _LinearOfPair(torch.autograd.Function):
     weight and drop one, a sixth of a recurrent layer's matrix products.
     """
 
+    generate_vmap_rule = True  # torch.vmap and torch.func ask for it
+
     @staticmethod
     @with_signature
     def forward(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

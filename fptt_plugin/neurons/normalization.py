@@ -7,7 +7,7 @@ Both libraries' modules are this one; they differ in where the count is kept.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ class PerStepNorm(nn.Module):
     bias: nn.Parameter | None
     running_mean: Tensor
     running_var: Tensor
+    momentum: float | None  # None while the statistics are taken anew, as plain means
+    num_batches_tracked: Tensor  # [steps]: how often the statistics of each step have moved meanwhile
 
     def __init__(
         self,
@@ -69,10 +71,10 @@ class PerStepNorm(nn.Module):
         self.num_features = check_count("num_features", num_features)
         self.steps = check_count("steps", steps)
         self.eps = check_number("eps", eps)
-        self.momentum = check_number("momentum", momentum)
+        momentum = self.momentum = check_number("momentum", momentum)
         self.gamma = check_number("gamma", gamma)
         self.accumulate = bool(accumulate)
-        if self.eps <= 0 or not 0 < self.momentum <= 1:
+        if self.eps <= 0 or not 0 < momentum <= 1:
             raise ConfigurationError(f"eps must be positive and momentum in (0, 1], got eps={eps}, momentum={momentum}")
         for name in ("weight", "bias"):
             self.register_parameter(name, nn.Parameter(torch.empty(self.num_features)) if affine else None)
@@ -89,6 +91,7 @@ class PerStepNorm(nn.Module):
         """Set the running statistics of every step to mean 0 and variance 1."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
+        self.num_batches_tracked = torch.zeros(self.steps, dtype=torch.long, device=self.running_mean.device)
 
     def reset_parameters(self) -> None:
         """Set scale, shift and running statistics to their initial values."""
@@ -184,8 +187,13 @@ class PerStepNorm(nn.Module):
     @torch.no_grad()
     def _move_statistics(self, row: Tensor, mean: Tensor, var: Tensor) -> None:
         # Samples at one step write one row, all the same values.
+        share: Any = self.momentum
+        if share is None:
+            count = self.num_batches_tracked.index_select(0, row) + 1
+            self.num_batches_tracked.index_copy_(0, row, count)
+            share = count.to(self.running_mean.dtype).reciprocal().unsqueeze(1)
         for table, new in zip(self._tables(), (mean, var), strict=True):
-            moved = table.index_select(0, row).lerp_(new.detach().expand(len(row), -1), self.momentum)
+            moved = table.index_select(0, row).lerp_(new.detach().expand(len(row), -1), share)
             table.index_copy_(0, row, moved)
 
     def extra_repr(self) -> str:
@@ -193,3 +201,20 @@ class PerStepNorm(nn.Module):
             f"{self.num_features}, steps={self.steps}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.weight is not None}, accumulate={self.accumulate}"
         )
+
+
+_normalizing: list[type[nn.Module]] = []
+
+
+def register_normalizing(module_type: type[nn.Module]) -> None:
+    """Declare neurons that normalize with the statistics of a child that they never call, as their own mode says.
+
+    Args:
+        module_type: The class; subclasses are included.
+    """
+    _normalizing.append(module_type)
+
+
+def normalizes_itself(module: nn.Module) -> bool:
+    """Whether a module was declared with :func:`register_normalizing`."""
+    return isinstance(module, tuple(_normalizing))

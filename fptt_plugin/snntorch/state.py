@@ -11,15 +11,16 @@ from typing import Any
 import snntorch as snn
 from torch import nn
 
+from ..neurons import NormState
 from ..state import AttributeHandler, BufferHandler, isolate_with, refuse_to_step, register_state_handler
-from .neurons import other_states
+from .neurons import LiquidNeuron, other_states
 from .normalization import BufferedNorm, restart_entry
 
-register_state_handler(snn.SpikingNeuron, BufferHandler())
+register_state_handler(snn.SpikingNeuron, BufferHandler("mem", "spk", "syn", "syn_exc", "syn_inh"))
+register_state_handler(LiquidNeuron, BufferHandler(*LiquidNeuron.states))
 if hasattr(snn, "DeltaLeaky"):  # not in every version; only None makes it take the shape of the next input
     register_state_handler(snn.DeltaLeaky, AttributeHandler(mem=None, mem_prev=None))
-# Its only non-persistent buffers are its state.
-register_state_handler(BufferedNorm, BufferHandler())
+register_state_handler(BufferedNorm, BufferHandler(*NormState._fields))
 
 for name, instead in {
     "StateLeaky": "snn.Leaky, or LTCLeaky,",

@@ -9,6 +9,7 @@ from typing import Any
 from spikingjelly.activation_based import base
 from torch import Tensor
 
+from ..neurons import register_normalizing
 from ..state import StateDict, refuse_to_step, register_state_handler
 from ..tree import copy_containers, map_tensors
 from .versions import IS_FUNCTIONAL, known_types
@@ -51,6 +52,8 @@ class MemoryState:
 
 
 register_state_handler(base.MemoryModule, MemoryState())
+for node in known_types("MPBNBaseNode"):
+    register_normalizing(node)
 
 
 # ---------------------------------------------------------------------- what cannot be advanced step by step

@@ -323,6 +323,12 @@ def check_input(x: Tensor, rank: int, what: str, *, finite: bool = True, integer
         )
     if x.layout != torch.strided:
         raise BatchTypeError(f"the input must be a dense tensor, got {x.layout}", "pass x.to_dense()")
+    if x.is_complex():
+        raise BatchTypeError(
+            f"the input must be a floating-point tensor, got {x.dtype}",
+            "pass real and imaginary part as features, torch.cat([x.real, x.imag], -1), or on an axis of their own, "
+            "torch.view_as_real(x), to a network of that input size",
+        )
     if not x.is_floating_point() and not integers:
         raise BatchTypeError(
             f"the input must be a floating-point tensor, got {x.dtype}",

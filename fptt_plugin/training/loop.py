@@ -23,7 +23,7 @@ from .replay import Replay
 from .restart import check_rows
 from .run_state import RunState
 from .schedule import Schedule
-from .statistics import FrozenNormalization, normalizations
+from .statistics import INSTANCE_NORMS, FrozenNormalization, normalizations
 from .update import Updater
 
 Visitor = Callable[[int, Tensor], None]
@@ -379,11 +379,13 @@ class TrainingLoop:
             )
 
     def _warn_of_padding(self) -> None:
-        names = [name for name, norm in normalizations(self.net).items() if norm.training]
+        # Instance normalization without running statistics sees one sample and one step at a time.
+        norms = [(name, norm) for name, norm in normalizations(self.net).items() if norm.training]
+        names = [name for name, norm in norms if not isinstance(norm, INSTANCE_NORMS) or norm.track_running_stats]
         if names and not self._padding_warned:
             self._padding_warned = True
             warnings.warn(
-                f"batch normalization averages over the padding of shorter sequences, too, in {', '.join(names)}: use "
+                f"normalization averages over the padding of shorter sequences, too, in {', '.join(names)}: use "
                 "a normalization of each sample by itself (nn.LayerNorm, nn.GroupNorm), batches of one length, or "
                 ".eval() on these modules once their running statistics are good",
                 FPTTWarning,

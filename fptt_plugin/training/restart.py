@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -15,11 +14,11 @@ from ..errors import CannotStepError
 from ..functional.ltc import initial_state
 from ..state import ModelState, StateDict
 from ..tree import copy_containers, map_tensors, tensors_in
-from .statistics import normalizations
+from .statistics import normalizations, normalizing_by
 
 State = dict[str, StateDict]
 
-_WHY = "(or one before it) does not start from zero, or its first dimension is not the batch"
+_WHY = "(or one before it) does not start from zero, mixes samples, or its first dimension is not the batch"
 
 
 def restarted(state: ModelState, rows: Tensor) -> State:
@@ -104,11 +103,12 @@ def check_rows(net: nn.Module, state: ModelState, rows: Tensor, advance: Callabl
         CannotStepError: If rows cannot be restarted; names the first state that shows it.
     """
     now = state.snapshot()
+    norms = [norm for norm in normalizations(net).values() if norm.training]  # they mix the rows
     random = [module for module in net.modules() if getattr(module, "init_state", None) == "random"]
     for module in random:
         module.init_state = "zeros"  # type: ignore[assignment]
     try:
-        with unobserved(net), _separate_rows(net):
+        with unobserved(net), normalizing_by(net, norms, batch=False):
 
             def after(begin: Callable[[], None]) -> State:
                 begin()
@@ -138,16 +138,3 @@ def _agree(found: Tensor, fresh: Tensor, old: Tensor, rows: Tensor) -> bool:
 
 def _leaves(value: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(value) if tensor.dim()]
-
-
-@contextmanager
-def _separate_rows(net: nn.Module) -> Iterator[None]:
-    """Context in which batch normalization, which mixes the rows, uses and keeps its running statistics."""
-    norms = [norm for norm in normalizations(net).values() if norm.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..neurons import PerStepNorm
+from ..neurons import PerStepNorm, normalizes_itself
 from ..torch_internals import NORMALIZATIONS, buffers_of, transient_buffers
 from ..tree import map_tensors
 
@@ -23,6 +24,30 @@ def normalizations(net: nn.Module) -> dict[str, nn.Module]:
     """
     kinds = (NORMALIZATIONS, PerStepNorm)
     return {name: m for name, m in net.named_modules() if isinstance(m, kinds)}
+
+
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+@contextmanager
+def normalizing_by(net: nn.Module, norms: list[nn.Module], *, batch: bool) -> Iterator[None]:
+    """Context in which normalizations use the statistics of the batch (training mode), or the running ones.
+
+    Args:
+        net: The network.
+        norms: Some of its normalizations. Neurons that do the work of theirs as their own mode says change it, too.
+        batch: Whether they use those of the batch.
+    """
+    theirs = {id(norm) for norm in norms}
+    owners = [m for m in net.modules() if normalizes_itself(m) and any(id(norm) in theirs for norm in m.children())]
+    kept = [(module, module.training) for module in [*norms, *owners]]
+    try:
+        for module, _ in kept:
+            module.training = batch
+        yield
+    finally:
+        for module, training in kept:
+            module.training = training
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
@@ -120,38 +145,52 @@ class RunningStatistics:
 
 
 @contextmanager
-def recalibrating(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
+def recalibrating(net: nn.Module, norms: dict[str, nn.Module]) -> Iterator[Callable[[], list[str]]]:
     """Context in which normalizations forget their running statistics and take plain means over what passes.
 
-    They are in training mode within; an error puts the old statistics back.
+    Statistics that nothing reaches, such as those of later time steps, are the old ones afterward. An error puts all
+    of them back.
 
     Args:
-        modules: The normalizations.
+        net: The network.
+        norms: Its normalizations whose statistics are to be taken anew, by name.
 
     Yields:
-        A function to call before each batch.
+        A function that returns the names of those which nothing has reached so far.
     """
-    norms: list[Any] = modules
-    old = RunningStatistics(nn.ModuleList(modules))
-    old.keep()
-    kept = [(norm.momentum, norm.training) for norm in norms]
-    count = 0
+    layers: list[Any] = list(norms.values())  # Any: what they share has no public class
+    old = [{name: b.clone() for name, b in _statistics(norm).items() if not is_lazy(b)} for norm in layers]
+    momenta = [norm.momentum for norm in layers]
 
-    def begin_batch() -> None:
-        nonlocal count
-        count += 1
-        for norm in norms:
-            # torch's layers count their calls, of which a batch has one for every time step; None is their plain mean.
-            norm.momentum = 1 / count if isinstance(norm, PerStepNorm) else None
+    def unreached() -> list[str]:
+        return [name for name, norm in zip(norms, layers, strict=True) if not norm.num_batches_tracked.any()]
 
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.training = True
-        yield begin_batch
-    except BaseException:
-        old.restore()
-        raise
-    finally:
-        for norm, (momentum, training) in zip(norms, kept, strict=True):
-            norm.momentum, norm.training = momentum, training
+    def put_back(everything: bool) -> None:
+        for norm, statistics in zip(layers, old, strict=True):
+            rows = everything | (norm.num_batches_tracked == 0)  # one for the layer, or one for each time step
+            rows = rows.unsqueeze(1) if rows.dim() else rows
+            for name, value in statistics.items():
+                buffer = getattr(norm, name)
+                buffer.copy_(torch.where(rows, value, buffer))
+
+    with ExitStack() as stack, normalizing_by(net, layers, batch=True):
+        try:
+            for norm in layers:
+                if isinstance(norm, INSTANCE_NORMS):
+                    stack.callback(norm.register_forward_pre_hook(_plain_mean).remove)
+                norm.reset_running_stats()
+                norm.momentum = None  # plain means, as torch's batch normalization understands it
+            yield unreached
+            put_back(everything=False)
+        except BaseException:
+            put_back(everything=True)
+            raise
+        finally:
+            for norm, momentum in zip(layers, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def _plain_mean(norm: Any, inputs: tuple[Any, ...]) -> None:
+    """Count the calls of instance normalization, for which a momentum of ``None`` is 0."""
+    norm.num_batches_tracked += 1
+    norm.momentum = 1 / norm.num_batches_tracked.item()

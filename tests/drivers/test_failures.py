@@ -313,3 +313,24 @@ def test_weights_that_are_drawn_at_the_first_input_do_not_look_like_mixed_sample
     mixing = nn.Sequential(layer.Linear(F, 8, step_mode=mode), *build(mode))
     mixing.insert(1, Centered() if mode == "s" else CenteredSequence())
     assert refusal(mixing).layer_type.startswith("Centered")
+
+
+class Loop(nn.Module):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def forward(self, x):
+        return torch.stack([self.step(x_t) for x_t in x])
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_lazy_normalization_takes_its_size_first(loops):
+    layers = nn.Sequential(nn.LazyLinear(8), lif(), nn.LazyBatchNorm1d(), nn.LazyLinear(3))
+    net = Loop(layers) if loops else layers
+    trainer = FPTTTrainer(net, adam(net), CE)
+    with pytest.raises(CannotStepError, match=r"lazy normalizations their size first: with torch.no_grad\(\): net\(x"):
+        trainer.train_sequence(X, Y)
+    with torch.no_grad():
+        net(X if loops else X[0])
+    assert trainer.train_sequence(X, Y).updates > 0

@@ -7,7 +7,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from fptt_plugin import FPTTTrainer
-from fptt_plugin.errors import BatchError, BatchTypeError, ConfigurationError
+from fptt_plugin.errors import BatchError, BatchTypeError, ConfigurationError, FPTTWarning
 from fptt_plugin.snntorch import LTCIntegrator, LTCLeaky, PerStepBatchNorm1d
 from fptt_plugin.spikingjelly import LTCIntegrator as NodeIntegrator
 from fptt_plugin.spikingjelly import PerStepBatchNorm1d as MemoryNorm1d
@@ -35,8 +35,14 @@ def nodes():
     )  # fmt: skip
 
 
-def batches(count=4):
-    return [(3 * torch.randn(STEPS, 16, 3, dtype=torch.float64) + 1, torch.arange(16) % 2) for _ in range(count)]
+def instances():
+    drive = [nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()]
+    return nn.Sequential(*drive, LTCLeaky(init_hidden=True), nn.Linear(8, 2), LTCIntegrator(init_hidden=True))
+
+
+def batches(count=4, steps=STEPS):
+    lengths = [steps] * count if isinstance(steps, int) else steps
+    return [(3 * torch.randn(t, 16, 3, dtype=torch.float64) + 1, torch.arange(16) % 2) for t in lengths]
 
 
 def trained(net, **options):
@@ -64,6 +70,82 @@ def test_statistics_are_means_over_the_loader(build, averaged):
     assert torch.allclose(net[1].running_var, var, rtol=1e-10)
     assert net[1].momentum == 0.1
     assert net[1].training
+
+
+@pytest.mark.parametrize("lengths", [(2, 5, 2, 5), (2, 2, 2, 5), (8, 6)])
+@pytest.mark.parametrize("build", [per_step, nodes])
+def test_every_step_of_batches_of_different_lengths_counts_alike(build, lengths):
+    net, data = build().double(), batches(steps=lengths)
+    FPTTTrainer(net, adam(net), CE).recalibrate(data)
+    with torch.no_grad():
+        drives = [net[0](x) for x, _ in data]
+    for t in range(STEPS):  # the last of them serves the steps after it, too
+        here = [h[s] for h in drives for s in range(len(h)) if min(s, STEPS - 1) == t]
+        assert torch.allclose(net[1].running_mean[t], torch.stack([h.mean(0) for h in here]).mean(0), rtol=1e-10)
+        assert torch.allclose(net[1].running_var[t], torch.stack([h.var(0) for h in here]).mean(0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("build", [per_step, nodes])
+def test_steps_that_no_batch_reaches_keep_their_statistics(build):
+    trainer = trained(build())
+    before = trainer.net[1].running_mean.clone()
+    trainer.recalibrate(batches(steps=(2, 3)))
+    assert torch.equal(trainer.net[1].running_mean[3:], before[3:])
+    assert (trainer.net[1].running_mean[:3] != before[:3]).all()
+
+
+def test_instance_normalization_takes_means_over_all_calls():
+    trainer = trained(instances(), average_weights="never")
+    net, data = trainer.net, batches(steps=(2, 5))
+    trainer.recalibrate(data, averaged=False)
+    with torch.no_grad():
+        drives = torch.cat([net[:2](x.flatten(0, 1)) for x, _ in data])  # [T * B, 2, 4]
+    assert torch.allclose(net[2].running_mean, drives.mean(2).mean(0), rtol=1e-10)
+    assert torch.allclose(net[2].running_var, drives.var(2).mean(0), rtol=1e-10)
+    assert net[2].momentum == 0.1
+    assert not net[2]._forward_pre_hooks
+
+
+@pytest.mark.skipif(not hasattr(neuron, "MPBNLIFNode"), reason="not in this version")
+@pytest.mark.parametrize("mode", "sm")
+def test_a_node_that_normalizes_its_membrane_by_itself(mode):
+    nodes = neuron.MPBNLIFNode(out_features=8, step_mode=mode), NodeIntegrator(linear_features=2, step_mode=mode)
+    trainer = trained(nn.Sequential(nn.Linear(3, 8), nodes[0], nn.Linear(8, 2), nodes[1]), average_weights="never")
+    x, y = batches(1, steps=1)[0]
+    trainer.net.eval()
+    trainer.recalibrate([(x, y)], averaged=False)
+    membrane = trainer.net[0](x[0])  # its first step from rest
+    assert torch.allclose(nodes[0].vbn.running_mean, membrane.mean(0), rtol=1e-10)
+    assert torch.allclose(nodes[0].vbn.running_var, membrane.var(0), rtol=1e-10)
+    assert not nodes[0].training
+
+
+class OwnMode(nn.Module):
+    """Normalizes as its own mode says, by layers that it does not call in evaluation."""
+
+    def __init__(self, *kinds):
+        super().__init__()
+        self.norms = nn.ModuleList(kind(8) for kind in kinds)
+
+    def forward(self, x):
+        return self.norms[0](x) if self.training else self.norms[-1](x) if len(self.norms) > 1 else x
+
+
+def test_a_layer_that_evaluation_does_not_reach_keeps_its_statistics_and_is_named():
+    net = shared()
+    net[1] = OwnMode(nn.BatchNorm1d, nn.BatchNorm1d)
+    trainer = trained(net)
+    before = copies(net[1].norms[0].buffers())
+    with pytest.warns(FPTTWarning, match=r"running statistics of 1\.norms\.0 are the old ones"):
+        trainer.recalibrate(batches())
+    assert identical(net[1].norms[0].buffers(), before)
+    assert net[1].norms[1].num_batches_tracked == 4 * STEPS
+    net[1] = OwnMode(nn.BatchNorm1d)
+    trainer = trained(net)
+    before = copies(net.state_dict().values())
+    with pytest.raises(ConfigurationError, match=r"1\.norms\.0 do not move"):
+        trainer.recalibrate(batches())
+    assert identical(net.state_dict().values(), before)
 
 
 def test_a_stream_in_progress_goes_on_and_a_frozen_layer_keeps_its_statistics():

@@ -77,3 +77,13 @@ def test_as_surrogate_function_of_spikingjelly():
     spikes.sum().backward()
     assert 0 < spikes.mean() < 1
     assert torch.allclose(x.grad, 2 * multi_gaussian(2 * x.detach() - 1), atol=1e-6)  # tau = 2 halves the input
+
+
+def test_vmap_and_derivatives_within_it():
+    spike, v = MultiGaussian(), torch.randn(3, 5, dtype=torch.float64)
+    first = torch.func.grad(lambda u: spike(u).sum())
+    second = torch.func.grad(lambda u: first(u).sum())
+    assert torch.equal(torch.vmap(spike)(v), heaviside(v))
+    assert torch.allclose(torch.vmap(first)(v), multi_gaussian(v))
+    leaf = v.clone().requires_grad_()
+    assert torch.allclose(torch.vmap(second)(v), torch.autograd.grad(multi_gaussian(leaf).sum(), leaf)[0])

@@ -241,3 +241,19 @@ def test_batch_norm_on_convolutional_gates(learn):
 def test_batch_norm_needs_the_size_of_a_map(gate, features, channels):
     with pytest.raises(ConfigurationTypeError, match="conv2d_channels"):
         GateOptions(gate=gate, linear_features=features, conv2d_channels=channels, norm=True).build(2)
+
+
+def test_gradients_of_each_sample_by_vmap():
+    gate, pairs = DenseGate(3).double(), torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    weights = dict(gate.named_parameters())
+
+    def loss(given, x, state):
+        return torch.func.functional_call(gate, given, (x, state)).square().sum()
+
+    together = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, *pairs)
+    for sample, pair in enumerate(zip(*pairs, strict=True)):
+        alone = torch.autograd.grad(loss(weights, *pair), weights.values())
+        for name, gradient in zip(weights, alone, strict=True):
+            assert torch.allclose(together[name][sample], gradient)
+    doubly = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((4, 3), (4, 3))]
+    assert torch.autograd.gradgradcheck(gate, doubly)

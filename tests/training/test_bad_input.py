@@ -51,6 +51,7 @@ HOLED[5, 0, 0] = NAN
         (X[:, :0], Y[:0], ValueError, "empty sequence: T=6, B=0"),
         (HOLED, Y, ValueError, "non-finite.*nan_to_num"),
         (X * INF, Y, ValueError, "non-finite"),
+        (X + 0j, Y, TypeError, r"got torch.complex64: pass real and imaginary part as features, torch.cat\("),
         (X.long(), Y, TypeError, r"floating-point tensor, got torch.int64: convert it.*x.float\(\)"),
         (X.numpy().astype(str), Y, TypeError, "x has a ndarray where a tensor belongs"),
         (None, Y, TypeError, "x has a NoneType where a tensor belongs"),

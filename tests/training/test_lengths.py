@@ -449,7 +449,19 @@ def test_batch_statistics_of_padding_are_said(norm):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.train_sequence(x, y, lengths)  # once
-    net = spiking_net(extra=[nn.LayerNorm(8)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+
+
+@pytest.mark.parametrize("tracks", [None, False, True])
+def test_normalization_of_each_sample_by_itself_is_no_matter_unless_it_tracks(tracks):
+    x, y, lengths = padded()
+    norm = nn.LayerNorm(8)
+    if tracks is not None:
+        instances = nn.InstanceNorm1d(2, track_running_stats=tracks)
+        norm = nn.Sequential(nn.Unflatten(1, (2, 4)), instances, nn.Flatten())
+    net = spiking_net(extra=[norm])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         FPTTTrainer(net, sgd(net), CE).train_sequence(x, y, lengths)
+    assert ["in 1.1: use a normalization of each sample" in str(warning.message) for warning in said] == [True] * (
+        tracks is True
+    )
