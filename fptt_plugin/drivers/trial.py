@@ -464,20 +464,15 @@ def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
     try:
         copied = copy.deepcopy(net, memo)
     except Exception as error:
-        remedy = (
-            "pass driver='step' if forward() takes one time step; otherwise take what copy.deepcopy refuses out of the "
-            "network's attributes"
-        )
-        if any(map(is_lazy, net.buffers())):
-            remedy = (
-                "give its lazy normalizations their size first: with torch.no_grad(): net(x), or net(x[0]) if "
-                "forward() takes one time step"
-            )
-        raise CannotStepError(
-            f"{type(net).__name__} cannot be copied for the dry run that finds out how to call it ({error!r})", remedy
-        ) from error
+        raise _cannot_copy(net, error) from error
     for hook in users:
-        del memo[id(hook)]
+        memo.pop(id(hook), None)
+    _copy_hooks(net, copied, memo)
+    return copied
+
+
+def _copy_hooks(net: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
+    """Give the copy of a network the hooks of the original, as far as they can be copied."""
     for module, other in zip(net.modules(), copied.modules(), strict=True):
         for hooks, others in zip(module_hooks(module), module_hooks(other), strict=True):
             for key, hook in hooks.items():
@@ -485,7 +480,20 @@ def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
                     others[key] = hook_apart(hook, memo)
                     if others[key] is None:
                         del others[key]
-    return copied
+
+
+def _cannot_copy(net: nn.Module, error: Exception) -> CannotStepError:
+    remedy = (
+        "pass driver='step' if forward() takes one time step; otherwise take what copy.deepcopy refuses out of the "
+        "network's attributes"
+    )
+    if any(map(is_lazy, net.buffers())):
+        remedy = (
+            "give its lazy normalizations their size first: with torch.no_grad(): net(x), or net(x[0]) if forward() "
+            "takes one time step"
+        )
+    what = f"{type(net).__name__} cannot be copied for the dry run that finds out how to call it ({error!r})"
+    return CannotStepError(what, remedy)
 
 
 def _cloned(leaf: Any) -> Any:
