@@ -438,9 +438,7 @@ def _what_it_returns(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select,
     return StepOutput(returned, sources, source, guessed=differ(fits[place]))
 
 
-def _readout_in_evaluation(
-    copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool
-) -> str | None:
+def _readout_in_evaluation(copy: TrialCopy, x: Tensor, time: TimeAxis, select: Select, *, chosen: bool) -> str | None:
     """How the network combines its time steps in evaluation mode; ``None`` if that is not known."""
     try:
         returned = _what_it_returns(copy.fresh(training=False), x, time, select, chosen=chosen)
