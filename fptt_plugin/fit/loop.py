@@ -21,9 +21,9 @@ from ..monitor import FiringRates, unobserved
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective
-from .batches import Batching, checked, interruptible, parts_of
+from .batches import Batching, checked, interruptible, parts_of, samplers_of
 from .callbacks import CallbackList, Callbacks
-from .metrics import Metrics, Scores, accuracy, by_name, first_of, is_stateful
+from .metrics import Metrics, Scores, accuracy, by_name, first_of, is_stateful, precise
 from .progress import Best, Progress
 from .schedulers import check_schedule, check_scheduler
 from .screen import bar_of, echo, line, postfix
@@ -287,7 +287,8 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
     """Figures of one pass over the data, those of validation apart."""
     if not trainer.net.training:  # a layer that the user put into evaluation mode stays there
         trainer.net.train()
-    decisions, loss, norm = Decisions(trainer, run.metric), _Mean(trainer), _Mean(trainer)
+    decisions = Decisions(trainer, run.metric)
+    loss, norm = _Mean(trainer, finite=True), _Mean(trainer, finite=True)  # without updates that were skipped
     seen, lr = 0, math.nan
     with FiringRates(trainer.net) as firing:
         for number, given in enumerate(interruptible(batches), start=1):
@@ -295,7 +296,7 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
             if trainer.updates == seen == 0:
                 _try_metrics(trainer, batch, run.metric)
             lr = float(trainer.optimizer.param_groups[0]["lr"])
-            before = trainer.updates
+            before, counted = trainer.updates, decisions.samples
             if batch.per_sequence:
                 result = trainer.train_batch(batch)
                 decisions.note(*batch.scored(result.output))
@@ -303,7 +304,7 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
                 result = trainer.train_batch(batch, decisions.visitor(batch))
             if run.check is not None and number == 1:
                 run.check(decisions.scores)
-            loss.add(result.loss, batch.size)
+            loss.add(result.loss, decisions.samples - counted)
             gradient = trainer.regularizer.grad_norm if trainer.updates > before else None
             if gradient is not None:
                 norm.add(gradient, 1)
@@ -382,18 +383,26 @@ class Decisions:
 
 
 class _Mean:
-    """A weighted mean that stays on the device; what is not finite does not count."""
+    """A weighted mean that stays on the device; what has no weight, such as a loss without a target, does not count.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._total = torch.zeros((), device=_device(trainer))
-        self._weight = torch.zeros((), device=_device(trainer))
+    Args:
+        trainer: Whose device it is.
+        finite: Whether only finite values count.
+    """
+
+    def __init__(self, trainer: Trainer, *, finite: bool = False) -> None:
+        device = _device(trainer)
+        self._total = self._weight = torch.zeros((), device=device, dtype=precise(device))
+        self._finite = finite
         self.count = 0
 
     def add(self, value: Tensor, weight: Tensor | int) -> None:
-        value = value.detach().to(self._total.device, torch.float32)
-        finite = value.isfinite()
-        self._total = self._total + weight * torch.where(finite, value, 0.0)
-        self._weight = self._weight + weight * finite
+        value, weight = value.detach().to(self._total), torch.as_tensor(weight).to(self._total)
+        counts = weight > 0
+        if self._finite:
+            counts &= value.isfinite()
+        self._total = self._total + torch.where(counts, weight * value, 0.0)
+        self._weight = self._weight + torch.where(counts, weight, 0.0)
         self.count += 1
 
     @property
@@ -402,7 +411,7 @@ class _Mean:
 
     @property
     def total(self) -> float:
-        """The weighted sum."""
+        """The weighted sum, nan of nothing."""
         return self.value * self._weight.item()
 
 
@@ -420,7 +429,7 @@ def _try_metrics(trainer: Trainer, batch: Batch, metric: Metrics) -> None:
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tell a sampler that shuffles by the number of the epoch, as that of DistributedDataParallel does."""
-    for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+    for owner in (loader, *samplers_of(loader)):
         set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)

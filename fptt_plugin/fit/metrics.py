@@ -159,7 +159,7 @@ class Scores:
                 continue
             sums, counts = self._sums[name], self._counts[name]
             for key, number in self._numbers(name, metric(_record(metric, output), target)).items():
-                part = count * number.to(self._device, _precise(self._device))
+                part = count * number.to(self._device, precise(self._device))
                 sums[key] = sums[key] + part if key in sums else part
                 counts[key] = counts.get(key, 0) + count  # a metric may leave out what a batch does not have
 
@@ -179,6 +179,11 @@ class Scores:
                 raise OutputError(f"two metrics give {twice[0]!r}", "pass them under other names")
             found |= scores
         return found
+
+    def names(self) -> list[str]:
+        """Names of the scores so far; an object that counts is taken to give one number, of its own name."""
+        named = [[name] if is_stateful(metric) else self._sums[name] for name, metric in self._metrics.items()]
+        return [key for keys in named for key in keys]
 
     def so_far(self) -> dict[str, float]:
         """The means over samples, for a progress bar; what objects count is known at the end."""
@@ -266,7 +271,8 @@ def _number(name: str, value: Any) -> Tensor:
     return number.detach().reshape(())
 
 
-def _precise(device: torch.device) -> torch.dtype:
+def precise(device: torch.device) -> torch.dtype:
+    """The type of sums over a pass: in single precision they drift, and Apple's GPUs have no other."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
