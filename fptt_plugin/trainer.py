@@ -528,7 +528,8 @@ class FPTTTrainer:
         Args:
             loader: Gives batches ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them, or others with
                 ``batch``. Moved to the network's device. Modules that are in evaluation mode while the network is in
-                training mode stay there. Or ``loader(epoch)`` returns what gives them.
+                training mode stay there. Or ``loader(epoch)`` returns what gives them. A resumed run draws the same
+                random numbers, but for those of generators that ``loader(epoch)`` makes and of persistent workers.
             epochs: Passes over the data of this call, after those of earlier calls and of a loaded checkpoint. Default
                 1. To complete a run of 10 epochs, pass ``10 - len(trainer.history)``.
             val_loader: Evaluated after each epoch.
@@ -537,7 +538,9 @@ class FPTTTrainer:
                 place of names for a tuple; or a function of a batch that returns ``(x, y)`` or ``(x, y, mask)``.
             scheduler: Learning-rate scheduler. ``ReduceLROnPlateau`` gets what is monitored, and its mode must be the
                 direction of that. :meth:`save` keeps its state, and the first call after :meth:`load` restores it into
-                the scheduler given then, together with the learning rate, which a new scheduler sets.
+                the scheduler given then, together with the learning rate, which a new scheduler sets. Of the
+                optimizer's options it restores what a scheduler of torch writes. In a callback, :meth:`load` restores
+                the scheduler of the running call.
             scheduler_interval: Whether it steps after each ``"epoch"`` or each ``"batch"``, as a warm-up does.
                 ``None``, the default, is ``"batch"`` for ``OneCycleLR`` and ``CyclicLR``, else ``"epoch"``.
             metric: ``metric(output, target) -> number``, averaged over samples; an object with ``update``, ``compute``
@@ -894,7 +897,9 @@ class FPTTTrainer:
 
         Args:
             path: The file. It holds three state dicts, ``"net"``, ``"optimizer"`` and ``"trainer"``; a network without
-                a trainer loads its weights with ``net.load_state_dict(torch.load(path)["net"])``.
+                a trainer loads its weights with ``net.load_state_dict(torch.load(path)["net"])``. They are what the
+                network holds: ``W_bar`` after an epoch of :meth:`fit` with ``average_weights="epoch"``, ``W`` after
+                :meth:`train_sequence`, :meth:`step`, and with ``"never"``.
 
         Raises:
             CallOrderError: If :attr:`can_save` is false.

@@ -182,8 +182,8 @@ def fit(
         check_schedule(loaded or scheduler.state_dict(), interval, loader, count, loaded=bool(loaded))
     progress.use_scheduler(scheduler, trainer.optimizer)
     progress.use_generators((loader, val_loader))
-    progress.stopping = False
-    done = len(progress.history)
+    progress.running, progress.stopping = True, False
+    records: list[EpochRecord] = []  # of this call: what a callback loads replaces the history
     run = Run(
         metric,
         batching,
@@ -195,6 +195,7 @@ def fit(
     )
     try:
         hooks.call("on_fit_begin", trainer)
+        done = len(progress.history)
         every = _epochs(trainer, loader, done + count, done + 1, val_loader, run)
         for _ in range(count):
             if progress.stopping or watch.is_over(progress.history, show):
@@ -202,6 +203,7 @@ def fit(
             with progress.epoch(trainer.optimizer, steps_per_batch=run.step is not None):
                 record = next(every)
             progress.history.append(record)
+            records.append(record)
             current = watch.value(record)
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(current)
@@ -216,8 +218,9 @@ def fit(
                 echo(line(record, done + count))
             hooks.call("on_epoch_end", trainer, record)
     finally:
+        progress.running = False
         hooks.call("on_fit_end", trainer)
-    return progress.history[done:]
+    return records
 
 
 def _epoch_count(given: Any) -> int:
