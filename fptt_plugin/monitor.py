@@ -56,6 +56,19 @@ class FiringRates:
             handle.remove()
         self._handles = []
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context in which nothing is counted: what a callback runs is not part of the epoch.
+
+        Returns:
+            A context manager.
+        """
+        kept, self.sums = self.sums, {}
+        try:
+            yield
+        finally:
+            self.sums = kept
+
     def note(self, name: str, spikes: Tensor) -> None:
         """Count one call of a layer."""
         spikes = spikes.detach()

@@ -503,8 +503,8 @@ class FPTTTrainer:
         return result._replace(output=self.objective.unpacked(result.output))
 
     def _unpacking(self, visitor: Callable[[int, Any], None] | None) -> Visitor | None:
-        """The visitor, of several outputs with all of them."""
-        return None if visitor is None else lambda t, output: visitor(t, self.objective.unpacked(output))
+        """The visitor, with copies of the outputs, of several with all: it may write to them, and training goes on."""
+        return None if visitor is None else lambda t, output: visitor(t, self.objective.unpacked(output.clone()))
 
     def fit(
         self,

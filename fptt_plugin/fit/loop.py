@@ -23,7 +23,7 @@ from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective
 from .batches import Batching, checked, interruptible, parts_of, samplers_of
 from .callbacks import CallbackList, Callbacks
-from .metrics import Metrics, Scores, accuracy, by_name, first_of, is_stateful, precise
+from .metrics import Metrics, Scores, accuracy, by_name, first_of, in_use, is_stateful, precise
 from .progress import Best, Progress
 from .schedulers import check_schedule, check_scheduler
 from .screen import bar_of, echo, line, postfix
@@ -273,8 +273,8 @@ def _evaluate(
     with_loss: bool = True,
 ) -> tuple[dict[str, float], float]:
     """Scores and loss of the decisions."""
-    decisions = Decisions(trainer, metric, with_loss=with_loss)
-    with trainer.evaluation(averaged):
+    with in_use(metric), trainer.evaluation(averaged):
+        decisions = Decisions(trainer, metric, with_loss=with_loss)
         for given in interruptible(loader):
             batch = trainer.prepare(*parts_of(given, batching))
             if batch.per_sequence:
@@ -290,10 +290,10 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
     """Figures of one pass over the data, those of validation apart."""
     if not trainer.net.training:  # a layer that the user put into evaluation mode stays there
         trainer.net.train()
-    decisions = Decisions(trainer, run.metric)
     loss, norm = _Mean(trainer, finite=True), _Mean(trainer, finite=True)  # without updates that were skipped
     seen, lr = 0, math.nan
-    with FiringRates(trainer.net) as firing:
+    with in_use(run.metric), FiringRates(trainer.net) as firing:
+        decisions = Decisions(trainer, run.metric)
         for number, given in enumerate(interruptible(batches), start=1):
             batch = trainer.prepare(*parts_of(given, run.batching))
             if trainer.updates == seen == 0:
@@ -321,7 +321,8 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
                 record = BatchRecord(
                     epoch, number, batch.size, result.loss, result.output, gradient, lr, trainer.updates
                 )
-                run.callbacks.call("on_batch_end", trainer, record)
+                with firing.paused():
+                    run.callbacks.call("on_batch_end", trainer, record)
             if run.stopping():
                 break
     if seen == 0:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchError, ConfigurationError, OutputError
+from ..torch_internals import version_of
 from ..tree import map_tensors, tensors_in
 
 # snntorch.functional's metrics of a record of spikes [T, B, C] that need no more than its sum over time.
@@ -125,7 +127,7 @@ class Scores:
         device: Where the samples are.
 
     Raises:
-        ConfigurationError: If one is neither a function nor such an object.
+        ConfigurationError: If one is neither a function nor such an object, or writes to what it is given.
 
     Example:
         >>> scores = Scores({"top1": accuracy}, torch.device("cpu"))
@@ -153,15 +155,26 @@ class Scores:
         if not count:
             return
         self.samples += count
+        given = [tensor for tensor in tensors_in((output, target)) if not tensor.is_inference()]
+        versions = list(map(version_of, given))
         for name, metric in self._metrics.items():
             if is_stateful(metric):
                 metric.update(output, target)
-                continue
-            sums, counts = self._sums[name], self._counts[name]
-            for key, number in self._numbers(name, metric(_record(metric, output), target)).items():
-                part = count * number.to(self._device, precise(self._device))
-                sums[key] = sums[key] + part if key in sums else part
-                counts[key] = counts.get(key, 0) + count  # a metric may leave out what a batch does not have
+            else:
+                self._add(name, metric(_record(metric, output), target), count)
+            if versions != list(map(version_of, given)):  # the loss and other metrics see them, too
+                raise ConfigurationError(
+                    f"metric {name!r} writes to the outputs or targets that it is given",
+                    "let it make tensors of its own, as output - 1 does in place of output.sub_(1)",
+                )
+
+    def _add(self, name: str, value: Any, count: int) -> None:
+        """Add what a function returned for some samples."""
+        sums, counts = self._sums[name], self._counts[name]
+        for key, number in self._numbers(name, value).items():
+            part = count * number.to(self._device, precise(self._device))
+            sums[key] = sums[key] + part if key in sums else part
+            counts[key] = counts.get(key, 0) + count  # a metric may leave out what a batch does not have
 
     def compute(self) -> dict[str, float]:
         """Every score by name, in the order of the metrics; none without samples.
@@ -230,6 +243,28 @@ def by_name(metrics: Metrics) -> dict[str, Any]:
     if len(set(counting)) < len(counting):
         raise ConfigurationError("two metrics are one object, which would count every batch twice", "build it twice")
     return named
+
+
+_IN_USE: set[int] = set()  # objects that count a pass, by identity: those of users may not be hashable
+
+
+@contextmanager
+def in_use(metrics: Metrics) -> Iterator[None]:
+    """Context of a pass that these metrics count: a callback within it may evaluate, by others.
+
+    Raises:
+        ConfigurationError: If one of them counts another pass, which would begin again. It is as before then.
+    """
+    counting = {id(metric): name for name, metric in by_name(metrics).items() if is_stateful(metric)}
+    for name in (counting[key] for key in counting.keys() & _IN_USE):
+        raise ConfigurationError(
+            f"metric {name!r} is an object that counts a pass that has not ended", "build another one for this pass"
+        )
+    _IN_USE.update(counting)
+    try:
+        yield
+    finally:
+        _IN_USE.difference_update(counting)
 
 
 def name_of(metric: Any) -> str:

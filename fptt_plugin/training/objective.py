@@ -282,7 +282,7 @@ class Objective:
         if not self._takes_labels or target.is_floating_point():
             return len(tensors_in(target)[0])
         weight: Tensor | None = self._option("weight")
-        counts: Tensor = target != self.ignore_index
+        counts: Tensor = target.long() != self.ignore_index
         if weight is None:
             return counts.sum()
         # Labels out of range are for the loss function to refuse.
@@ -377,9 +377,11 @@ class Objective:
         single = isinstance(output, Tensor) and isinstance(target, Tensor)
         if single and output.shape != target.shape and not self._takes_labels:
             self._check_broadcast(output, target)
-        is_huber = isinstance(self.loss_fn, nn.HuberLoss) or _function(self.loss_fn) is F.huber_loss
-        if single and is_huber and not target.is_floating_point():  # fails in the backward pass only
-            raise BatchError(f"{self.name} does not take a target of type {target.dtype}", _like(output, target))
+        if single and not self._takes_type(output, target):
+            raise BatchError(
+                f"{self.name} does not take a target of type {target.dtype}",
+                f"pass targets of the output's type, y.to({output.dtype})",
+            )
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -394,6 +396,14 @@ class Objective:
                 "average it, e.g. with reduction='mean' or .mean()",
             )
         return value.reshape(())
+
+    def _takes_type(self, output: Tensor, target: Tensor) -> bool:
+        """Whether the backward pass will take a target's type: torch's Huber loss takes that of the output alone."""
+        is_huber = isinstance(self.loss_fn, nn.HuberLoss) or _function(self.loss_fn) is F.huber_loss
+        if not is_huber or output.dtype == target.dtype:
+            return True
+        cast = torch.is_autocast_enabled(output.device.type) and torch.float64 not in (output.dtype, target.dtype)
+        return cast and target.is_floating_point()
 
     def _check_broadcast(self, output: Tensor, target: Tensor) -> None:
         """Check that a loss of differences does not pair every output with every target.

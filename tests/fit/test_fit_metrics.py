@@ -1,6 +1,7 @@
 """Metrics of ``fit`` and ``evaluate``: means over samples, objects that count themselves, several by name."""
 
 import functools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -423,3 +424,64 @@ def test_a_metric_of_a_whole_pass_may_refuse_one_batch(monitor):
     trainer, metric = make(2), EpochMetric(auc)
     metric = metric if monitor == "other" else {"auc": metric}
     assert trainer.fit([batch()] * 2, metric=metric, monitor=monitor, progress=False)[0].train_score == 0.5
+
+
+# ---------------------------------------------------------------------- metrics that reach beyond
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_metric_that_writes_to_what_it_is_given(stateful, stepwise):
+    def writes(output, target):
+        return accuracy(output.sub_(output.max()), target)
+
+    class Writes(Collection):
+        def update(self, output, target):
+            super().update(output, target.zero_())
+
+    trainer = make(2)
+    x, y = batch()
+    data = [(x, y.expand(len(x), -1).clone() if stepwise else y.clone())]
+    metric = {"writes": Writes() if stateful else writes}
+    for call in (trainer.fit, trainer.evaluate):
+        with pytest.raises(ConfigurationError, match=r"metric 'writes' writes to .*output - 1"):
+            call(data, metric=metric)
+    if not stateful:
+        with torch.inference_mode():  # whose outputs do not tell
+            trainer.evaluate(data, metric=metric)
+
+
+@pytest.mark.parametrize("call", ["train_batch", "visit"])
+@pytest.mark.parametrize("options", [{}, {"readout": "mean"}, {"window": 3}])
+def test_a_visitor_may_write_to_what_it_is_given(call, options):
+    results = []
+    for visitor in (None, lambda t, output: output.zero_()):
+        torch.manual_seed(0)
+        trainer = make(2, **options)
+        prepared = trainer.prepare(*batch())
+        context = trainer.evaluation() if call == "visit" else nullcontext()
+        with context:
+            result = getattr(trainer, call)(prepared, visitor)
+        results.append(result if call == "visit" else result.output)
+    assert torch.equal(*results)
+
+
+def test_a_callback_may_evaluate():
+    """Figures of the epoch stay as they are, and an object that counts it is not begun again."""
+    x, y = uneven()
+    other, used, records = [(10 * torch.ones(6, 8, 3), torch.zeros(8).long())], Collection(), []
+
+    class Evaluates:
+        def on_batch_end(self, trainer, record):
+            if record.batch == 2:
+                trainer.evaluate(other, metric=Collection())
+                with pytest.raises(ConfigurationError, match="'collection' is an object that counts a pass that has"):
+                    trainer.evaluate(other, metric=used)
+
+    for callbacks in ([], [Evaluates()]):
+        torch.manual_seed(0)
+        trainer = make()
+        records += trainer.fit(pieces(x, y, 16), metric=used, callbacks=callbacks, progress=False)
+    assert records[0].train_scores == records[1].train_scores
+    assert records[0].firing_rates == records[1].firing_rates
+    trainer.evaluate(other, metric=used)  # after the pass
