@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import checkpoint as _checkpoint
@@ -227,7 +229,6 @@ class FPTTTrainer:
         self.optimizer = optimizer
         self.state = state
         self.objective = Objective(loss_fn, output, loss_ramp, auxiliary)
-        self.regularizer = DynamicRegularizer(optimizer, alpha, beta, rho, variant=variant, max_grad_norm=max_grad_norm)
         self.schedule = schedule
         self.average_weights = average_weights or ("never" if variant == "gradient" else "epoch")
         self.targets = targets
@@ -245,6 +246,9 @@ class FPTTTrainer:
         self._output_is_checked = False
         self._integers: dict[torch.dtype, bool] = {}  # integer types, and whether the network takes them
         self._run_state = RunState(state, Readout(readout or "step"), self.objective.distribution)
+        known = known_driver(driver, net, state, self.objective.select)
+        # After what may fail, such as a driver of the user's: an optimizer has one regularizer.
+        self.regularizer = DynamicRegularizer(optimizer, alpha, beta, rho, variant=variant, max_grad_norm=max_grad_norm)
         self._loop = TrainingLoop(
             net,
             self.objective,
@@ -253,7 +257,7 @@ class FPTTTrainer:
             self.schedule,
             on_nonfinite,
         )
-        self._use_driver(known_driver(driver, net, state, self.objective.select))
+        self._use_driver(known)
         if self._loop.driver is not None:
             self._step_modes = StepModes(net)
 
@@ -689,21 +693,22 @@ class FPTTTrainer:
                 "averaged=False asks for W, and within averaged_weights() and evaluation() the network holds W_bar",
                 "leave the context first, or leave averaged out",
             )
-        training = {module: module.training for module in self.net.modules()}
         kept = self._run_state.snapshot()
         if averaged is None:
             averaged = self.regularizer.variant != "gradient"
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
         try:
-            with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
-                self.net.eval()
+            with (
+                _takes_sizes(self.net),
+                torch.no_grad(),
+                self.averaged_weights() if averaged else nullcontext(),
+                _evaluation_mode(self.net),  # within the others: a layer that merges weights does so with W_bar
+            ):
                 yield
         finally:
             with Uninterrupted():
                 torch.clear_autocast_cache()  # torch before 2.13 would train on copies that were made without gradient
                 self._run_state.restore(kept)
-                for module, mode in training.items():
-                    module.training = mode
 
     def visit(self, batch: Batch, visitor: Callable[[int, Any], None] | None = None) -> Any:
         """Run a batch of sequences from the initial state, without losses; use it within :meth:`evaluation`.
@@ -939,6 +944,29 @@ class FPTTTrainer:
             self.optimizer.load_state_dict(content["optimizer"])
             torch.clear_autocast_cache()
             self.load_state_dict(state)
+
+
+@contextmanager
+def _evaluation_mode(net: nn.Module) -> Iterator[None]:
+    """Context in evaluation mode. Modes change by ``train()`` alone, in which layers of LoRA merge their weights."""
+    training = {module: module.training for module in net.modules()}
+    try:
+        net.eval()
+        yield
+    finally:
+        with Uninterrupted():
+            for module, mode in training.items():  # from the outside in: train() sets what is inside as well
+                if module.training != mode:
+                    module.train(mode)
+
+
+def _takes_sizes(net: nn.Module) -> AbstractContextManager[Any]:
+    """Context in which weights that get their sizes from the first input can be trained later.
+
+    Within ``torch.inference_mode()`` they could not.
+    """
+    unsized = any(is_lazy(tensor) for tensor in chain(net.parameters(), net.buffers()))
+    return torch.inference_mode(False) if unsized and torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _check_mode(*, learns: bool = True) -> None:

@@ -346,6 +346,22 @@ def test_nothing_is_trained_or_loaded_in_inference_mode(tmp_path, call):
     assert trainer.train_sequence(*batch()).updates == 6
 
 
+@pytest.mark.parametrize("call", ["predict", "evaluate", "visit"])
+def test_weights_that_get_their_sizes_in_inference_mode_are_trained(call):
+    trainer = make(net := lazy_net(), sgd)
+    x, y = batch()
+    with torch.inference_mode():
+        if call == "visit":
+            prepared = trainer.prepare(x, y)
+            with trainer.evaluation():
+                trainer.visit(prepared)
+        else:
+            getattr(trainer, call)(x if call == "predict" else [(x, y)])
+        assert torch.is_inference_mode_enabled()
+    assert not any(parameter.is_inference() for parameter in net.parameters())
+    assert trainer.train_sequence(x, y).updates == len(x)
+
+
 @pytest.mark.parametrize(
     "call",
     [
