@@ -76,7 +76,7 @@ class BatchRecord(NamedTuple):
 
 
 class EpochRecord(NamedTuple):
-    """Figures of one epoch. Means are over samples; with a target per step, over samples and steps.
+    """Figures of one epoch. Means are over samples that count; with a target per step, over samples and steps.
 
     Attributes:
         epoch: From 1.

@@ -556,7 +556,7 @@ class FPTTTrainer:
                 validation data if there is a ``val_loader``, else on the training data.
             higher_is_better: Direction of what is monitored. ``None``, the default: higher, but lower for the loss.
             patience: Stop after so many epochs that were not better than the best before them; ``None``, the default,
-                does not. Epochs of earlier calls and of a loaded checkpoint count.
+                does not. Epochs of earlier calls and of a loaded checkpoint count if they have the figure of this call.
             checkpoint: File for the best epoch. The best score of earlier calls, and of a run that was loaded, counts
                 if the file exists and name, ``monitor``, direction and the use of a ``val_loader`` are the same.
             callbacks: Objects with hooks, see :class:`~fptt_plugin.fit.Callback`, or functions that are called after

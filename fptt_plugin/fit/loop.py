@@ -401,7 +401,9 @@ class _Mean:
         self.count = 0
 
     def add(self, value: Tensor, weight: Tensor | int) -> None:
-        value, weight = value.detach().to(self._total), torch.as_tensor(weight).to(self._total)
+        value = value.detach().to(self._total)
+        # A number is written on the device: to copy it there would wait.
+        weight = weight.to(value) if isinstance(weight, Tensor) else torch.full_like(value, weight)
         counts = weight > 0
         if self._finite:
             counts &= value.isfinite()

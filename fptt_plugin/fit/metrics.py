@@ -256,9 +256,10 @@ def in_use(metrics: Metrics) -> Iterator[None]:
         ConfigurationError: If one of them counts another pass, which would begin again. It is as before then.
     """
     counting = {id(metric): name for name, metric in by_name(metrics).items() if is_stateful(metric)}
-    for name in (counting[key] for key in counting.keys() & _IN_USE):
+    taken = [name for key, name in counting.items() if key in _IN_USE]
+    if taken:
         raise ConfigurationError(
-            f"metric {name!r} is an object that counts a pass that has not ended", "build another one for this pass"
+            f"metric {taken[0]!r} is an object that counts a pass that has not ended", "build another one for this pass"
         )
     _IN_USE.update(counting)
     try:
