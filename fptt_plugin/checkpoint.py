@@ -191,9 +191,10 @@ def check(
     """
     try:
         _check_net(net, content["net"])
-        _check_optimizer(optimizer, content["optimizer"])
+        _check_groups(optimizer, content["optimizer"])
+        check_trainer(content["trainer"])  # names parameters in another order, of which the state knows shapes alone
+        _check_optimizer_state(optimizer, content["optimizer"])
         check_averages(content["optimizer"])
-        check_trainer(content["trainer"])
     except Exception as error:
         remedy = error.remedy if isinstance(error, FPTTError) else ""
         reason = error.reason if isinstance(error, FPTTError) else f"an entry is missing or malformed ({error!r})"
@@ -240,17 +241,21 @@ def _check_net(net: nn.Module, state: dict[str, Any]) -> None:
             raise CheckpointError(f"{name} has shape {tuple(value.shape)} here, {tuple(state[name].shape)} in the file")
 
 
-def _check_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Check groups, state, and that the optimizer is of the same kind, which would only show at its next step."""
+def _check_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Check groups, and that the optimizer is of the same kind, which would only show at its next step."""
     own, saved = optimizer.param_groups, state["param_groups"]
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
         raise CheckpointError("the optimizer has other parameter groups")
     missing = {option for group in saved for option in optimizer.defaults.keys() - group.keys()}
     if missing:
         raise CheckpointError(f"the file is not of {type(optimizer).__name__}: it lacks {sorted(missing)}")
+
+
+def _check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Check that the state of each weight fits it."""
     weights = {
         position: weight
-        for group, packed in zip(own, saved, strict=True)
+        for group, packed in zip(optimizer.param_groups, state["param_groups"], strict=True)
         for weight, position in zip(group["params"], packed["params"], strict=True)
     }
     elementwise = type(optimizer).__module__.startswith("torch.optim") and type(optimizer).__name__ not in _FACTORED

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,19 @@ class FiringRates:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context in which nothing is counted: what a callback runs is not part of the epoch.
+
+        Returns:
+            A context manager.
+        """
+        kept, self.sums = self.sums, {}
+        try:
+            yield
+        finally:
+            self.sums = kept
 
     def note(self, name: str, spikes: Tensor) -> None:
         """Count one call of a layer."""

@@ -6,6 +6,7 @@ color in all of them, :data:`METHOD_COLORS`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
@@ -74,7 +75,7 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
         The axes.
 
     Raises:
-        ValueError: If there is no epoch to draw.
+        ValueError: If there is no epoch to draw, or none with a score.
 
     Example:
         >>> from fptt_plugin.results import EpochRecord
@@ -88,9 +89,11 @@ def learning_curves(history: Iterable[EpochRecord], label: str = "", *, axes: Ax
     records = list(history)
     if not records:
         raise ValueError("the history holds no epoch: pass the list that trainer.fit(...) returned")
-    axes = _axes(axes)
     validation = [(record.epoch, record.val_score) for record in records if record.val_score is not None]
     training = [(record.epoch, record.train_score) for record in records]
+    if all(math.isnan(score) for _, score in (*validation, *training)):
+        raise ValueError("no epoch has a score: pass a metric to trainer.fit(...), or plot record.decision_loss")
+    axes = _axes(axes)
     color = _color(axes, label)
     for kind, style, points in (("validation", "-", validation), ("training", "--", training)):
         if points:

@@ -76,7 +76,7 @@ class BatchRecord(NamedTuple):
 
 
 class EpochRecord(NamedTuple):
-    """Figures of one epoch. Means are over samples; with a target per step, over samples and steps.
+    """Figures of one epoch. Means are over samples that count; with a target per step, over samples and steps.
 
     Attributes:
         epoch: From 1.
@@ -120,15 +120,17 @@ class EpochRecord(NamedTuple):
     def scalars(self) -> dict[str, float]:
         """Every figure by a name such as ``"val/accuracy"``, for a logger; missing values are omitted.
 
+        A metric that has the name of a loss of the record is ``"train/metric/loss"`` and ``"val/metric/loss"``.
+
         Returns:
             Numbers by name.
         """
         figures: dict[str, float | None] = {
             "train/loss": self.loss,
             "train/decision_loss": self.decision_loss,
-            **{f"train/{name}": score for name, score in self.train_scores.items()},
+            **{_key("train", name): score for name, score in self.train_scores.items()},
             "val/loss": self.val_loss,
-            **{f"val/{name}": score for name, score in self.val_scores.items()},
+            **{_key("val", name): score for name, score in self.val_scores.items()},
             **{f"firing_rate/{name}": rate for name, rate in self.firing_rates.items()},
             "grad_norm": self.grad_norm,
             "lr": self.lr,
@@ -136,3 +138,8 @@ class EpochRecord(NamedTuple):
             "seconds": self.seconds,
         }
         return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _key(part: str, metric: str) -> str:
+    """What :meth:`EpochRecord.scalars` calls a metric."""
+    return f"{part}/metric/{metric}" if metric in ("loss", "decision_loss") else f"{part}/{metric}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import checkpoint as _checkpoint
@@ -228,7 +230,6 @@ class FPTTTrainer:
         self.optimizer = optimizer
         self.state = state
         self.objective = Objective(loss_fn, output, loss_ramp, auxiliary)
-        self.regularizer = DynamicRegularizer(optimizer, alpha, beta, rho, variant=variant, max_grad_norm=max_grad_norm)
         self.schedule = schedule
         self.average_weights = average_weights or ("never" if variant == "gradient" else "epoch")
         self.targets = targets
@@ -246,6 +247,9 @@ class FPTTTrainer:
         self._output_is_checked = False
         self._integers: dict[torch.dtype, bool] = {}  # integer types, and whether the network takes them
         self._run_state = RunState(state, Readout(readout or "step"), self.objective.distribution)
+        known = known_driver(driver, net, state, self.objective.select)
+        # After what may fail, such as a driver of the user's: an optimizer has one regularizer.
+        self.regularizer = DynamicRegularizer(optimizer, alpha, beta, rho, variant=variant, max_grad_norm=max_grad_norm)
         self._loop = TrainingLoop(
             net,
             self.objective,
@@ -254,7 +258,7 @@ class FPTTTrainer:
             self.schedule,
             on_nonfinite,
         )
-        self._use_driver(known_driver(driver, net, state, self.objective.select))
+        self._use_driver(known)
         if self._loop.driver is not None:
             self._step_modes = StepModes(net)
 
@@ -504,8 +508,8 @@ class FPTTTrainer:
         return result._replace(output=self.objective.unpacked(result.output))
 
     def _unpacking(self, visitor: Callable[[int, Any], None] | None) -> Visitor | None:
-        """The visitor, of several outputs with all of them."""
-        return None if visitor is None else lambda t, output: visitor(t, self.objective.unpacked(output))
+        """The visitor, with copies of the outputs, of several with all: it may write to them, and training goes on."""
+        return None if visitor is None else lambda t, output: visitor(t, self.objective.unpacked(output.clone()))
 
     def fit(
         self,
@@ -529,7 +533,8 @@ class FPTTTrainer:
         Args:
             loader: Gives batches ``(x, y)`` or ``(x, y, mask)`` as :meth:`train_sequence` takes them, or others with
                 ``batch``. Moved to the network's device. Modules that are in evaluation mode while the network is in
-                training mode stay there. Or ``loader(epoch)`` returns what gives them.
+                training mode stay there. Or ``loader(epoch)`` returns what gives them. A resumed run draws the same
+                random numbers, but for those of generators that ``loader(epoch)`` makes and of persistent workers.
             epochs: Passes over the data of this call, after those of earlier calls and of a loaded checkpoint. Default
                 1. To complete a run of 10 epochs, pass ``10 - len(trainer.history)``.
             val_loader: Evaluated after each epoch.
@@ -538,7 +543,9 @@ class FPTTTrainer:
                 place of names for a tuple; or a function of a batch that returns ``(x, y)`` or ``(x, y, mask)``.
             scheduler: Learning-rate scheduler. ``ReduceLROnPlateau`` gets what is monitored, and its mode must be the
                 direction of that. :meth:`save` keeps its state, and the first call after :meth:`load` restores it into
-                the scheduler given then, together with the learning rate, which a new scheduler sets.
+                the scheduler given then, together with the learning rate, which a new scheduler sets. Of the
+                optimizer's options it restores what a scheduler of torch writes. In a callback, :meth:`load` restores
+                the scheduler of the running call.
             scheduler_interval: Whether it steps after each ``"epoch"`` or each ``"batch"``, as a warm-up does.
                 ``None``, the default, is ``"batch"`` for ``OneCycleLR`` and ``CyclicLR``, else ``"epoch"``.
             metric: ``metric(output, target) -> number``, averaged over samples; an object with ``update``, ``compute``
@@ -550,7 +557,7 @@ class FPTTTrainer:
                 validation data if there is a ``val_loader``, else on the training data.
             higher_is_better: Direction of what is monitored. ``None``, the default: higher, but lower for the loss.
             patience: Stop after so many epochs that were not better than the best before them; ``None``, the default,
-                does not. Epochs of earlier calls and of a loaded checkpoint count.
+                does not. Epochs of earlier calls and of a loaded checkpoint count if they have the figure of this call.
             checkpoint: File for the best epoch. The best score of earlier calls, and of a run that was loaded, counts
                 if the file exists and name, ``monitor``, direction and the use of a ``val_loader`` are the same.
             callbacks: Objects with hooks, see :class:`~fptt_plugin.fit.Callback`, or functions that are called after
@@ -688,21 +695,22 @@ class FPTTTrainer:
                 "averaged=False asks for W, and within averaged_weights() and evaluation() the network holds W_bar",
                 "leave the context first, or leave averaged out",
             )
-        training = {module: module.training for module in self.net.modules()}
         kept = self._run_state.snapshot()
         if averaged is None:
             averaged = self.regularizer.variant != "gradient"
         torch.clear_autocast_cache()  # the user may have loaded weights within the context
         try:
-            with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
-                self.net.eval()
+            with (
+                _takes_sizes(self.net),
+                torch.no_grad(),
+                self.averaged_weights() if averaged else nullcontext(),
+                _evaluation_mode(self.net),  # within the others: a layer that merges weights does so with W_bar
+            ):
                 yield
         finally:
             with Uninterrupted():
                 torch.clear_autocast_cache()  # torch before 2.13 would train on copies that were made without gradient
                 self._run_state.restore(kept)
-                for module, mode in training.items():
-                    module.training = mode
 
     def visit(self, batch: Batch, visitor: Callable[[int, Any], None] | None = None) -> Any:
         """Run a batch of sequences from the initial state, without losses; use it within :meth:`evaluation`.
@@ -903,7 +911,9 @@ class FPTTTrainer:
 
         Args:
             path: The file. It holds three state dicts, ``"net"``, ``"optimizer"`` and ``"trainer"``; a network without
-                a trainer loads its weights with ``net.load_state_dict(torch.load(path)["net"])``.
+                a trainer loads its weights with ``net.load_state_dict(torch.load(path)["net"])``. They are what the
+                network holds: ``W_bar`` after an epoch of :meth:`fit` with ``average_weights="epoch"``, ``W`` after
+                :meth:`train_sequence`, :meth:`step`, and with ``"never"``.
 
         Raises:
             CallOrderError: If :attr:`can_save` is false.
@@ -943,6 +953,29 @@ class FPTTTrainer:
             self.optimizer.load_state_dict(content["optimizer"])
             torch.clear_autocast_cache()
             self.load_state_dict(state)
+
+
+@contextmanager
+def _evaluation_mode(net: nn.Module) -> Iterator[None]:
+    """Context in evaluation mode. Modes change by ``train()`` alone, in which layers of LoRA merge their weights."""
+    training = {module: module.training for module in net.modules()}
+    try:
+        net.eval()
+        yield
+    finally:
+        with Uninterrupted():
+            for module, mode in training.items():  # from the outside in: train() sets what is inside as well
+                if module.training != mode:
+                    module.train(mode)
+
+
+def _takes_sizes(net: nn.Module) -> AbstractContextManager[Any]:
+    """Context in which weights that get their sizes from the first input can be trained later.
+
+    Within ``torch.inference_mode()`` they could not.
+    """
+    unsized = any(is_lazy(tensor) for tensor in chain(net.parameters(), net.buffers()))
+    return torch.inference_mode(False) if unsized and torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _check_mode(*, learns: bool = True) -> None:

@@ -42,6 +42,14 @@ def test_learning_curves_of_two_runs_on_one_picture():
     assert axes.get_xlabel() == "epoch"
 
 
+def test_without_a_metric_there_is_no_learning_curve():
+    figures, nan = plt.get_fignums(), float("nan")
+    with pytest.raises(ValueError, match="no epoch has a score: pass a metric"):
+        plot.learning_curves([record(1, nan, None), record(2, nan, nan)])
+    assert plt.get_fignums() == figures
+    assert "validation" in curves(plot.learning_curves([record(1, nan, 0.5)]))
+
+
 def test_time_constants_are_inverse_kappa_with_the_middle_of_the_neurons():
     kappa = torch.full((3, 4, 5), 0.25)
     kappa[1] = 0.125

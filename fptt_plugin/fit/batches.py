@@ -56,10 +56,17 @@ def parts_of(given: Any, batching: Batching) -> tuple[Any, ...]:
     if isinstance(parts, (tuple, list)) and len(parts) in (2, 3):
         return tuple(parts)
     names = _names(parts)
-    remedy = "pass batch=..., a function of such a batch that returns (x, y) or (x, y, mask)"
-    if names:
-        pair = ", ".join(map(repr, [*names, names[0]][:2]))
-        remedy = f"pass batch=({pair}), the names of input and target, or a function of such a batch that returns them"
+    pair = [*names, *names][:2]
+    if callable(batching):
+        remedy = "let it return a tuple, (x, y) or (x, y, mask)"
+        if names:
+            entry = "parts[{!r}]" if hasattr(parts, "keys") else "parts.{}"
+            remedy = f"let it return a tuple, e.g. ({', '.join(map(entry.format, pair))})"
+    elif names:
+        both = ", ".join(map(repr, pair))
+        remedy = f"pass batch=({both}), the names of input and target, or a function of such a batch that returns them"
+    else:
+        remedy = "pass batch=..., a function of such a batch that returns (x, y) or (x, y, mask)"
     what = f"{len(parts)} parts" if isinstance(parts, (tuple, list)) else f"a {type(parts).__name__}"
     entries = f" with the entries {', '.join(map(repr, names))}" if names else ""
     raise BatchTypeError(f"{giver} {what} per batch{entries}, where a batch is (x, y) or (x, y, mask)", remedy)
@@ -90,6 +97,18 @@ def _names(given: Any) -> list[Any]:
     if hasattr(given, "_fields"):
         return list(given._fields)
     return [field.name for field in fields(given)] if is_dataclass(given) and not isinstance(given, type) else []
+
+
+def samplers_of(loader: Any) -> list[Any]:
+    """The samplers of a loader, and those that they wrap: ``BatchSampler(DistributedSampler(...))``."""
+    found: dict[int, Any] = {}  # by identity: a loader wraps its sampler in a batch sampler of its own
+    inner = [loader]
+    while inner:
+        outer = inner.pop()
+        inner += [getattr(outer, name, None) for name in ("sampler", "batch_sampler")]
+        inner = [one for one in inner if one is not None and id(one) not in found]
+        found |= {id(one): one for one in inner}
+    return list(found.values())
 
 
 def interruptible(loader: Iterable[Any]) -> Iterator[Any]:

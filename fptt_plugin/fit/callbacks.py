@@ -22,9 +22,9 @@ HOOKS = {  # and what each is called with
 class Callback:
     """Hooks of :meth:`~fptt_plugin.FPTTTrainer.fit`: derive from this class, or write one that has some of its methods.
 
-    Each hook gets the trainer, and may look at everything, change learning rates, save, evaluate, and call
-    :meth:`~fptt_plugin.FPTTTrainer.stop`. Callbacks are called in the order in which they are passed. An exception ends
-    ``fit``.
+    Each hook gets the trainer, and may look at everything, change learning rates, save, load, evaluate (with a metric
+    object of its own), and call :meth:`~fptt_plugin.FPTTTrainer.stop`. Callbacks are called in the order in which they
+    are passed. An exception ends ``fit``.
 
     Example:
         >>> class Patience(Callback):

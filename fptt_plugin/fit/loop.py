@@ -22,9 +22,9 @@ from ..monitor import FiringRates
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective
-from .batches import Batching, checked, interruptible, parts_of
+from .batches import Batching, checked, interruptible, parts_of, samplers_of
 from .callbacks import CallbackList, Callbacks
-from .metrics import Metrics, Scores, accuracy, by_name, first_of, is_stateful
+from .metrics import Metrics, Scores, accuracy, by_name, first_of, in_use, is_stateful, precise
 from .progress import Best, Progress
 from .schedulers import check_schedule, check_scheduler
 from .screen import bar_of, echo, line, postfix
@@ -183,8 +183,8 @@ def fit(
         check_schedule(loaded or scheduler.state_dict(), interval, loader, count, loaded=bool(loaded))
     progress.use_scheduler(scheduler, trainer.optimizer)
     progress.use_generators((loader, val_loader))
-    progress.stopping = False
-    done = len(progress.history)
+    progress.running, progress.stopping = True, False
+    records: list[EpochRecord] = []  # of this call: what a callback loads replaces the history
     run = Run(
         metric,
         batching,
@@ -196,6 +196,7 @@ def fit(
     )
     try:
         hooks.call("on_fit_begin", trainer)
+        done = len(progress.history)
         every = _epochs(trainer, loader, done + count, done + 1, val_loader, run)
         for _ in range(count):
             if progress.stopping or watch.is_over(progress.history, show):
@@ -203,6 +204,7 @@ def fit(
             with progress.epoch(trainer.optimizer, steps_per_batch=run.step is not None):
                 record = next(every)
             progress.history.append(record)
+            records.append(record)
             current = watch.value(record)
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(current)
@@ -217,8 +219,9 @@ def fit(
                 echo(line(record, done + count))
             hooks.call("on_epoch_end", trainer, record)
     finally:
+        progress.running = False
         hooks.call("on_fit_end", trainer)
-    return progress.history[done:]
+    return records
 
 
 def _epoch_count(given: Any) -> int:
@@ -271,8 +274,8 @@ def _evaluate(
     with_loss: bool = True,
 ) -> tuple[dict[str, float], float]:
     """Scores and loss of the decisions."""
-    decisions = Decisions(trainer, metric, with_loss=with_loss)
-    with trainer.evaluation(averaged):
+    with in_use(metric), trainer.evaluation(averaged):
+        decisions = Decisions(trainer, metric, with_loss=with_loss)
         for given in interruptible(loader):
             batch = trainer.prepare(*parts_of(given, batching))
             if batch.per_sequence:
@@ -288,15 +291,16 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
     """Figures of one pass over the data, those of validation apart."""
     if not trainer.net.training:  # a layer that the user put into evaluation mode stays there
         trainer.net.train()
-    decisions, loss, norm = Decisions(trainer, run.metric), _Mean(trainer), _Mean(trainer)
+    loss, norm = _Mean(trainer, finite=True), _Mean(trainer, finite=True)  # without updates that were skipped
     seen, lr = 0, math.nan
-    with FiringRates(trainer.net) as firing:
+    with in_use(run.metric), FiringRates(trainer.net) as firing:
+        decisions = Decisions(trainer, run.metric)
         for number, given in enumerate(interruptible(batches), start=1):
             batch = trainer.prepare(*parts_of(given, run.batching))
             if trainer.updates == seen == 0:
                 _try_metrics(trainer, batch, run.metric)
             lr = float(trainer.optimizer.param_groups[0]["lr"])
-            before = trainer.updates
+            before, counted = trainer.updates, decisions.samples
             if batch.per_sequence:
                 result = trainer.train_batch(batch)
                 decisions.note(*batch.scored(result.output))
@@ -304,7 +308,7 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
                 result = trainer.train_batch(batch, decisions.visitor(batch))
             if run.check is not None and number == 1:
                 run.check(decisions.scores)
-            loss.add(result.loss, batch.size)
+            loss.add(result.loss, decisions.samples - counted)
             gradient = trainer.regularizer.grad_norm if trainer.updates > before else None
             if gradient is not None:
                 norm.add(gradient, 1)
@@ -318,7 +322,8 @@ def _train_epoch(trainer: Trainer, batches: Iterable[Any], epoch: int, run: Run,
                 record = BatchRecord(
                     epoch, number, batch.size, result.loss, result.output, gradient, lr, trainer.updates
                 )
-                run.callbacks.call("on_batch_end", trainer, record)
+                with firing.paused():
+                    run.callbacks.call("on_batch_end", trainer, record)
             if run.stopping():
                 break
     if seen == 0:
@@ -383,18 +388,28 @@ class Decisions:
 
 
 class _Mean:
-    """A weighted mean that stays on the device; what is not finite does not count."""
+    """A weighted mean that stays on the device; what has no weight, such as a loss without a target, does not count.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._total = torch.zeros((), device=_device(trainer))
-        self._weight = torch.zeros((), device=_device(trainer))
+    Args:
+        trainer: Whose device it is.
+        finite: Whether only finite values count.
+    """
+
+    def __init__(self, trainer: Trainer, *, finite: bool = False) -> None:
+        device = _device(trainer)
+        self._total = self._weight = torch.zeros((), device=device, dtype=precise(device))
+        self._finite = finite
         self.count = 0
 
     def add(self, value: Tensor, weight: Tensor | int) -> None:
-        value = value.detach().to(self._total.device, torch.float32)
-        finite = value.isfinite()
-        self._total = self._total + weight * torch.where(finite, value, 0.0)
-        self._weight = self._weight + weight * finite
+        value = value.detach().to(self._total)
+        # A number is written on the device: to copy it there would wait.
+        weight = weight.to(value) if isinstance(weight, Tensor) else torch.full_like(value, weight)
+        counts = weight > 0
+        if self._finite:
+            counts &= value.isfinite()
+        self._total = self._total + torch.where(counts, weight * value, 0.0)
+        self._weight = self._weight + torch.where(counts, weight, 0.0)
         self.count += 1
 
     @property
@@ -403,7 +418,7 @@ class _Mean:
 
     @property
     def total(self) -> float:
-        """The weighted sum."""
+        """The weighted sum, nan of nothing."""
         return self.value * self._weight.item()
 
 
@@ -421,7 +436,7 @@ def _try_metrics(trainer: Trainer, batch: Batch, metric: Metrics) -> None:
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tell a sampler that shuffles by the number of the epoch, as that of DistributedDataParallel does."""
-    for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+    for owner in (loader, *samplers_of(loader)):
         set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchError, ConfigurationError, OutputError
+from ..torch_internals import version_of
 from ..tree import map_tensors, tensors_in
 
 # snntorch.functional's metrics of a record of spikes [T, B, C] that need no more than its sum over time.
@@ -125,7 +127,7 @@ class Scores:
         device: Where the samples are.
 
     Raises:
-        ConfigurationError: If one is neither a function nor such an object.
+        ConfigurationError: If one is neither a function nor such an object, or writes to what it is given.
 
     Example:
         >>> scores = Scores({"top1": accuracy}, torch.device("cpu"))
@@ -153,15 +155,26 @@ class Scores:
         if not count:
             return
         self.samples += count
+        given = [tensor for tensor in tensors_in((output, target)) if not tensor.is_inference()]
+        versions = list(map(version_of, given))
         for name, metric in self._metrics.items():
             if is_stateful(metric):
                 metric.update(output, target)
-                continue
-            sums, counts = self._sums[name], self._counts[name]
-            for key, number in self._numbers(name, metric(_record(metric, output), target)).items():
-                part = count * number.to(self._device, _precise(self._device))
-                sums[key] = sums[key] + part if key in sums else part
-                counts[key] = counts.get(key, 0) + count  # a metric may leave out what a batch does not have
+            else:
+                self._add(name, metric(_record(metric, output), target), count)
+            if versions != list(map(version_of, given)):  # the loss and other metrics see them, too
+                raise ConfigurationError(
+                    f"metric {name!r} writes to the outputs or targets that it is given",
+                    "let it make tensors of its own, as output - 1 does in place of output.sub_(1)",
+                )
+
+    def _add(self, name: str, value: Any, count: int) -> None:
+        """Add what a function returned for some samples."""
+        sums, counts = self._sums[name], self._counts[name]
+        for key, number in self._numbers(name, value).items():
+            part = count * number.to(self._device, precise(self._device))
+            sums[key] = sums[key] + part if key in sums else part
+            counts[key] = counts.get(key, 0) + count  # a metric may leave out what a batch does not have
 
     def compute(self) -> dict[str, float]:
         """Every score by name, in the order of the metrics; none without samples.
@@ -179,6 +192,11 @@ class Scores:
                 raise OutputError(f"two metrics give {twice[0]!r}", "pass them under other names")
             found |= scores
         return found
+
+    def names(self) -> list[str]:
+        """Names of the scores so far; an object that counts is taken to give one number, of its own name."""
+        named = [[name] if is_stateful(metric) else self._sums[name] for name, metric in self._metrics.items()]
+        return [key for keys in named for key in keys]
 
     def so_far(self) -> dict[str, float]:
         """The means over samples, for a progress bar; what objects count is known at the end."""
@@ -227,6 +245,29 @@ def by_name(metrics: Metrics) -> dict[str, Any]:
     return named
 
 
+_IN_USE: set[int] = set()  # objects that count a pass, by identity: those of users may not be hashable
+
+
+@contextmanager
+def in_use(metrics: Metrics) -> Iterator[None]:
+    """Context of a pass that these metrics count: a callback within it may evaluate, by others.
+
+    Raises:
+        ConfigurationError: If one of them counts another pass, which would begin again. It is as before then.
+    """
+    counting = {id(metric): name for name, metric in by_name(metrics).items() if is_stateful(metric)}
+    taken = [name for key, name in counting.items() if key in _IN_USE]
+    if taken:
+        raise ConfigurationError(
+            f"metric {taken[0]!r} is an object that counts a pass that has not ended", "build another one for this pass"
+        )
+    _IN_USE.update(counting)
+    try:
+        yield
+    finally:
+        _IN_USE.difference_update(counting)
+
+
 def name_of(metric: Any) -> str:
     """The name of a metric: that of the function or, in small letters, of the class."""
     function = getattr(metric, "func", metric)  # functools.partial
@@ -266,7 +307,8 @@ def _number(name: str, value: Any) -> Tensor:
     return number.detach().reshape(())
 
 
-def _precise(device: torch.device) -> torch.dtype:
+def precise(device: torch.device) -> torch.dtype:
+    """The type of sums over a pass: in single precision they drift, and Apple's GPUs have no other."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

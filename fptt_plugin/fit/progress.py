@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ..errors import FPTTWarning, check_entry
 from ..results import EpochRecord
+from .batches import samplers_of
 from .schedulers import optimizer_options, restore, scheduler_state
 
 
@@ -40,19 +41,23 @@ class Progress:
     Attributes:
         history: A record per complete epoch.
         best: The best epoch written to a checkpoint.
+        running: Whether ``fit`` runs: what a callback loads then takes effect at once.
         stopping: Whether the present call of ``fit`` is to end.
     """
 
     def __init__(self) -> None:
         self.history: list[EpochRecord] = []
         self.best: Best | None = None
-        self.stopping = False
+        self.running = self.stopping = False
         self._scheduler: Any = None
         self._loaded: dict[str, Any] = {}  # the scheduler of a checkpoint, until fit gets one
         self._begun: dict[str, Any] = {}  # the scheduler when the epoch in progress began, if it steps per batch
         self._generators: list[torch.Generator] = []  # of the loaders
         self._random: dict[str, Any] = {}  # states of a checkpoint, until fit begins
         self._seed = 0  # when they were loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "running": False}  # fit() does not run for a copy that a callback makes
 
     # ------------------------------------------------------------------ the start of a call
 
@@ -78,8 +83,12 @@ class Progress:
 
         Not where the process was seeded with another seed since: then its user wants other random numbers.
         """
-        found = (getattr(loader, "generator", None) for loader in loaders)
+        drawing = (one for loader in loaders for one in (loader, *samplers_of(loader)))
+        found = (getattr(one, "generator", None) for one in drawing)
         self._generators = list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
+        self._use_random_state()
+
+    def _use_random_state(self) -> None:
         loaded, self._random = self._random, {}
         if loaded and torch.initial_seed() == self._seed:
             _set_random_state(loaded, self._generators)
@@ -93,16 +102,18 @@ class Progress:
         So the schedule goes back to where the epoch began: here, and in a checkpoint that is saved within it.
         """
         if steps_per_batch:
-            self._begun = {**scheduler_state(self._scheduler), "groups": optimizer_options(optimizer)}
-        begun, scheduler = self._begun, self._scheduler
+            self._begin(optimizer)
         try:
             yield
         except BaseException:
-            if begun and scheduler is self._scheduler:  # else a callback has loaded a checkpoint
-                restore(scheduler, optimizer, begun)
+            if self._begun:
+                restore(self._scheduler, optimizer, self._begun)
             raise
         finally:
             self._begun = {}
+
+    def _begin(self, optimizer: Optimizer) -> None:
+        self._begun = {**scheduler_state(self._scheduler), "groups": optimizer_options(optimizer)}
 
     def is_best(self, new: Best, file: Path, *, higher_is_better: bool) -> bool:
         """Whether an epoch replaces the file: it is better, or the best one so far is another's, or gone."""
@@ -139,13 +150,19 @@ class Progress:
         check_entry({"random": {}, **state}, "random", lambda saved: not saved or saved.keys() == _RANDOM)
 
     def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
-        """Restore what :meth:`state_dict` returned; scheduler and random numbers wait for ``fit``."""
+        """Restore what :meth:`state_dict` returned; scheduler and random numbers wait for ``fit``, unless it runs."""
         self.history[:] = [EpochRecord(**record) for record in state.get("history", [])]
         self.best = Best(*state["best"]) if state.get("best") else None
+        running, steps_per_batch = self._scheduler if self.running else None, bool(self._begun)
         self._scheduler, self._loaded, self._begun = None, {}, {}
         if state.get("scheduler"):
             self._loaded = {"groups": optimizer_options(optimizer), **copy.deepcopy(state["scheduler"])}
         self._random, self._seed = state.get("random", {}), torch.initial_seed()
+        if self.running:
+            self.use_scheduler(running, optimizer)
+            self._use_random_state()
+            if steps_per_batch:  # what is left of the epoch in progress begins here
+                self._begin(optimizer)
 
 
 def _are_records(records: list[dict[str, Any]]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,10 @@ from ..errors import ConfigurationError, check_choice
 from ..tree import map_tensors
 from .screen import length_of
 from .watch import Watch
+
+# What torch's schedulers write to the optimizer's groups; all else is the user's, who may have changed it meanwhile.
+_WRITTEN = frozenset(("lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"))
+_MOMENTUM = frozenset(("momentum", "betas"))  # with cycle_momentum=True
 
 
 def check_scheduler(scheduler: Any, interval: str | None, optimizer: Optimizer, watch: Watch) -> str:
@@ -58,8 +62,14 @@ def check_scheduler(scheduler: Any, interval: str | None, optimizer: Optimizer, 
 
 def _has_cycle(scheduler: Any) -> bool:
     """Whether it is a schedule that steps per batch, or chains one of these."""
-    chained = getattr(scheduler, "_schedulers", ())
-    return isinstance(scheduler, (OneCycleLR, CyclicLR)) or any(map(_has_cycle, chained))
+    return any(isinstance(one, (OneCycleLR, CyclicLR)) for one in _parts(scheduler))
+
+
+def _parts(scheduler: Any) -> Iterator[Any]:
+    """A scheduler, and those that it chains."""
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from _parts(inner)
 
 
 def check_schedule(state: Mapping[str, Any], interval: str, loader: Any, count: int, *, loaded: bool) -> None:
@@ -93,7 +103,7 @@ def scheduler_state(scheduler: Any) -> dict[str, Any]:
 
 
 def optimizer_options(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What schedulers write to: a learning rate, some the momentum."""
+    """The options of every group of parameters: what schedulers write to is among them."""
     return [
         {key: map_tensors(Tensor.clone, value) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -101,11 +111,48 @@ def optimizer_options(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def restore(scheduler: Any, optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Put a scheduler back, and undo what it, or building a new one, did to the optimizer since."""
-    scheduler.load_state_dict(copy.deepcopy(saved["state"]))
-    for group, options in zip(optimizer.param_groups, saved["groups"], strict=True):
-        for key, value in options.items():
+    """Put a scheduler back, and undo what it, or building a new one, did to the optimizer since.
+
+    Groups of parameters that the optimizer has got since stay as they are.
+    """
+    state = _with_new_groups(saved["state"], scheduler.state_dict(), len(saved["groups"]), len(optimizer.param_groups))
+    scheduler.load_state_dict(copy.deepcopy(state))
+    for group, options in zip(optimizer.param_groups, saved["groups"], strict=False):
+        for key in _written(scheduler, options):
+            value = options[key]
             if isinstance(group.get(key), Tensor) and isinstance(value, Tensor):
                 group[key].copy_(value)  # a CUDA graph reads this tensor
             else:
                 group[key] = value
+
+
+def _written(scheduler: Any, options: Mapping[str, Any]) -> list[str]:
+    """The options of a group that a scheduler writes to; all of them if it is not torch's."""
+    parts = list(_parts(scheduler))
+    if not all(type(one).__module__.startswith("torch.optim.") for one in parts):
+        return list(options)
+    has_momentum = any(getattr(one, "cycle_momentum", False) for one in parts)
+    return [key for key in options if key in _WRITTEN or (has_momentum and key in _MOMENTUM)]
+
+
+def _with_new_groups(saved: Any, own: Any, before: int, now: int) -> Any:
+    """A scheduler's saved state, with its own entries for the groups of parameters that there were not before.
+
+    Args:
+        saved: The state, or a part of it.
+        own: The same of the scheduler that gets it.
+        before: Number of groups when the state was saved.
+        now: Number of groups.
+
+    Example:
+        >>> _with_new_groups({"base_lrs": [0.1]}, {"base_lrs": [0.3, 0.2]}, 1, 2)
+        {'base_lrs': [0.1, 0.2]}
+    """
+    if isinstance(saved, dict) and isinstance(own, dict):
+        return {key: _with_new_groups(value, own.get(key), before, now) for key, value in saved.items()}
+    if isinstance(saved, list) and isinstance(own, list):
+        if len(saved) == before < now == len(own):
+            return [*saved, *own[before:]]
+        if len(saved) == len(own):  # states of chained schedulers
+            return [_with_new_groups(one, other, before, now) for one, other in zip(saved, own, strict=True)]
+    return saved

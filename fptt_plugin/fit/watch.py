@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import ConfigurationError, integer
 from ..results import EpochRecord
-from .metrics import Metrics, Scores, by_name, first_of
+from .metrics import Metrics, Scores, by_name
 from .screen import echo
 
 LOSS = "loss"  # what monitor calls the loss of the decision
@@ -46,6 +46,7 @@ class Watch:
         if self.is_loss and higher_is_better:
             raise ConfigurationError("higher_is_better=True, and what is monitored is the loss", "leave it out")
         self.higher_is_better = not self.is_loss if higher_is_better is None else higher_is_better
+        self._figure = self._monitor or next(iter(self._names), LOSS)
         self._validates = validates
         self._patience = None if patience is None else integer(patience)
         if patience is not None and (self._patience or 0) < 1:
@@ -59,30 +60,40 @@ class Watch:
         return f"{better} {name}, {'validation' if self._validates else 'training'}"
 
     def value(self, record: EpochRecord) -> float:
-        """The figure of an epoch: of validation, without validation data of training.
+        """The figure of an epoch of this call: of validation, without validation data of training.
 
         Raises:
             ConfigurationError: If ``monitor`` is none of the names.
         """
-        validated = record.val_loss is not None and self._validates
-        if self.is_loss:
-            return record.val_loss if validated and record.val_loss is not None else record.decision_loss
-        scores = record.val_scores if validated else record.train_scores
-        if self._monitor is None:
-            return first_of(scores)
-        if self._monitor not in scores:
+        scores = self._scores(record)
+        if self._monitor is None:  # what a metric that gives several numbers calls the first is known only now
+            self._figure = next(iter(scores), self._figure)
+        elif scores and self._figure not in scores:
             raise self._unknown(scores)
-        return scores[self._monitor]
+        return scores.get(self._figure, math.nan)
+
+    def _scores(self, record: EpochRecord) -> Mapping[str, float]:
+        """The figures among which that of this call is, by name."""
+        if self.is_loss:
+            loss = record.val_loss if self._validates else record.decision_loss
+            return {} if loss is None else {LOSS: loss}
+        return record.val_scores if self._validates else record.train_scores
 
     def check(self, scores: Scores) -> None:
         """Check the scores of a first batch: names that a metric gives are known only then.
 
+        A metric of a whole pass is computed only if its own name is not the one: it may take what one batch lacks, such
+        as a sample of each class.
+
         Raises:
             ConfigurationError: If ``monitor`` is none of the names.
         """
-        if self._monitor is None or self.is_loss or not scores.samples:
+        if self._monitor in (None, *scores.names()) or self.is_loss or not scores.samples:
             return
-        names = scores.compute()
+        try:
+            names = scores.compute()
+        except Exception:  # the end of the epoch raises it, unless it is of a single batch alone
+            return
         if self._monitor not in names:
             raise self._unknown(names)
 
@@ -91,13 +102,14 @@ class Watch:
         return ConfigurationError(f"monitor={self._monitor!r} is none of the figures", f"choose one of {choices}")
 
     def is_over(self, history: list[EpochRecord], show: bool) -> bool:
-        """Whether the last ``patience`` epochs were no better than one before."""
+        """Whether the last ``patience`` epochs that have the figure of this call were no better than one before."""
         if self._patience is None:
             return False
         best, at = -math.inf, 0
-        known = [record for record in history if self._fits(record, history[-1])]
+        known = [record for record in history if self._fits(record)]
         for place, record in enumerate(known, start=1):
-            value = self.value(record) if self.higher_is_better else -self.value(record)
+            figure = self._scores(record)[self._figure]
+            value = figure if self.higher_is_better else -figure
             if value > best:  # nan is not
                 best, at = value, place
         over = bool(known) and len(known) - at >= self._patience
@@ -106,8 +118,6 @@ class Watch:
             echo(f"stopped: no {than} in {self._patience} ({self.kind})")
         return over
 
-    def _fits(self, record: EpochRecord, last: EpochRecord) -> bool:
-        """Whether an epoch, maybe of an earlier call, has the figure that the last one has."""
-        if (record.val_loss is None) != (last.val_loss is None):
-            return False
-        return self.is_loss or next(iter(record.train_scores), None) == next(iter(last.train_scores), None)
+    def _fits(self, record: EpochRecord) -> bool:
+        """Whether an epoch, maybe of an earlier call with other arguments, has the figure of this one."""
+        return (record.val_loss is not None) == self._validates and self._figure in self._scores(record)

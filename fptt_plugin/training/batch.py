@@ -435,7 +435,7 @@ def _without_ignored(y: Tensor, mask: Tensor | None, ignore_index: int | None, *
     """
     if ignore_index is None or y.is_floating_point() or y.dim() != rank:
         return mask
-    labeled = y != ignore_index
+    labeled = y.long() != ignore_index  # 8-bit labels would wrap the index to a class
     if labeled.all():
         return mask
     return labeled if mask is None else labeled & mask

@@ -283,7 +283,7 @@ class Objective:
         if not self._takes_labels or target.is_floating_point():
             return len(tensors_in(target)[0])
         weight: Tensor | None = self._option("weight")
-        counts: Tensor = target != self.ignore_index
+        counts: Tensor = target.long() != self.ignore_index
         if weight is None:
             return counts.sum()
         # Labels out of range are for the loss function to refuse.
@@ -378,8 +378,11 @@ class Objective:
         single = isinstance(output, Tensor) and isinstance(target, Tensor)
         if single and output.shape != target.shape and not self._takes_labels:
             self._check_broadcast(output, target)
-        if single and self._is_huber and not target.is_floating_point():  # fails in the backward pass only
-            raise BatchError(f"{self.name} does not take a target of type {target.dtype}", _like(output, target))
+        if single and self._is_huber and not _huber_takes(output, target):
+            raise BatchError(
+                f"{self.name} does not take a target of type {target.dtype}",
+                f"pass targets of the output's type, y.to({output.dtype})",
+            )
         try:
             value = self.loss_fn(output.unsqueeze(0) if self._record_loss else output, target)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -499,6 +502,14 @@ def _broadcasts(one: Tensor, other: Tensor) -> bool:
 def _is_one(output: Tensor) -> bool:
     """Whether there is one output for each sample, so that it is no score among classes."""
     return output.shape[1:] in ((), (1,))
+
+
+def _huber_takes(output: Tensor, target: Tensor) -> bool:
+    """Whether the backward pass of torch's Huber loss takes a target: it wants the type of the output."""
+    if output.dtype == target.dtype:
+        return True
+    cast = torch.is_autocast_enabled(output.device.type) and torch.float64 not in (output.dtype, target.dtype)
+    return cast and target.is_floating_point()
 
 
 def _like(output: Tensor, target: Tensor) -> str:

@@ -346,6 +346,22 @@ def test_nothing_is_trained_or_loaded_in_inference_mode(tmp_path, call):
     assert trainer.train_sequence(*batch()).updates == 6
 
 
+@pytest.mark.parametrize("call", ["predict", "evaluate", "visit"])
+def test_weights_that_get_their_sizes_in_inference_mode_are_trained(call):
+    trainer = make(net := lazy_net(), sgd)
+    x, y = batch()
+    with torch.inference_mode():
+        if call == "visit":
+            prepared = trainer.prepare(x, y)
+            with trainer.evaluation():
+                trainer.visit(prepared)
+        else:
+            getattr(trainer, call)(x if call == "predict" else [(x, y)])
+        assert torch.is_inference_mode_enabled()
+    assert not any(parameter.is_inference() for parameter in net.parameters())
+    assert trainer.train_sequence(x, y).updates == len(x)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -386,3 +402,42 @@ def test_a_file_of_another_loop_is_told_apart(tmp_path, content, words):
     with pytest.raises(CheckpointError, match=words):
         trainer.load(tmp_path / "a.pt", weights_only=False)
     assert before.differs() == []
+
+
+def test_a_file_of_the_beginning_makes_runs_independent(tmp_path):
+    """As the answer on searches of hyperparameters says."""
+    trainer = FPTTTrainer(net := spiking_net(), adam(net), CE)
+    x, y = batch()
+    trainer.save(tmp_path / "start.pt")
+    runs = []
+    for _ in range(2):
+        trainer.load(tmp_path / "start.pt")
+        runs.append((trainer.fit([(x, y)] * 2, 2, progress=False)[-1].loss, copies(net.parameters())))
+        assert trainer.updates == 4 * len(x)
+        assert len(trainer.history) == 2
+    assert runs[0][0] == runs[1][0]
+    assert identical(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "averaged"),
+    [
+        ({}, 1, True),
+        ({"average_weights": "sequence"}, 0, True),
+        ({}, 0, False),
+        ({"average_weights": "never"}, 1, False),
+    ],
+)
+def test_which_weights_a_file_holds(options, epochs, averaged, tmp_path):
+    """As the answer on the trained network says."""
+    trainer = FPTTTrainer(net := spiking_net(), adam(net), CE, **options)
+    if epochs:
+        trainer.fit([batch()], epochs, progress=False)
+    else:
+        trainer.train_sequence(*batch())
+    trainer.save(tmp_path / "run.pt")
+    with trainer.averaged_weights():
+        w_bar = copies(net.parameters())
+    other = spiking_net()
+    other.load_state_dict(torch.load(tmp_path / "run.pt")["net"])
+    assert identical(other.parameters(), w_bar) == averaged

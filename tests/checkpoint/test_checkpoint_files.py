@@ -307,13 +307,14 @@ def permuted(order):
     return optimizer
 
 
+@pytest.mark.parametrize("build", [square, lambda: spiking_net(classes=3)], ids=["of the same shapes", "of others"])
 @pytest.mark.parametrize("order", [(2, 3, 0, 1), (0, 3, 2, 1), (2, 1, 0, 3)])
-def test_parameters_in_another_order_are_refused_by_name(tmp_path, order):
-    net, file = square(), tmp_path / "a.pt"
+def test_parameters_in_another_order_are_refused_by_name(tmp_path, order, build):
+    net, file = build(), tmp_path / "a.pt"
     trainer = FPTTTrainer(net, permuted((0, 1, 2, 3))(net), CE, readout="mean")
     trainer.train_sequence(*batch(classes=3))
     trainer.save(file)
-    other_net = square()
+    other_net = build()
     other = FPTTTrainer(other_net, permuted(order)(other_net), CE, readout="mean")
     before = Before(other)
     with pytest.raises(CheckpointError, match=r"another order: '[02].(weight|bias)' where the file has '[02]"):

@@ -1,5 +1,6 @@
 """``fit`` over several calls, interrupts and processes: history, best checkpoint and schedule go on."""
 
+import copy
 import os
 import random
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from nets import adam, copies, identical, spiking_net
 from torch import nn
 from torch.optim import lr_scheduler as schedules
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import ConfigurationError, FPTTWarning
@@ -297,6 +298,129 @@ def test_the_end_of_a_loaded_schedule(tmp_path):
     assert other.fit(loader(3), 2, scheduler=longer, progress=False)[0].lr > 1e-3
 
 
+@pytest.mark.parametrize("interval", ["epoch", "batch"])
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_batch_end"])
+def test_what_a_callback_loads_is_where_the_schedule_goes_on(hook, interval, tmp_path):
+    class Back:
+        """Saves in the first epoch, goes back to that in the third, once, and saves after each."""
+
+        def __init__(self):
+            self.saved = self.loaded = None
+
+    def call(self, trainer, record):
+        if record.epoch == 2 and self.saved is None:
+            trainer.save(tmp_path / "back.pt")
+            self.saved = copy.deepcopy(scheduler.state_dict()), trainer.optimizer.param_groups[0]["lr"]
+        if record.epoch == 4 and self.loaded is None:
+            trainer.load(tmp_path / "back.pt")
+            self.loaded = scheduler.state_dict(), trainer.optimizer.param_groups[0]["lr"]
+            trainer.save(tmp_path / "again.pt")
+        trainer.save(tmp_path / "last.pt")
+
+    setattr(Back, hook, call)
+    trainer, back = make(), Back()
+    scheduler = schedules.ExponentialLR(trainer.optimizer, 0.8)
+    options = {"scheduler_interval": interval, "progress": False}
+    records = trainer.fit(loader(1), 5, scheduler=scheduler, callbacks=[back], **options)
+    assert [record.epoch for record in records] == [1, 2, 3, 4, 5]
+    one, other = (torch.load(tmp_path / name)["trainer"]["fit"] for name in ("back.pt", "again.pt"))
+    assert one["scheduler"]["state"] == other["scheduler"]["state"]
+    if (hook, interval) != ("on_batch_end", "batch"):  # where the file has the start of its epoch
+        assert back.loaded == back.saved
+    resumed, begin = make(), Rates()
+    resumed.load(tmp_path / "last.pt")
+    new = schedules.ExponentialLR(resumed.optimizer, 0.8)
+    resumed.fit(loader(1), 1, scheduler=new, callbacks=[begin], **options)
+    final = trainer.optimizer.param_groups[0]["lr"]
+    assert begin.seen[0] == pytest.approx(final if hook == "on_epoch_end" else final / 0.8)
+
+
+def test_a_callback_loads_the_state_of_another_scheduler(tmp_path):
+    trainer = make()
+    trainer.fit(loader(1), 1, scheduler=schedules.StepLR(trainer.optimizer, 1), progress=False)
+    trainer.save(tmp_path / "step.pt")
+    back = [lambda trainer, record: trainer.load(tmp_path / "step.pt")]
+    other = make()
+    with pytest.warns(FPTTWarning, match=r"has the state of a StepLR, fit\(\) got a ExponentialLR"):
+        other.fit(loader(1), 1, scheduler=schedules.ExponentialLR(other.optimizer, 0.9), callbacks=back, progress=False)
+
+
+class Options(Callback):
+    """The optimizer's options when an epoch begins."""
+
+    def on_epoch_begin(self, trainer, epoch):
+        self.groups = copy.deepcopy(trainer.optimizer.param_groups)
+
+
+@pytest.mark.parametrize("name", [*STEPPED, "momentum", "own"])
+def test_a_schedule_restores_what_it_writes(name, tmp_path):
+    class Own(schedules.StepLR):
+        """May write anything."""
+
+    build = (
+        STEPPED.get(name)
+        or {
+            "momentum": lambda optimizer: schedules.ChainedScheduler(
+                [schedules.CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=True, base_momentum=0.5)]
+            ),
+            "own": lambda optimizer: Own(optimizer, 1),
+        }[name]
+    )
+    net = spiking_net()
+    trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), CE)
+    trainer.fit(loader(2), 1, scheduler=build(trainer.optimizer), progress=False)
+    trainer.save(tmp_path / "last.pt")
+    trainer.load(tmp_path / "last.pt")
+    (group,) = trainer.optimizer.param_groups
+    lr, momentum = group["lr"], group["momentum"]
+    group["weight_decay"] = 0.5
+    scheduler = build(trainer.optimizer)
+    group["momentum"] = 0.3
+    begin = Options()
+    trainer.fit(loader(1), 1, scheduler=scheduler, callbacks=[begin], progress=False)
+    (found,) = begin.groups
+    assert found["lr"] == lr
+    assert found["momentum"] == (momentum if name in ("one cycle", "momentum", "own") else 0.3)
+    assert found["weight_decay"] == (0.0 if name == "own" else 0.5)
+
+
+@pytest.mark.parametrize("name", [*STEPPED, "lambda", "cyclic"])
+def test_a_group_added_after_loading_has_the_new_schedule(name, tmp_path):
+    build = (
+        STEPPED.get(name)
+        or {
+            "lambda": lambda optimizer: schedules.LambdaLR(optimizer, lambda step: 0.9**step),
+            "cyclic": lambda optimizer: schedules.CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=False),
+        }[name]
+    )
+    net = spiking_net()
+    trainer = FPTTTrainer(net, torch.optim.SGD(net[0].parameters(), lr=0.1), CE)
+    trainer.fit(loader(1), 2, scheduler=build(trainer.optimizer), progress=False)
+    trainer.save(tmp_path / "last.pt")
+    trainer.load(tmp_path / "last.pt")
+    trainer.optimizer.add_param_group({"params": list(net[2].parameters()), "lr": 0.02})
+    lr, scheduler = trainer.optimizer.param_groups[0]["lr"], build(trainer.optimizer)
+    new = trainer.optimizer.param_groups[1]["lr"]
+    begin = Options()
+    trainer.fit(loader(1), 1, scheduler=scheduler, callbacks=[begin], progress=False)
+    assert [group["lr"] for group in begin.groups] == [lr, new]
+    assert len(scheduler.get_last_lr()) == 2
+
+
+def test_a_group_added_within_an_epoch_that_is_cut_short():
+    class Adds:
+        def on_batch_end(self, trainer, record):
+            trainer.optimizer.add_param_group({"params": list(net[2].parameters())})
+            raise KeyError("mine")
+
+    net = spiking_net()
+    trainer = FPTTTrainer(net, torch.optim.SGD(net[0].parameters(), lr=0.1), CE)
+    scheduler = schedules.StepLR(trainer.optimizer, 1)
+    with pytest.raises(KeyError, match="mine"):
+        trainer.fit(loader(2), scheduler=scheduler, scheduler_interval="batch", callbacks=[Adds()], progress=False)
+    assert (scheduler.last_epoch, trainer.optimizer.param_groups[0]["lr"]) == (0, 0.1)
+
+
 def test_the_history_comes_back_with_its_figures(tmp_path):
     trainer = make()
     trainer.fit(loader(), 2, val_loader=loader(1), progress=False)
@@ -335,30 +459,35 @@ def noisy_trainer():
     return FPTTTrainer(net, adam(net), CE)
 
 
-def shuffled():
+def shuffled(**options):
     x, y = torch.rand(12, 6, 3, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 2
-    return DataLoader(
-        TensorDataset(x, y), 4, shuffle=True, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True)))
-    )
+    return DataLoader(TensorDataset(x, y), **(options or {"batch_size": 4, "shuffle": True}))
+
+
+def sampler():
+    return RandomSampler(range(12), generator=torch.Generator().manual_seed(5))
 
 
 LOADERS = {
     "shuffled": shuffled,
     "noisy": Noisy,
     "generator": lambda: Noisy(torch.Generator().manual_seed(5)),
+    "sampler": lambda: shuffled(batch_size=4, sampler=sampler()),
+    "batch sampler": lambda: shuffled(batch_sampler=BatchSampler(sampler(), 4, False)),
 }
 
 
 @pytest.mark.parametrize("build", LOADERS.values(), ids=LOADERS)
 def test_random_numbers_go_on(tmp_path, build):
-    whole = noisy_trainer()
-    whole.batch_first = build is shuffled
-    history = whole.fit(build(), 5, val_loader=loader(1) if build is not shuffled else None, progress=False)
+    whole, data = noisy_trainer(), build()
+    whole.batch_first = isinstance(data, DataLoader)
+    val = None if whole.batch_first else loader(1)
+    history = whole.fit(data, 5, val_loader=val, progress=False)
     first = noisy_trainer()
     first.batch_first = whole.batch_first
     save = [lambda trainer, record: trainer.save(tmp_path / "last.pt")]
     data = build()
-    first.fit(data, 2, val_loader=loader(1) if build is not shuffled else None, callbacks=save, progress=False)
+    first.fit(data, 2, val_loader=val, callbacks=save, progress=False)
     assert len({record.loss for record in history}) == 5
     for same in (True, False):
         second = noisy_trainer()
@@ -367,7 +496,7 @@ def test_random_numbers_go_on(tmp_path, build):
         torch.rand(7)  # other things are built
         if not same:
             torch.manual_seed(9)  # other random numbers are asked for
-        second.fit(build(), 3, val_loader=loader(1) if build is not shuffled else None, progress=False)
+        second.fit(build(), 3, val_loader=val, progress=False)
         assert (figures(second.history) == figures(history)) == same
         assert identical(second.net.parameters(), whole.net.parameters()) == same
 

@@ -343,14 +343,23 @@ def test_a_step_that_does_not_run_names_the_reason():
 
 
 @pytest.mark.parametrize("loss", [nn.HuberLoss(), nn.functional.huber_loss])
-def test_huber_takes_no_integers(loss):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bfloat16])
+def test_huber_takes_the_type_of_the_output(loss, dtype):
     net = spiking_net()
     trainer = FPTTTrainer(net, adam(net), loss)
-    y = nn.functional.one_hot(Y, 2)
-    with pytest.raises(BatchError, match=r"does not take a target of type torch.int64") as caught:
+    y = nn.functional.one_hot(Y, 2).to(dtype)
+    with pytest.raises(BatchError, match=f"does not take a target of type {dtype}") as caught:
         trainer.train_sequence(X, y)
     (code,) = re.findall(r"y\.\w+\(.*\)", caught.value.remedy)
-    assert trainer.train_sequence(X, eval(code, {"y": y})).updates == T
+    assert trainer.train_sequence(X, eval(code, {"y": y, "torch": torch})).updates == T
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_gives_huber_its_type(dtype):
+    net = spiking_net()
+    with torch.autocast("cpu", torch.bfloat16):
+        trainer = FPTTTrainer(net, adam(net), nn.HuberLoss())
+        assert trainer.train_sequence(X, nn.functional.one_hot(Y, 2).to(dtype)).updates == T
 
 
 @pytest.mark.parametrize("flat", [False, True])

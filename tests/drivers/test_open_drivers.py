@@ -112,3 +112,15 @@ def test_a_class_is_no_driver():
     with pytest.raises(ConfigurationError, match="driver='thrice' is unknown"):
         FPTTTrainer(net, adam(net), CE, driver="thrice")
     assert SliceDriver().combines_steps is False
+
+
+def test_a_driver_that_cannot_be_built_leaves_the_optimizer_free():
+    class NotReady(StepDriver):
+        def bind(self, *args):
+            raise RuntimeError("not ready")
+
+    net = spiking_net()
+    optimizer = adam(net)
+    with pytest.raises(RuntimeError, match="not ready"):
+        FPTTTrainer(net, optimizer, CE, driver=NotReady())
+    assert FPTTTrainer(net, optimizer, CE).train_sequence(*batch()).updates == len(batch()[0])

@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -146,6 +147,49 @@ def test_evaluation_changes_nothing(averaged):
         trainer.evaluate([(x[0], y)], averaged=averaged)
     assert before.differs() == []
     assert [module.training for module in net.modules()] == modes
+
+
+class LoRA(nn.Linear):
+    """Merges its weights in ``eval()`` and takes them apart in ``train()``, as loralib and peft do."""
+
+    merged = False
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.weight.requires_grad_(False)
+        self.bias.requires_grad_(False)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * (self.up @ self.down).data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.merged else x @ self.down.T @ self.up.T)
+
+
+@pytest.mark.parametrize("error", [False, True])
+@pytest.mark.parametrize("averaged", [True, False])
+def test_layers_that_merge_their_weights_in_evaluation_mode(averaged, error):
+    net = spiking_net(extra=[LoRA(8, 8), nn.Sequential(LoRA(8, 8), nn.Dropout())])
+    net[2][1].eval()
+    trainer = FPTTTrainer(net, adam(net), CE)
+    trainer.train_sequence(*batch())
+    modes = [module.training for module in net.modules()]
+    weights = copies([net[1].weight, net[2][0].weight])
+    with suppress(KeyError), trainer.evaluation(averaged):
+        assert net[1].merged
+        trainer.visit(trainer.prepare(*batch()))
+        if error:
+            raise KeyError
+    assert torch.allclose(torch.stack(weights), torch.stack([net[1].weight, net[2][0].weight]), atol=1e-6)
+    assert (net[1].merged, net[2][0].merged) == (False, False)
+    assert [module.training for module in net.modules()] == modes
+    trainer.fit([batch()], 2, val_loader=[batch()], progress=False)
+    assert torch.allclose(weights[0], net[1].weight, atol=1e-5)
 
 
 def test_evaluation_uses_the_averages():

@@ -126,6 +126,17 @@ def test_scalars_for_loggers():
     assert "val/loss" not in make().fit(loader(), progress=False)[0].scalars()
 
 
+@pytest.mark.parametrize("name", ["loss", "decision_loss"])
+def test_a_metric_does_not_take_the_place_of_a_loss(name):
+    record = make().fit(loader(), val_loader=loader(1), metric={name: accuracy}, progress=False)[0]
+    scalars = record.scalars()
+    assert scalars["train/loss"] == record.loss
+    assert scalars["train/decision_loss"] == record.decision_loss
+    assert scalars["val/loss"] == record.val_loss
+    assert scalars[f"train/metric/{name}"] == record.train_score
+    assert scalars[f"val/metric/{name}"] == record.val_score
+
+
 # ---------------------------------------------------------------------- callbacks
 
 
@@ -312,6 +323,32 @@ def test_patience(scores, higher, patience, epochs, resume, tmp_path, capsys):
     if scores[-1] != 0.3:  # a run that has stopped is not gone on with
         assert trainer.fit(loader(1), 1, metric=Given(trainer, [1.0]), **options) == []
         assert f"stopped: {words}" in capsys.readouterr().out
+
+
+def constant(output, target):
+    return torch.tensor(0.5)
+
+
+def several(output, target):
+    return {"one": torch.tensor(0.5), "other": accuracy(output, target)}
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"val_loader": loader(1)}, 2),
+        ({"metric": {"other": constant}}, 2),
+        ({"metric": {"m": constant, "other": constant}, "monitor": "other"}, 2),
+        ({"metric": several}, 2),
+        ({"metric": {"other": constant, "m": constant}, "monitor": "m"}, 0),
+        ({}, 0),
+    ],
+)
+def test_patience_counts_epochs_that_have_the_figure(options, epochs):
+    trainer = make()
+    trainer.fit(loader(1), 4, metric={"m": constant}, progress=False)
+    options = {"metric": {"m": constant}, "patience": 1, **options}
+    assert len(trainer.fit(loader(1), 3, progress=False, **options)) == epochs
 
 
 def test_the_loss_may_decide(tmp_path):
@@ -528,7 +565,8 @@ def test_what_logs_by_keywords():
 # ---------------------------------------------------------------------- samplers
 
 
-def test_samplers_are_told_the_epoch():
+@pytest.mark.parametrize("within", ["sampler", "batch_sampler.sampler", "batch_sampler.batch_sampler.sampler"])
+def test_samplers_are_told_the_epoch(within):
     class Sampler:
         def __init__(self):
             self.epochs = []
@@ -537,13 +575,18 @@ def test_samplers_are_told_the_epoch():
             self.epochs.append(epoch)
 
     class Loader(list):
-        sampler = Sampler()
+        pass
 
-    data = Loader(loader())
+    data, (*wrappers, last), sampler = Loader(loader()), within.split("."), Sampler()
+    outer = data
+    for name in wrappers:
+        setattr(outer, name, types.SimpleNamespace())
+        outer = getattr(outer, name)
+    setattr(outer, last, sampler)
     trainer = make()
     trainer.fit(data, 2, progress=False)
     trainer.fit(data, 1, progress=False)
-    assert data.sampler.epochs == [1, 2, 3]
+    assert sampler.epochs == [1, 2, 3]
 
 
 def test_a_loader_may_depend_on_the_epoch():

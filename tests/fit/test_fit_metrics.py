@@ -1,6 +1,8 @@
 """Metrics of ``fit`` and ``evaluate``: means over samples, objects that count themselves, several by name."""
 
 import functools
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from fptt_plugin import FPTTTrainer
 from fptt_plugin.errors import BatchError, ConfigurationError, OutputError
 from fptt_plugin.fit import EpochMetric, accuracy
+from fptt_plugin.fit.loop import Decisions
 from fptt_plugin.training import Batch
 
 
@@ -362,3 +365,123 @@ def test_with_a_target_per_step_training_scores_what_validation_scores(options, 
 def test_accuracy_says_what_it_needs():
     with pytest.raises(BatchError, match=r"output a dict and target \(4,\).*metric=None"):
         accuracy({"a": torch.rand(4, 2)}, torch.arange(4))
+
+
+# ---------------------------------------------------------------------- figures of a pass
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_shows(value):
+    """As torch's loss of all samples at once does."""
+
+    def loss(output, target):
+        return (output - target).abs().mean() * torch.where((target == 9.0).any(), value, 1.0)
+
+    net, (x, y) = spiking_net(), (torch.rand(6, 4, 3), torch.rand(4, 2))
+    trainer = FPTTTrainer(net, adam(net), loss)
+    data = [(x, y), (x, y), (x, torch.full_like(y, 9.0))]
+    expected = pytest.approx(value, nan_ok=True)
+    assert trainer.evaluate(data, metric=None) == expected
+    assert trainer.fit(data[:2], val_loader=data, metric=None, progress=False)[0].val_loss == expected
+    skipping = FPTTTrainer(net, adam(net), loss, on_nonfinite="skip")
+    record = skipping.fit(data, metric=None, progress=False)[0]
+    assert record.loss == record.loss < 10  # of the updates that were made
+    assert record.decision_loss == expected
+
+
+def test_the_loss_of_an_epoch_is_over_what_counts():
+    """Samples, or with a target per step samples and steps, without those that are masked."""
+    net = spiking_net()
+    trainer = FPTTTrainer(net, torch.optim.SGD(net.parameters(), lr=0.0), CE, alpha=0, auxiliary=False)
+    long, short = torch.rand(40, 4, 3), torch.rand(2, 4, 3)
+    stepwise = [(x, torch.randint(2, x.shape[:2])) for x in (long, short)]
+    one, other = [trainer.train_sequence(*pair).loss.item() for pair in stepwise]
+    record = trainer.fit(stepwise, metric=None, progress=False)[0]
+    assert record.loss == pytest.approx((40 * one + 2 * other) / 42)
+    y = torch.tensor([0, -100, -100, -100])
+    one, other = [trainer.train_sequence(short, target).loss.item() for target in (y, y.abs() % 2)]
+    unlabeled = (short, torch.full((4,), -100))
+    record = trainer.fit([(short, y), unlabeled, (short, y.abs() % 2)], metric=None, progress=False)[0]
+    assert record.loss == pytest.approx((one + 4 * other) / 5)
+
+
+def test_sums_of_many_batches_are_exact():
+    trainer = make()
+    scores = Decisions(trainer, None)
+    scores._objective = SimpleNamespace(is_sum=False, amount=len, loss_of=lambda output, target: output)
+    for _ in range(20_000):
+        scores.note(torch.tensor(2.302585), torch.zeros(64))
+    assert scores.loss == pytest.approx(2.302585, rel=1e-7)
+
+
+@pytest.mark.parametrize("monitor", [None, "auc", "other"])
+def test_a_metric_of_a_whole_pass_may_refuse_one_batch(monitor):
+    def auc(output, target):
+        if len(target) < 8:
+            raise ValueError("only one class present")
+        return {"other": 0.5} if monitor == "other" else 0.5
+
+    trainer, metric = make(2), EpochMetric(auc)
+    metric = metric if monitor == "other" else {"auc": metric}
+    assert trainer.fit([batch()] * 2, metric=metric, monitor=monitor, progress=False)[0].train_score == 0.5
+
+
+# ---------------------------------------------------------------------- metrics that reach beyond
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_metric_that_writes_to_what_it_is_given(stateful, stepwise):
+    def writes(output, target):
+        return accuracy(output.sub_(output.max()), target)
+
+    class Writes(Collection):
+        def update(self, output, target):
+            super().update(output, target.zero_())
+
+    trainer = make(2)
+    x, y = batch()
+    data = [(x, y.expand(len(x), -1).clone() if stepwise else y.clone())]
+    metric = {"writes": Writes() if stateful else writes}
+    for call in (trainer.fit, trainer.evaluate):
+        with pytest.raises(ConfigurationError, match=r"metric 'writes' writes to .*output - 1"):
+            call(data, metric=metric)
+    if not stateful:
+        with torch.inference_mode():  # whose outputs do not tell
+            trainer.evaluate(data, metric=metric)
+
+
+@pytest.mark.parametrize("call", ["train_batch", "visit"])
+@pytest.mark.parametrize("options", [{}, {"readout": "mean"}, {"window": 3}])
+def test_a_visitor_may_write_to_what_it_is_given(call, options):
+    results = []
+    for visitor in (None, lambda t, output: output.zero_()):
+        torch.manual_seed(0)
+        trainer = make(2, **options)
+        prepared = trainer.prepare(*batch())
+        context = trainer.evaluation() if call == "visit" else nullcontext()
+        with context:
+            result = getattr(trainer, call)(prepared, visitor)
+        results.append(result if call == "visit" else result.output)
+    assert torch.equal(*results)
+
+
+def test_a_callback_may_evaluate():
+    """Figures of the epoch stay as they are, and an object that counts it is not begun again."""
+    x, y = uneven()
+    other, used, records = [(10 * torch.ones(6, 8, 3), torch.zeros(8).long())], Collection(), []
+
+    class Evaluates:
+        def on_batch_end(self, trainer, record):
+            if record.batch == 2:
+                trainer.evaluate(other, metric=Collection())
+                with pytest.raises(ConfigurationError, match="'collection' is an object that counts a pass that has"):
+                    trainer.evaluate(other, metric=used)
+
+    for callbacks in ([], [Evaluates()]):
+        torch.manual_seed(0)
+        trainer = make()
+        records += trainer.fit(pieces(x, y, 16), metric=used, callbacks=callbacks, progress=False)
+    assert records[0].train_scores == records[1].train_scores
+    assert records[0].firing_rates == records[1].firing_rates
+    trainer.evaluate(other, metric=used)  # after the pass

@@ -146,3 +146,24 @@ def test_labels_to_ignore_beside_a_mask(stepwise):
     results = ones.train_sequence(x, y, SOME), others.train_sequence(x, y, torch.tensor([True, False, False, False]))
     assert torch.equal(results[0].loss, results[1].loss)
     assert identical(ones.net.parameters(), others.net.parameters())
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("weight", [None, torch.ones(200)])
+@pytest.mark.parametrize("index", [-100, 156])
+def test_labels_of_eight_bits_are_not_ignored_by_their_last_digits(index, weight, stepwise):
+    """-100 is 156 in eight bits."""
+    x = torch.rand(5, 4, 3)
+    y = torch.full((5, 4) if stepwise else (4,), 156)
+    y[..., 0] = 3
+    figures = []
+    for dtype in (torch.int64, torch.uint8):
+        torch.manual_seed(0)
+        trainer = FPTTTrainer(
+            net := spiking_net(classes=200), adam(net), nn.CrossEntropyLoss(weight, ignore_index=index)
+        )
+        record = trainer.fit([(x, y.to(dtype))], progress=False)[0]
+        trainer.reset()
+        steps = trainer.step(x[0], y[0].to(dtype) if stepwise else y.to(dtype)).loss.item()
+        figures.append([record.loss, record.decision_loss, record.train_score, steps])
+    assert figures[0] == figures[1]
