@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from os import PathLike
 from typing import Any
@@ -799,7 +800,8 @@ class FPTTTrainer:
         driver = known_driver(choice, self.net, self.state, select)
         if driver is None:
             assert isinstance(choice, str)
-            driver = find_driver(
+            find = partial(
+                find_driver,
                 choice,
                 self.net,
                 self.state,
@@ -810,6 +812,14 @@ class FPTTTrainer:
                 batch_first=batch_first,
                 window=self.schedule.window,
             )
+            # In training mode, whatever comes first, training or a test: forward() may ask for it, and dropout changes
+            # what passes through it, so that it is not taken for the layer before.
+            try:
+                driver = find(training=True)
+            except Exception:
+                if self.net.training:
+                    raise
+                driver = find(training=False)  # batch normalization does not train on a single sample
         if isinstance(driver, InFlightDriver):
             check_in_flight({"variant": self.regularizer.variant, "on_nonfinite": self._loop.on_nonfinite})
         return driver

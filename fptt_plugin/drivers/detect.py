@@ -58,6 +58,7 @@ def find_driver(
     output_chosen: bool,
     batch_first: bool,
     window: int | None,
+    training: bool,
 ) -> Driver:
     """Find the driver for a network by dry runs of a copy on the first batch.
 
@@ -71,6 +72,7 @@ def find_driver(
         output_chosen: Whether ``select`` follows a choice of the user.
         batch_first: Layout of ``x`` for step and slice drivers.
         window: Steps per window, ``None`` for the whole sequence.
+        training: Whether the copy is in training mode.
 
     Raises:
         CannotStepError: If the network cannot be stepped; says why, and what to do.
@@ -79,36 +81,7 @@ def find_driver(
     """
     if 0 in x.shape[:2]:
         raise BatchError(f"x of shape {tuple(x.shape)} is empty", "leave it out, or check how the data were cut")
-
-    def found(*, training: bool) -> Driver:
-        copy = TrialCopy(net, training=training)
-        return _find(
-            copy, choice, net, state, select, x, output_module, output_chosen, batch_first=batch_first, window=window
-        )
-
-    # In training mode, whatever comes first, training or a test: forward() may ask for it, and dropout changes what
-    # passes through it, so that it is not taken for the layer before.
-    try:
-        return found(training=True)
-    except Exception:
-        if net.training:
-            raise
-    return found(training=False)  # batch normalization does not train on a single sample
-
-
-def _find(
-    copy: TrialCopy,
-    choice: str,
-    net: nn.Module,
-    state: ModelState,
-    select: Select,
-    x: Tensor,
-    output_module: str | None,
-    output_chosen: bool,
-    *,
-    batch_first: bool,
-    window: int | None,
-) -> Driver:
+    copy = TrialCopy(net, training=training)
     failure = None
     if choice == "auto":
         x_t = x[:, 0] if batch_first else x[0]
