@@ -21,10 +21,10 @@ _BY_NAME = (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionTyp
 @contextmanager
 def unobserved(net: nn.Module) -> Iterator[None]:
     """Context in which no monitor sees what passes through the network: a trial run is not part of the training."""
-    own = {id(part): part for part in (*net.modules(), *net.parameters(), *net.buffers())}
+    memo: dict[int, Any] = {id(part): part for part in (*net.modules(), *net.parameters(), *net.buffers())}
     kept = [(module, forward_hooks(module)) for module in net.modules()]
     for module, hooks in kept:
-        apart = type(hooks)((key, hook_apart(hook, dict(own))) for key, hook in hooks.items())
+        apart = type(hooks)((key, hook_apart(hook, memo)) for key, hook in hooks.items())
         replace_forward_hooks(module, type(hooks)((key, hook) for key, hook in apart.items() if hook is not None))
     try:
         yield
