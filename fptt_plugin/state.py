@@ -133,8 +133,7 @@ class BufferHandler:
         if found <= self._names:
             return found
         if _SIZED not in vars(module):
-            empty = {name for name in found if (buffer := getattr(module, name)) is None or not buffer.numel()}
-            setattr(module, _SIZED, found & self._names | empty)
+            setattr(module, _SIZED, {name for name in found if name in self._names or _is_state(getattr(module, name))})
         sized: AbstractSet[str] = getattr(module, _SIZED)
         return sized
 
@@ -155,6 +154,11 @@ class BufferHandler:
             value = getattr(module, name)
             if value is not None and value.requires_grad:
                 setattr(module, name, value.detach())
+
+
+def _is_state(buffer: Any) -> bool:
+    """Whether a buffer is empty before the first input, or was computed by a network that has run before."""
+    return buffer is None or not buffer.numel() or buffer.grad_fn is not None
 
 
 class _Addition(AttributeHandler):

@@ -976,7 +976,7 @@ def _evaluation_mode(net: nn.Module) -> Iterator[None]:
         with Uninterrupted():
             for module, mode in training.items():  # from the outside in: train() sets what is inside as well
                 if module.training != mode:
-                    module.train(mode)
+                    module.train() if mode else module.eval()
 
 
 def _takes_sizes(net: nn.Module) -> AbstractContextManager[Any]:

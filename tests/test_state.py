@@ -247,6 +247,15 @@ def test_a_constant_buffer_of_a_subclass_stays_and_its_own_state_is_reset(name):
         assert torch.equal(run(of, x), fresh)
 
 
+def test_state_of_a_subclass_is_known_where_the_network_has_run_before():
+    net = nn.Sequential(nn.Linear(3, N), with_buffers(snn.Leaky(beta=0.9, init_hidden=True)))
+    net(sequence()[0])
+    state = ModelState(net)
+    assert set(state.get()["1"]) == {"mem", "trace"}
+    state.reset()
+    assert net[1].trace.shape == (0,)
+
+
 def test_a_constant_stays_where_the_network_has_run_before():
     net = nn.Sequential(nn.Linear(3, N), snn.Leaky(beta=0.9, init_hidden=True))
     net[1].register_buffer("mask", torch.ones(4, N), persistent=False)  # the shape of its state

@@ -24,6 +24,7 @@ from ..state import handler_for
 from ..tree import leaves_in, tensors_in
 from .base import Driver, cannot_step, step_modes, unwrapped
 from .failures import does_not_run, handler_code
+from .hooks import held_by_hooks
 from .returned import Returned, differ, identify, lively_inputs, told_apart
 from .slice import SliceDriver
 from .step import StepDriver
@@ -135,7 +136,7 @@ def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
         kept, changed = _kept(copy, candidate, copy.fresh().attributes(), first)
         if kept:
             raise _not_reset(driver, kept, changed)
-        _warn_of_hidden_state(copy.net)
+        _warn_of_hidden_state(unwrapped(driver.net))
         if not driver.pushes:
             _check_first_step(driver, copy.fresh(), inputs.x)  # as a state of the shape of these samples may be left
         return True
@@ -145,6 +146,7 @@ def _check_reset(driver: Driver, inputs: _Inputs, window: int | None) -> bool:
 def _warn_of_hidden_state(net: nn.Module) -> None:
     """Warn of a network that gives something else each time, unless it has a generator of random numbers."""
     held = [value for module in net.modules() for value in leaves_in(vars(module))]
+    held += leaves_in(held_by_hooks(net))
     inner = [entry for value in held for entry in getattr(value, "__dict__", {}).values()]
     if not any(isinstance(value, _GENERATORS) for value in (*held, *inner)):
         warnings.warn(
@@ -487,7 +489,7 @@ def _check_samples(driver: Driver, inputs: _Inputs, is_random: bool, *, precise:
         ones, others = _last_sample(after, tensors_in(fresh.carried()))
         both = [output[:, -1:], *ones], [torch.stack(alone), *others]
         mix = not _alike(*both, _ROUNDING if precise else _TOLERANCE)
-        if mix or _loops_over_samples(calls, calls_alone, samples):
+        if mix or (step_modes(driver.net) and _loops_over_samples(calls, calls_alone, samples)):
             calls, calls_alone = (
                 one.followed(part, tensors=True)[1] for one, part in ((copy, candidate), (fresh, candidate[:, -1:]))
             )

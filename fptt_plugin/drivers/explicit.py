@@ -36,7 +36,7 @@ class ExplicitDriver(Driver):
         return super().bind(net, state, select)
 
     def advance(self, x: Tensor) -> Iterable[Tensor]:
-        return map(self._step, x)
+        return (self._step(x_t) for x_t in x)
 
     def _step(self, x_t: Tensor) -> Tensor:
         returned = self.net(x_t, self._holder.value)

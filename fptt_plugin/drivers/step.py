@@ -25,7 +25,7 @@ class StepDriver(Driver):
         return bool(step_modes(self.net)) or any(isinstance(module, _SEQUENCES) for module in self.net.modules())
 
     def advance(self, x: Tensor) -> Iterable[Tensor]:
-        return map(self.select, map(self.net, x))
+        return (self.select(self.net(x_t)) for x_t in x)
 
     def explain(self) -> str:
         return "driver: step (net(x_t) once per time step)"

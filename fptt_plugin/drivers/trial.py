@@ -14,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import CannotStepError
 from ..state import ModelState, StateDict, isolated, random_state
-from ..torch_internals import NORMALIZATIONS, buffers_of, module_hooks
+from ..torch_internals import NORMALIZATIONS, buffers_of
 from ..tree import map_leaves, map_tensors, tensors_in
 from .base import Driver, unwrapped
-from .hooks import hook_apart, is_part_of_network
+from .hooks import copy_hooks, without_hooks
 from .returned import lively_inputs
 
 ABSENT = object()  # stands for an attribute that is not there
@@ -205,7 +205,7 @@ class TrialCopy:
 
         def note(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                passed[name] = [tensor.clone() for tensor in tensors_in(args[1:])]
+                passed[name] = [tensor.clone() for tensor in _passed(args)]
                 returned[name] = [tensor.clone() for tensor in tensors_in(output)]
 
             return hook
@@ -214,9 +214,10 @@ class TrialCopy:
             def hook(module: nn.Module, args: Any) -> None:
                 now = self.state.get()[name]
                 replaced = any(isinstance(v, Tensor) and now.get(key) is not v for key, v in before[name].items())
-                state = tensors_in(args[1:])
-                is_first = bool(state) and _equal(state, passed[name])
-                if replaced or (is_first and not _equal(state, returned[name][-len(state) :])):
+                state = _passed(args)
+                is_first = bool(state) and _equal(state, passed.get(name, []))
+                after = returned.get(name, [])[1:]  # (output, *state)
+                if replaced or (is_first and bool(after) and not _equal(state, after[-len(state) :])):
                     forgotten.append(name)
 
             return hook
@@ -455,31 +456,15 @@ def _copy(net: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
             memo[id(tensor)] = tensor.detach().clone()
         return tensor
 
-    users: list[Any] = []  # hooks
     for module in net.modules():
         map_tensors(cut, vars(module))
-        for hooks in module_hooks(module):
-            users += (hook for hook in hooks.values() if not is_part_of_network(hook))
-    memo.update((id(hook), _nothing) for hook in users)
+    memo.update(without_hooks(net))
     try:
         copied = copy.deepcopy(net, memo)
     except Exception as error:
         raise _cannot_copy(net, error) from error
-    for hook in users:
-        memo.pop(id(hook), None)
-    _copy_hooks(net, copied, memo)
+    copy_hooks(net, copied, memo)
     return copied
-
-
-def _copy_hooks(net: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
-    """Give the copy of a network the hooks of the original, as far as they can be copied."""
-    for module, other in zip(net.modules(), copied.modules(), strict=True):
-        for hooks, others in zip(module_hooks(module), module_hooks(other), strict=True):
-            for key, hook in hooks.items():
-                if not is_part_of_network(hook):
-                    others[key] = hook_apart(hook, memo)
-                    if others[key] is None:
-                        del others[key]
 
 
 def _cannot_copy(net: nn.Module, error: Exception) -> CannotStepError:
@@ -510,9 +495,10 @@ def _noise(tensor: Tensor) -> Tensor:
     return torch.rand_like(tensor) if tensor.is_floating_point() else tensor
 
 
+def _passed(args: tuple[Any, ...]) -> list[Tensor]:
+    """What a module got besides its input, constants of the network apart."""
+    return [tensor for tensor in tensors_in(args[1:]) if not isinstance(tensor, nn.Parameter)]
+
+
 def _equal(ones: list[Tensor], others: list[Tensor]) -> bool:
     return len(ones) == len(others) and all(map(torch.equal, ones, others))
-
-
-def _nothing(*_: Any) -> None:
-    pass

@@ -148,7 +148,9 @@ def _with_new_groups(saved: Any, own: Any, before: int, now: int) -> Any:
         >>> _with_new_groups({"base_lrs": [0.1]}, {"base_lrs": [0.3, 0.2]}, 1, 2)
         {'base_lrs': [0.1, 0.2]}
     """
-    if isinstance(saved, dict) and isinstance(own, dict):
+    if before == now:
+        return saved
+    if type(saved) is type(own) is dict:
         return {key: _with_new_groups(value, own.get(key), before, now) for key, value in saved.items()}
     if isinstance(saved, list) and isinstance(own, list):
         if len(saved) == before < now == len(own):

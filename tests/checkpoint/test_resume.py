@@ -48,6 +48,9 @@ SCHEDULES = {
     "warm-up": lambda optimizer: schedules.SequentialLR(
         optimizer, [schedules.LinearLR(optimizer, 0.1, total_iters=4), schedules.StepLR(optimizer, 2)], [4]
     ),
+    "warm-up and milestones": lambda optimizer: schedules.SequentialLR(
+        optimizer, [schedules.LinearLR(optimizer, 0.1, total_iters=2), schedules.MultiStepLR(optimizer, [1, 3])], [2]
+    ),
     "plateau": lambda optimizer: schedules.ReduceLROnPlateau(optimizer, "max", patience=1),
 }
 
@@ -244,6 +247,11 @@ STEPPED = {
         optimizer,
         [schedules.LinearLR(optimizer, 0.1, total_iters=4), schedules.ExponentialLR(optimizer, 0.9)],
         milestones=[4],
+    ),
+    "milestones": lambda optimizer: schedules.SequentialLR(
+        optimizer,
+        [schedules.LinearLR(optimizer, 0.1, total_iters=2), schedules.MultiStepLR(optimizer, [2, 4])],
+        milestones=[2],
     ),
 }
 

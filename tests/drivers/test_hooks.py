@@ -1,6 +1,7 @@
 """Hooks in dry runs: what they compute takes part, and what they write reaches nobody."""
 
 import threading
+import warnings
 from functools import partial
 
 import pytest
@@ -165,13 +166,115 @@ def test_the_trial_of_a_metric_sees_what_hooks_compute_and_no_recorder_sees_the_
     assert len(seen) == len(x)
 
 
-def test_a_hook_that_cannot_be_copied_is_left_out():
-    net, (x, y), lock, seen = spiking_net(), batch(), threading.Lock(), []
+def log(output):
+    GLOBAL.append(output)
 
-    def locked(module, args, output):
-        with lock:
-            seen.append(1)
 
-    net[1].register_forward_hook(locked)
-    trainer_of(net).train_sequence(x, y)
-    assert len(seen) == len(x)
+class Locked:
+    """Cannot be copied."""
+
+    def __init__(self, size):
+        self.lock, self.seen, self.full = threading.Lock(), [], torch.zeros(size, 1)
+
+    def note(self, module, args, output):
+        self.full[len(self.seen)] = output.detach().mean()
+        self.seen.append(self.lock)
+
+    def hooks(self):
+        yield lambda module, args, output: self.note(module, args, output)
+        yield self.note
+        yield torch.no_grad()(lambda module, args, output: self.note(module, args, output))
+
+    def of_functions(self):
+        def full(module, args, output):
+            self.note(module, args, output)
+
+        def through_a_helper(module, args, output):
+            self.note(module, args, output)
+            log(output)
+
+        yield from (full, torch.no_grad()(full), through_a_helper)
+
+
+@pytest.mark.parametrize("kind", ["hooks", "of_functions"])
+@pytest.mark.parametrize("place", range(3))
+def test_recorders_that_cannot_be_copied_or_are_full_after_a_sequence(kind, place):
+    net, (x, y), recorder = spiking_net(), batch(), Locked(12)
+    for layer in (net[1], net[3]):
+        layer.register_forward_hook(list(getattr(recorder, kind)())[place])
+    GLOBAL.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer_of(net).train_sequence(x, y)
+    assert len(recorder.seen) == 2 * len(x)
+    assert len(GLOBAL) == (2 * len(x) if (kind, place) == ("of_functions", 2) else 0)
+
+
+def test_a_recorder_hides_nothing():
+    class Mixes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.fc, self.lif = nn.GRU(3, 6), nn.Linear(6, 2), snn.Leaky(beta=0.9, init_hidden=True)
+
+        def forward(self, x):
+            return self.lif(self.fc(self.gru(x)[0]))
+
+    net, (x, y), full = Mixes(), batch(), []
+    net.lif.register_forward_hook(lambda module, args, output: full.append(1) if len(full) < len(x) else 1 / 0)
+    with pytest.raises(CannotStepError, match=r"'gru' .GRU. returns for one sample what depends on the others"):
+        trainer_of(net).train_sequence(x, y)
+
+
+def test_a_hook_that_counts_on_its_layer_in_a_stream():
+    net, (x, y) = spiking_net(), batch()
+
+    def count(module, args, output):
+        module.count = getattr(module, "count", 0) + 1
+
+    net[1].register_forward_hook(count)
+    trainer = trainer_of(net)
+    for t, x_t in enumerate(x):
+        trainer.step(x_t, y, new_sequence=torch.tensor([t == 2, False, False, False]))
+    assert net[1].count == len(x)
+
+
+def test_noise_of_a_generator_in_a_hook_is_no_hidden_state():
+    net, (x, y), generator = spiking_net(), batch(), torch.Generator()
+    net[0].register_forward_hook(lambda m, args, output: output + torch.rand(output.shape, generator=generator))
+    before = generator.get_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = trainer_of(net)
+        trainer._find_driver(x, batch_first=False)
+    assert torch.equal(generator.get_state(), before)
+    trainer.train_sequence(x, y)
+
+
+class Last:
+    def __call__(self, module, args, output):
+        self.output = output.detach()
+
+
+class Doubles(nn.Module):
+    def forward(self, module, args, output):
+        return 2 * output
+
+
+class WithHooksAsParts(nn.Module):
+    """Reads in ``forward`` what a hook has kept, and has a hook among its modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last, self.doubles = spiking_net(), Last(), Doubles()
+        self.body[1].register_forward_hook(self.last)
+        self.body[2].register_forward_hook(self.doubles)
+
+    def forward(self, x):
+        return self.body(x) + self.last.output.mean()
+
+
+def test_hooks_that_are_parts_of_the_network():
+    net, (x, y) = WithHooksAsParts(), batch()
+    trainer = trainer_of(net)
+    result = trainer.train_sequence(x, y)
+    assert torch.equal(trainer.predict(x), result.output)

@@ -15,6 +15,7 @@ from torch import nn
 from fptt_plugin import BPTT, DynamicRegularizer, FPTTTrainer
 from fptt_plugin.errors import CannotStepError
 from fptt_plugin.snntorch import LTCLeaky
+from fptt_plugin.state import AttributeHandler, register_state_handler
 from fptt_plugin.tree import map_tensors
 
 CE = nn.CrossEntropyLoss()
@@ -221,6 +222,107 @@ def test_layers_that_take_samples_for_time_steps(layer, call, right):
         trainer = FPTTTrainer(net, sgd(net, lr=0.0), CE, alpha=0.0)
         trainer.train_sequence(x, y)
         assert torch.allclose(trainer.predict(x)[:1], trainer.predict(x[:, :1]), atol=1e-6)
+
+
+class OfEachSample(nn.Module):
+    """Calls a layer of sequences for each sample by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.fc = nn.GRU(1, 6), nn.Linear(6, 3)
+        self.lif = snn.Leaky(beta=0.9, init_hidden=True, output=True)
+
+    def forward(self, x):
+        return self.lif(self.fc(torch.stack([self.gru(sample.unsqueeze(1))[0][-1] for sample in x])))[1]
+
+
+def test_a_layer_of_sequences_that_is_called_for_each_sample_is_right():
+    net = OfEachSample()
+    assert FPTTTrainer(net, sgd(net), CE).train_sequence(*data()).updates == 6
+
+
+class Threshold(nn.Module):
+    """Keeps its membrane, and gets its threshold as an argument."""
+
+    mem = None
+
+    def forward(self, x, threshold):
+        self.mem = x if self.mem is None else 0.9 * self.mem + x
+        return torch.sigmoid(self.mem - threshold)
+
+
+class FromTheSecondStep(nn.Module):
+    """Its second neuron, whose state it passes on, is called from the second step on."""
+
+    mem = None
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.threshold = nn.Linear(5, 3), nn.Linear(3, 3), torch.ones(3)
+        self.first, self.second = Threshold(), snn.Leaky(beta=0.9)
+
+    def forward(self, x):
+        out = self.first(self.fc1(x), self.threshold)
+        if self.mem is None:
+            self.mem = torch.zeros_like(out)
+            return out
+        _, self.mem = self.second(self.fc2(out), self.mem)
+        return self.mem
+
+
+def test_arguments_that_are_no_membrane_and_neurons_that_begin_late():
+    register_state_handler(Threshold, AttributeHandler(mem=None))
+    register_state_handler(FromTheSecondStep, AttributeHandler(mem=None))
+    net = FromTheSecondStep()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert FPTTTrainer(net, sgd(net), CE).train_sequence(*data()).updates == 6
+
+
+class WithoutItsTeacher(nn.Module):
+    """Leaves a part out of its copies; ``train()`` and ``eval()`` take no argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.teacher = nets.Nested(), nn.Linear(5, 3)
+
+    def __getstate__(self):
+        parts = {name: part for name, part in self._modules.items() if name != "teacher"}
+        return {**vars(self), "_modules": parts}
+
+    def train(self):
+        return super().train(True)
+
+    def eval(self):
+        return super().train(False)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_network_that_leaves_a_part_out_of_its_copies():
+    net = WithoutItsTeacher()
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    assert trainer.train_sequence(*data()).updates == 6
+    assert trainer.evaluate([data()], metric=None) > 0
+    assert all(module.training for module in net.modules())
+
+
+def test_an_iterator_that_ends_in_forward_is_an_error():
+    class Ends(nn.Sequential):
+        steps = None
+
+        def forward(self, x):
+            if self.steps is not None:
+                next(self.steps)
+            return super().forward(x)
+
+    net = Ends(nn.Linear(5, 3), snn.Leaky(beta=0.9, init_hidden=True, output=True))
+    trainer = FPTTTrainer(net, sgd(net), CE)
+    trainer.train_sequence(*data())
+    net.steps = iter(range(3))
+    with pytest.raises(RuntimeError, match="StopIteration"):  # as Python says in a generator
+        trainer.train_sequence(*data())
 
 
 class WithACell(nn.Module):
