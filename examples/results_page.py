@@ -155,6 +155,8 @@ SUMMARY = [
          "level within the spread of the seeds, three to four points"),
     Task("blood cells (detection), 16 epochs", {"task": "detection", "epochs": 16, "norm": None}, "none",
          "the regularizer lowers the score"),
+    Task("the same, three maps, 96 epochs", {"task": "detection", "epochs": 96, "maps": 3}, "none",
+         "level at alpha = 0.01; a ReLU network has 65.5 % after 64 epochs"),
 ]  # fmt: skip
 
 
