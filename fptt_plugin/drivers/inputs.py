@@ -24,7 +24,9 @@ def takes_state(net: nn.Module) -> bool:
     parameters = list(inspect.signature(net.forward).parameters.values())
     if len(parameters) != 2 or parameters[1].kind not in (_BY_PLACE, _ANYHOW):
         return False
-    return parameters[1].name in _STATES and parameters[1].default in (None, inspect.Parameter.empty)
+    # By identity: an array as default has no single answer.
+    is_absent = any(parameters[1].default is absent for absent in (None, inspect.Parameter.empty))
+    return parameters[1].name in _STATES and is_absent
 
 
 def further_arguments(net: nn.Module) -> list[str]:

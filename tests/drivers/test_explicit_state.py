@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from nets import LIF, Before, adam, batch, identical, spikes
@@ -234,6 +235,17 @@ def test_what_may_be_a_state_is_warned_of(kind, cells, remedy):
     for trainer in trainers:
         trainer.train_sequence(x, y)
     assert identical(*(trainer.net.parameters() for trainer in trainers))
+
+
+@pytest.mark.parametrize("default", [np.ones(3), {}, "one"])
+def test_an_argument_that_is_called_state_and_has_another_default(default):
+    class Constant(Cells):
+        def forward(self, x, state=default):
+            return self.step(x, [None])
+
+    trainer = cells_trainer(Constant, output=0)
+    trainer.train_sequence(*batch())
+    assert "driver: step" in trainer.explain()
 
 
 def test_an_argument_that_is_no_state():
