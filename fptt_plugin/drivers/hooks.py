@@ -84,7 +84,7 @@ class _Kind(NamedTuple):
 
     Attributes:
         computes: It may return something.
-        writes: It sets attributes, maybe of a module.
+        writes: It sets attributes, maybe of a module, or writes to tensors in place, maybe to the output.
     """
 
     computes: bool
@@ -99,7 +99,14 @@ def _kind(hook: Any) -> _Kind:
     returned = [before for before, step in itertools.pairwise(steps) if step.opname == "RETURN_VALUE"]
     returned += [step for step in steps if step.opname == "RETURN_CONST"]  # Python 3.12 and 3.13
     nothing = all(step.opname in ("LOAD_CONST", "RETURN_CONST") and step.argval is None for step in returned)
-    return _Kind(computes=not nothing, writes=any(step.opname == "STORE_ATTR" for step in steps))
+    return _Kind(computes=not nothing, writes=any(map(_writes, steps)))
+
+
+def _writes(step: dis.Instruction) -> bool:
+    if step.opname in ("LOAD_METHOD", "LOAD_ATTR"):  # output.mul_(2)
+        return str(step.argval).endswith("_") and not str(step.argval).endswith("__")
+    in_place = step.opname == "BINARY_OP" and step.argrepr.endswith("=")  # output *= 2
+    return in_place or step.opname in ("STORE_ATTR", "STORE_SUBSCR")
 
 
 def _function_of(hook: Any) -> Any:

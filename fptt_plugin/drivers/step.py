@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .base import Driver, register_driver, step_modes
 
 # Of an input without a time axis, torch's layers of whole sequences take the samples for time steps.
-_SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_SEQUENCES = (nn.RNNBase, nn.MultiheadAttention)
 
 
 class StepDriver(Driver):

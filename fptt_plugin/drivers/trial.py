@@ -119,7 +119,7 @@ class TrialCopy:
         self._original = net
         self.net = self.latest = _copy(unwrapped(net), weights)
         if training not in (None, self.net.training):
-            self.net.train(training)
+            self.net.train() if training else self.net.eval()
         if precise:
             self.net.double()
         self.state = ModelState(self.net)

@@ -99,15 +99,15 @@ def _names(given: Any) -> list[Any]:
     return [field.name for field in fields(given)] if is_dataclass(given) and not isinstance(given, type) else []
 
 
-def samplers_of(loader: Any) -> list[Any]:
-    """The samplers of a loader, and those that they wrap: ``BatchSampler(DistributedSampler(...))``."""
-    found: dict[int, Any] = {}  # by identity: a loader wraps its sampler in a batch sampler of its own
-    inner = [loader]
-    while inner:
-        outer = inner.pop()
-        inner += [getattr(outer, name, None) for name in ("sampler", "batch_sampler")]
-        inner = [one for one in inner if one is not None and id(one) not in found]
-        found |= {id(one): one for one in inner}
+def with_samplers(loader: Any) -> list[Any]:
+    """A loader, its samplers, and those that they wrap: ``BatchSampler(DistributedSampler(...))``."""
+    found = {id(loader): loader}  # by identity: a loader wraps its sampler in a batch sampler of its own
+    outer = [loader]
+    while outer:
+        one = outer.pop()
+        inner = [getattr(one, name, None) for name in ("sampler", "batch_sampler")]
+        outer += [part for part in inner if part is not None and id(part) not in found]
+        found |= {id(part): part for part in outer}
     return list(found.values())
 
 

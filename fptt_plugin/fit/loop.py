@@ -22,7 +22,7 @@ from ..monitor import FiringRates
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective
-from .batches import Batching, checked, interruptible, parts_of, samplers_of
+from .batches import Batching, checked, interruptible, parts_of, with_samplers
 from .callbacks import CallbackList, Callbacks
 from .metrics import Metrics, Scores, accuracy, by_name, first_of, in_use, is_stateful, precise
 from .progress import Best, Progress
@@ -436,7 +436,7 @@ def _try_metrics(trainer: Trainer, batch: Batch, metric: Metrics) -> None:
 
 def _set_epoch(loader: Any, epoch: int) -> None:
     """Tell a sampler that shuffles by the number of the epoch, as that of DistributedDataParallel does."""
-    for owner in (loader, *samplers_of(loader)):
+    for owner in with_samplers(loader):
         set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ..errors import FPTTWarning, check_entry
 from ..results import EpochRecord
-from .batches import samplers_of
+from .batches import with_samplers
 from .schedulers import optimizer_options, restore, scheduler_state
 
 
@@ -83,8 +83,7 @@ class Progress:
 
         Not where the process was seeded with another seed since: then its user wants other random numbers.
         """
-        drawing = (one for loader in loaders for one in (loader, *samplers_of(loader)))
-        found = (getattr(one, "generator", None) for one in drawing)
+        found = (getattr(one, "generator", None) for loader in loaders for one in with_samplers(loader))
         self._generators = list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
         self._use_random_state()
 

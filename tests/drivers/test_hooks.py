@@ -46,6 +46,30 @@ def test_a_hook_on_the_network_is_part_of_what_it_returns(last):
     assert trainer._run_state.readout.mode == ("step" if last else "mean")
 
 
+def halved(module, args, output):
+    output *= 0.5
+
+
+def halved_by_method(module, args, output):
+    output.mul_(0.5)
+
+
+def halved_by_item(module, args, output):
+    output[:] = 0.5 * output
+
+
+@pytest.mark.parametrize("hook", [halved, halved_by_method, halved_by_item])
+def test_a_hook_that_writes_to_the_output(hook):
+    class Adds(Loop):
+        def forward(self, x):
+            return super().forward(x).sum(0)
+
+    net, (x, _) = Adds(), batch()
+    net.register_forward_hook(hook)
+    with torch.no_grad():
+        assert torch.allclose(trainer_of(net).predict(x), net(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("driver", ["auto", "step"])
 def test_a_pre_hook_that_a_network_needs_to_run(driver):
     net, (x, y) = spiking_net(inputs=4), batch(inputs=4)

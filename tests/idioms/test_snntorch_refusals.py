@@ -300,12 +300,14 @@ class WithoutItsTeacher(nn.Module):
         return self.body(x)
 
 
-def test_a_network_that_leaves_a_part_out_of_its_copies():
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_that_leaves_a_part_out_of_its_copies(training):
     net = WithoutItsTeacher()
+    net.train() if training else net.eval()
     trainer = FPTTTrainer(net, sgd(net), CE)
     assert trainer.train_sequence(*data()).updates == 6
     assert trainer.evaluate([data()], metric=None) > 0
-    assert all(module.training for module in net.modules())
+    assert all(module.training is training for module in net.modules())
 
 
 def test_an_iterator_that_ends_in_forward_is_an_error():
