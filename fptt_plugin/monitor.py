@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .neurons import PerStepNorm
 from .state import ModelState
 from .torch_internals import is_fake
+from .tree import precise
 
 
 class FiringRates:
@@ -72,12 +73,10 @@ class FiringRates:
     def note(self, name: str, spikes: Tensor) -> None:
         """Count one call of a layer."""
         spikes = spikes.detach()
-        # Single precision cannot count beyond 2 ** 24, and Apple's GPUs have no other.
-        precise = torch.float32 if spikes.device.type == "mps" else torch.float64
-        zero = torch.zeros((), device=spikes.device, dtype=precise)
+        zero = torch.zeros((), device=spikes.device, dtype=precise(spikes.device))
         total, largest, count = self.sums.get(name, (zero, zero, zero))
         # Zeros and ones alone have s * s == s everywhere.
-        deviation = (spikes * spikes - spikes).abs().amax().to(precise)
+        deviation = (spikes * spikes - spikes).abs().amax().to(zero.dtype)
         self.sums[name] = total + spikes.float().sum(), torch.maximum(largest, deviation), count + spikes.numel()
 
     def reset(self) -> None:

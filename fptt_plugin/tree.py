@@ -168,6 +168,11 @@ class Packing:
         return map_leaves(take, self._template)
 
 
+def precise(device: torch.device) -> torch.dtype:
+    """The type of long sums and counts: in single precision they drift, and Apple's GPUs have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _common(dtypes: list[torch.dtype], device: torch.device) -> torch.dtype:
     """A type that holds values of all of them exactly; integers beside floating-point numbers up to 2 ** 53."""
     common = functools.reduce(torch.promote_types, dtypes)

@@ -22,9 +22,10 @@ from ..monitor import FiringRates
 from ..regularizer import DynamicRegularizer
 from ..results import BatchRecord, EpochRecord, SequenceResult
 from ..training import Batch, Objective
+from ..tree import precise
 from .batches import Batching, checked, interruptible, parts_of, with_samplers
 from .callbacks import CallbackList, Callbacks
-from .metrics import Metrics, Scores, accuracy, by_name, first_of, in_use, is_stateful, precise
+from .metrics import Metrics, Scores, accuracy, by_name, first_of, in_use, is_stateful
 from .progress import Best, Progress
 from .schedulers import check_schedule, check_scheduler
 from .screen import bar_of, echo, line, postfix

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import BatchError, ConfigurationError, OutputError
 from ..torch_internals import version_of
-from ..tree import map_tensors, tensors_in
+from ..tree import map_tensors, precise, tensors_in
 
 # snntorch.functional's metrics of a record of spikes [T, B, C] that need no more than its sum over time.
 _RECORD_METRICS = ("accuracy_rate",)
@@ -305,11 +305,6 @@ def _number(name: str, value: Any) -> Tensor:
             "average what it gives, e.g. with .mean(), or return a dictionary",
         )
     return number.detach().reshape(())
-
-
-def precise(device: torch.device) -> torch.dtype:
-    """The type of sums over a pass: in single precision they drift, and Apple's GPUs have no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def first_of(scores: Mapping[str, float]) -> float:

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import WeightsChangedError
 from ..torch_internals import version_of
+from ..tree import precise
 
 Fingerprint = tuple[int, int]
 
@@ -113,9 +114,8 @@ def _fingerprint(weight: Tensor) -> Fingerprint:
 
 
 def _norm(weight: Tensor) -> float:
-    dtype = torch.float32 if weight.device.type == "mps" else torch.float64
     (weight,) = _real([weight])
-    return float(torch.linalg.vector_norm(weight, dtype=dtype))
+    return float(torch.linalg.vector_norm(weight, dtype=precise(weight.device)))
 
 
 def _norms(weights: list[Tensor]) -> Tensor:
